@@ -1,0 +1,262 @@
+"""Building blocks of the networks: spectral norm, resampling convolutions, batch norm, attention, blocks, init.
+
+Symbols in shape comments: N batch, C channels, H and W height and width, K classes, S size of a condition vector.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Spectral norm
+
+
+class SpectralNorm:
+    """Mixin of a layer with a `weight`: with `sn`, the layer uses weight / sigma (Miyato et al. 2018, equation 8).
+
+    sigma = u' W v approximates the largest singular value of W, the weight flattened to (outputs, rest). Each training
+    forward runs one power iteration on u and v (their algorithm 1); evaluation uses u and v as they are. Gradients
+    flow through sigma but not through u and v.
+    """
+
+    def _init_spectral_norm(self, sn, eps):
+        self.sn, self.sn_eps = sn, eps
+        if sn:
+            rows, columns = self.weight.flatten(1).shape
+            self.register_buffer("u", F.normalize(torch.randn(rows), dim=0))
+            self.register_buffer("v", F.normalize(torch.randn(columns), dim=0))
+
+    @torch.no_grad()
+    def power_iteration(self):
+        """One step of u and v towards the leading singular vectors; returns them as (outputs,) and (rest,)."""
+        W = self.weight.flatten(1)
+        v = F.normalize(W.t() @ self.u, dim=0, eps=self.sn_eps)
+        u = F.normalize(W @ v, dim=0, eps=self.sn_eps)
+        self.u.copy_(u)  # the graph of this forward keeps the fresh tensors, so a later one cannot spoil its backward
+        self.v.copy_(v)
+        return u, v
+
+    def normalized_weight(self):
+        if not self.sn:
+            return self.weight
+        u, v = self.power_iteration() if self.training else (self.u.clone(), self.v.clone())
+        return self.weight / (u @ (self.weight.flatten(1) @ v))
+
+
+class Conv2d(SpectralNorm, nn.Conv2d):
+    """Convolution that keeps the size: (N,C,H,W) to (N,C',H,W)."""
+
+    def __init__(self, in_channels, out_channels, kernel_size=3, bias=True, sn=False, eps=1e-8):
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        self._init_spectral_norm(sn, eps)
+
+    def forward(self, x):
+        return F.conv2d(x, self.normalized_weight(), self.bias, padding=self.padding)
+
+
+class Linear(SpectralNorm, nn.Linear):
+    def __init__(self, in_features, out_features, bias=True, sn=False, eps=1e-8):
+        super().__init__(in_features, out_features, bias=bias)
+        self._init_spectral_norm(sn, eps)
+
+    def forward(self, x):
+        return F.linear(x, self.normalized_weight(), self.bias)
+
+
+class Embedding(SpectralNorm, nn.Embedding):
+    def __init__(self, num_embeddings, dim, sn=False, eps=1e-8):
+        super().__init__(num_embeddings, dim)
+        self._init_spectral_norm(sn, eps)
+
+    def forward(self, y):
+        return F.embedding(y, self.normalized_weight())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Convolutions that resample. Both keep the state dict of the plain 3x3 (or 1x1) convolution; `fused = False` on an
+# instance computes the plain composition instead, to which the fused form is equal (tests/test_layers.py).
+
+
+def _convolve_with_ones(weight):
+    """Full convolution of each 3x3 kernel with ones(2,2): (A,B,3,3) to (A,B,4,4)."""
+    w = F.pad(weight, (1, 1, 1, 1))
+    return w[..., 1:, 1:] + w[..., :-1, 1:] + w[..., 1:, :-1] + w[..., :-1, :-1]
+
+
+class UpConv2d(Conv2d):
+    """Nearest-neighbour upsampling by 2, then convolution: (N,C,H,W) to (N,C',2H,2W).
+
+    A pixel of the low-resolution map is seen by up to 4 taps of the 3x3 kernel, which can be added up beforehand: a
+    transposed convolution with a 4x4 kernel and stride 2 does 16 instead of 36 multiplications per such pixel.
+    conv_transpose2d convolves where conv2d correlates, hence the flip. A 1x1 convolution commutes with the upsampling.
+    """
+
+    fused = True
+
+    def forward(self, x):
+        if not self.fused:
+            return super().forward(_upsample(x))
+        if self.kernel_size == (1, 1):
+            return _upsample(super().forward(x))
+        kernel = _convolve_with_ones(self.normalized_weight()).flip(2, 3).transpose(0, 1)
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+
+
+class DownConv2d(Conv2d):
+    """Convolution, then 2x2 mean pooling: (N,C,H,W) to (N,C',H/2,W/2).
+
+    The mean of 4 neighbouring outputs is a 4x4 convolution with stride 2; a 1x1 convolution commutes with the pooling.
+    """
+
+    fused = True
+
+    def forward(self, x):
+        if not self.fused:
+            return F.avg_pool2d(super().forward(x), 2)
+        if self.kernel_size == (1, 1):
+            return super().forward(F.avg_pool2d(x, 2))
+        kernel = _convolve_with_ones(self.normalized_weight()) / 4
+        return F.conv2d(x, kernel, self.bias, stride=2, padding=1)
+
+
+def _upsample(x):
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batch norm
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Affine batch norm that takes, and ignores, a condition, so that blocks need not ask which norm they hold."""
+
+    def forward(self, x, condition=None):
+        return super().forward(x)
+
+
+class ConditionalBatchNorm2d(nn.Module):
+    """Batch norm, then a gain and a bias per sample and channel from a condition (de Vries et al. 2017).
+
+    The gain is 1 + gain(condition), so that zero weights mean plain batch norm. The condition is a class id (N,) if
+    `condition_dim` is None, looked up in an Embedding of `num_classes` rows without spectral norm; otherwise a vector
+    (N,S), mapped by a Linear without bias.
+    """
+
+    def __init__(self, channels, condition_dim, num_classes, sn, eps=1e-5):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels, eps=eps, affine=False)
+        if condition_dim is None:
+            self.gain, self.bias = Embedding(num_classes, channels), Embedding(num_classes, channels)
+        else:
+            self.gain = Linear(condition_dim, channels, bias=False, **sn)
+            self.bias = Linear(condition_dim, channels, bias=False, **sn)
+
+    def forward(self, x, condition):  # x (N,C,H,W), condition (N,) or (N,S)
+        gain = 1 + self.gain(condition)  # (N,C)
+        bias = self.bias(condition)  # (N,C)
+        if not self.training:  # the normalisation is affine too: one multiply-add per element does both
+            gain = gain * torch.rsqrt(self.bn.running_var + self.bn.eps)
+            bias = bias - gain * self.bn.running_mean
+        else:
+            x = self.bn(x)
+        return torch.addcmul(bias[:, :, None, None], x, gain[:, :, None, None])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+class SelfAttention(nn.Module):
+    """x + gamma * o(softmax(theta' phi) g) over positions (Zhang et al. 2019, section 3), gamma starting at 0.
+
+    As in the BigGAN line, keys and values (phi, g) are max-pooled by 2, theta and phi have C/8 and g has C/2 channels,
+    and the softmax is over all pooled positions, without scaling.
+    """
+
+    def __init__(self, channels, sn):
+        super().__init__()
+        key_channels, value_channels = max(channels // 8, 1), max(channels // 2, 1)
+        self.theta = Conv2d(channels, key_channels, 1, bias=False, **sn)
+        self.phi = Conv2d(channels, key_channels, 1, bias=False, **sn)
+        self.g = Conv2d(channels, value_channels, 1, bias=False, **sn)
+        self.o = Conv2d(value_channels, channels, 1, bias=False, **sn)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, condition=None):  # (N,C,H,W) to the same
+        query = self.theta(x).flatten(2).transpose(1, 2)  # (N,HW,C/8)
+        key = F.max_pool2d(self.phi(x), 2).flatten(2).transpose(1, 2)  # (N,HW/4,C/8)
+        value = F.max_pool2d(self.g(x), 2).flatten(2).transpose(1, 2)  # (N,HW/4,C/2)
+        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # (N,HW,C/2)
+        attended = attended.transpose(1, 2).unflatten(2, x.shape[2:])  # (N,C/2,H,W)
+        return x + self.gamma * self.o(attended)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Residual blocks
+
+
+class GBlock(nn.Module):
+    """BN-ReLU-up-conv3-BN-ReLU-conv3 with shortcut up-conv1 (Brock et al. 2019, figure 15b): (N,C,H,W) to (N,C',2H,2W).
+
+    `norm` makes a normalisation layer for a number of channels.
+    """
+
+    def __init__(self, in_channels, out_channels, norm, sn):
+        super().__init__()
+        self.bn1, self.bn2 = norm(in_channels), norm(out_channels)
+        self.conv1 = UpConv2d(in_channels, out_channels, **sn)
+        self.conv2 = Conv2d(out_channels, out_channels, **sn)
+        self.conv_sc = UpConv2d(in_channels, out_channels, 1, **sn)
+
+    def forward(self, x, condition):
+        h = self.conv1(F.relu(self.bn1(x, condition)))
+        h = self.conv2(F.relu(self.bn2(h, condition)))
+        return h + self.conv_sc(x)
+
+
+class DBlock(nn.Module):
+    """(ReLU)-conv3-ReLU-conv3-(pool) with shortcut conv1-(pool) (Brock et al. 2019, figure 15c).
+
+    (N,C,H,W) to (N,C',H/2,W/2), or to (N,C',H,W) without `down`. The first block of a D sees the image and has no first
+    ReLU. `wide` blocks widen in conv1, thin ones (SNGAN) in conv2. Without `down` and with C = C' the shortcut is x.
+    """
+
+    def __init__(self, in_channels, out_channels, sn, down=True, first=False, wide=True):
+        super().__init__()
+        self.first = first
+        hidden = out_channels if wide else in_channels
+        conv = DownConv2d if down else Conv2d
+        self.conv1 = Conv2d(in_channels, hidden, **sn)
+        self.conv2 = conv(hidden, out_channels, **sn)
+        changes = down or in_channels != out_channels
+        self.conv_sc = conv(in_channels, out_channels, 1, **sn) if changes else nn.Identity()
+
+    def forward(self, x):
+        h = self.conv1(x if self.first else F.relu(x))
+        h = self.conv2(F.relu(h))
+        return h + self.conv_sc(x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Initialisation
+
+
+def init_weights(module, scheme):
+    """Initialise every convolution, linear layer and embedding of `module`; biases of convolutions and linears are 0.
+
+    scheme: 'ortho' (rows or columns of the flattened weight orthonormal), 'xavier' (Glorot uniform), or 'N02'
+    (normal with standard deviation 0.02). Spectral-norm vectors take one power iteration, so that a network that has
+    never been trained can be evaluated.
+    """
+    schemes = {
+        "ortho": nn.init.orthogonal_,
+        "xavier": nn.init.xavier_uniform_,
+        "N02": lambda weight: nn.init.normal_(weight, std=0.02),
+    }
+    for layer in module.modules():
+        if isinstance(layer, SpectralNorm):
+            schemes[scheme](layer.weight)
+            if getattr(layer, "bias", None) is not None:
+                nn.init.zeros_(layer.bias)
+            if layer.sn:
+                layer.power_iteration()

@@ -1,0 +1,256 @@
+"""Run plumbing shared by the scripts: errors, argument parsing, seeding, files and image grids.
+
+Nothing in here knows about networks, data sets or metrics, and nothing here imports another file of the project.
+"""
+
+import argparse
+import contextlib
+import difflib
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+
+class UserError(Exception):
+    """Bad input. `run_main` reports it as one line on stderr and exits with status 2."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with one-line errors, a guess at what a mistyped flag was meant to be, and no abbreviations."""
+
+    def __init__(self, description=None):
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=34, width=110),
+        )
+
+    def error(self, message):
+        if "unrecognized arguments" in message:
+            message += self._guess(message)
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+    def _guess(self, message):
+        flags = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        unknown = next((word for word in message.split() if word.startswith("--")), "").split("=")[0]
+        close = difflib.get_close_matches(unknown, flags, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+
+
+def positive_int(text):
+    """argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def count(text):
+    """argparse type: an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def run_main(main):
+    """Run a script's `main()`: bad input ends in one line and status 2, Ctrl-C in one line and status 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Randomness that does not depend on accident
+
+# A number per stream, so that no two uses of one seed ever share their draws.
+STREAMS = {
+    "init": 0,
+    "z": 1,
+    "y": 2,
+    "order": 3,
+    "flip": 4,
+    "dequantise": 5,
+    "sample": 6,
+    "metric": 7,
+    "classifier": 8,
+}
+
+
+def rng(seed, stream, *counters):
+    """A CPU random generator that is a pure function of (seed, stream, counters).
+
+    Args: seed: int >= 0; stream: a key of STREAMS; counters: ints >= 0 (step, draw within the step, image index ...).
+    Returns: numpy Generator. Streams with other seeds, names or counters are independent of it.
+    """
+    return np.random.default_rng([seed, STREAMS[stream], *counters])
+
+
+def resolve_device(name):
+    """The torch device of a `--device` value; `auto` is the GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this PyTorch sees no GPU; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: only {torch.cuda.device_count()} GPU(s) here")
+    return device
+
+
+def add_device_args(parser):
+    parser.add_argument("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a temporary path in the folder of `path`; on success it is synced and takes the name `path`.
+
+    On any error the temporary file is removed and whatever `path` held before is still there.
+    Raises: UserError if the folder cannot be written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    os.close(handle)
+    os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+    try:
+        yield Path(temporary)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_json(obj, path):
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(obj, indent=1) + "\n")
+
+
+def load_json(path):
+    """The content of a JSON file. Raises: UserError naming the file if it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+
+
+def save_torch(obj, path):
+    with atomic_path(path) as temporary:
+        torch.save(obj, temporary)
+
+
+def load_torch(path):
+    """Tensors and plain Python values of a .pth file, on the CPU. Raises: UserError naming the file."""
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError ... for damaged files
+        raise UserError(f"{path} is not a readable checkpoint (damaged, truncated, or another format)") from error
+
+
+def sha256(path):
+    """Hex digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images
+
+
+def to_uint8(x):
+    """Images in [-1, 1], float (..., H, W), to uint8 by rounding (never truncation)."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_float(images):
+    """uint8 images to float32 in [-1, 1]; the inverse of `to_uint8`."""
+    return images.float() / 127.5 - 1
+
+
+def image_grid(images, columns, labels=None, scale=None, pad=2):
+    """One picture of many.
+
+    Args: images: uint8 (N,3,R,R), row by row; columns: images in a row; labels: text above each column, or None;
+        scale: whole-number enlargement, or None for about 64 pixels an image; pad: pixels between images.
+    Returns: PIL image, RGB.
+    """
+    n, _, height, width = images.shape
+    scale = scale or max(1, 64 // max(height, width))
+    cell_w, cell_h = width * scale + pad, height * scale + pad
+    header = 16 if labels else 0
+    sheet = Image.new("RGB", (columns * cell_w + pad, math.ceil(n / columns) * cell_h + pad + header), "white")
+    for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+        tile = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        sheet.paste(tile, (i % columns * cell_w + pad, i // columns * cell_h + pad + header))
+    draw = ImageDraw.Draw(sheet)
+    for column, label in enumerate((labels or [])[:columns]):
+        draw.text((column * cell_w + pad + 1, 2), str(label)[: cell_w // 6], fill="black")
+    return sheet
+
+
+def save_image(image, path):
+    with atomic_path(path) as temporary:
+        image.save(temporary, format=Path(path).suffix[1:].upper().replace("JPG", "JPEG"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def find_checkpoint(path):
+    """The checkpoint meant by `path`: a file is itself, a run folder its newest best_*.pth, else its newest ckpt_*.pth.
+
+    Raises: UserError if there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint or run folder")
+    folder = path / "weights" if (path / "weights").is_dir() else path
+    found = sorted(folder.glob("best_*.pth")) or sorted(folder.glob("ckpt_*.pth"))
+    if not found:
+        raise UserError(f"{path}: no checkpoint in this folder (best_*.pth or ckpt_*.pth)")
+    return found[-1]
