@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import checkpoints
 import layers
 import utils
 from model_config import ModelConfig
@@ -116,7 +117,7 @@ def build(config):
 def load_generator(path, device="cpu", ema=True):
     """The generator of a checkpoint, in eval mode and without gradients.
 
-    Args: path: a checkpoint, or a run folder (see utils.find_checkpoint); ema: its moving average where it has one.
+    Args: path: a checkpoint, or a run folder (see checkpoints.find_checkpoint); ema: its moving average where it has one.
     Returns: (Generator, meta), meta being a dict of the checkpoint's other plain entries (step, args, metrics ...), its
         path and whether `ema` weights were taken.
     Raises: utils.UserError if the file is missing, damaged, or holds no generator of its config.
@@ -138,7 +139,7 @@ def load_discriminator(path, device="cpu"):
 
 
 def _read(path):
-    path = utils.find_checkpoint(path)
+    path = checkpoints.find_checkpoint(path)
     checkpoint = utils.load_torch(path)
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
         raise utils.UserError(f"{path} is not a checkpoint of this project (it has no model_config)")

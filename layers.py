@@ -68,8 +68,9 @@ class Embedding(SpectralNorm, nn.Embedding):
         super().__init__(num_embeddings, dim)
         self._init_spectral_norm(sn, eps)
 
-    def forward(self, y):
-        return F.embedding(y, self.normalized_weight())
+    def forward(self, y):  # y (N,) int64 class ids; or (N,K) float class weights, to blend the rows of classes
+        weight = self.normalized_weight()
+        return y @ weight if y.is_floating_point() else F.embedding(y, weight)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

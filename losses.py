@@ -1,4 +1,4 @@
-"""Adversarial losses and regularisers: tensors in, a dict of named terms out. The terms of a dict add up to the loss."""
+"""Adversarial losses and regularisers: tensors in, a dict of named terms out, which add up to the loss."""
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,8 @@ def g_hinge(fake_logits):
 def orthogonal_penalty(parameters, strength):
     """Off-diagonal orthogonal regularisation (Brock et al. 2019, equation 3) of all weights of two or more dimensions.
 
-    strength * sum over weights of ||W W' * (1 - I)||^2 / 2, W flattened to (outputs, rest). The half is BigGAN-PyTorch's:
-    its gradient is that of `--G_ortho` there.
+    strength * sum over weights of ||W W' * (1 - I)||^2 / 2, W flattened to (outputs, rest). The half makes its gradient
+    that of BigGAN-PyTorch's `--G_ortho` and `--D_ortho`.
     """
     penalty = 0
     for weight in parameters:

@@ -1,4 +1,4 @@
-"""Run plumbing shared by the scripts: errors, argument parsing, seeding, files and image grids.
+"""Run plumbing shared by the scripts: errors, argument parsing, seeding, processes, files and image grids.
 
 Nothing in here knows about networks, data sets or metrics, and nothing here imports another file of the project.
 """
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -103,8 +104,34 @@ def rng(seed, stream, *counters):
     return np.random.default_rng([seed, STREAMS[stream], *counters])
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the run's: `rank` 0 to world_size - 1, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    def slice(self, batch):
+        """This rank's contiguous part of something drawn for the whole batch."""
+        local = len(batch) // self.world_size
+        return batch[self.rank * local : (self.rank + 1) * local]
+
+
+def add_device_args(parser):
+    parser.add_argument("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N")
+
+
 def resolve_device(name):
-    """The torch device of a `--device` value; `auto` is the GPU if there is one."""
+    """The torch device of a `--device` value; `auto` is the GPU if there is one. Raises: UserError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -114,12 +141,93 @@ def resolve_device(name):
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this PyTorch sees no GPU; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: only {torch.cuda.device_count()} GPU(s) here")
+        raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} GPUs here")
     return device
 
 
-def add_device_args(parser):
-    parser.add_argument("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N")
+def launch_per_gpu():
+    """Replace this process by one process per visible GPU, all running the same command, if there are several."""
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and "RANK" not in os.environ:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
+        os.execv(sys.executable, [*launcher, *sys.argv])
+
+
+@contextlib.contextmanager
+def process_group(device_name):
+    """Yield the Ranks of this process, joined to the others if torchrun started it: nccl on GPUs, gloo on the CPU."""
+    device = resolve_device(device_name)
+    if "RANK" not in os.environ:
+        yield Ranks(0, 1, device)
+        return
+    if device.type == "cuda":
+        device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def barrier(ranks):
+    if ranks.world_size > 1:
+        torch.distributed.barrier()
+
+
+def data_parallel(module, ranks):
+    """`module`, wrapped so that a backward averages its gradients over the ranks; buffers stay each rank's own."""
+    if ranks.world_size == 1:
+        return module
+    device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
+
+
+def mean_over_ranks(terms, ranks):
+    """A dict of 0-dim tensors as floats, each the mean over all ranks."""
+    values = torch.stack(list(terms.values()))
+    if ranks.world_size > 1:
+        torch.distributed.all_reduce(values)
+    return dict(zip(terms, (values / ranks.world_size).tolist(), strict=True))
+
+
+def broadcast_buffers(modules, ranks):
+    """Give rank 0's buffers (batch-norm statistics, spectral-norm vectors) to all ranks."""
+    if ranks.world_size > 1:
+        for module in modules:
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+
+class StopSignal:
+    """Ctrl-C (SIGINT) and SIGTERM as a flag that the loop asks for, so that a run ends between two steps.
+
+    A second signal acts as usual: at once.
+    """
+
+    def __enter__(self):
+        self.received = None
+        self.previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _receive(self, number, frame):
+        self.received = number
+        self.__exit__()
+
+    def __exit__(self, *error):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def requested(self, step, ranks):
+        """Whether any rank has received a signal: the same answer on all of them, who ask one another now and then."""
+        if ranks.world_size == 1:
+            return self.received is not None
+        if step % 10:
+            return False
+        flag = torch.tensor([float(self.received or 0)], device=ranks.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        self.received = int(flag.item()) or None
+        return self.received is not None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,6 +254,8 @@ def atomic_path(path):
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -183,9 +293,9 @@ def load_torch(path):
         raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
+    except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError ... for damaged files
+    except Exception as error:  # of damaged files torch raises RuntimeError, OSError, UnpicklingError ...
         raise UserError(f"{path} is not a readable checkpoint (damaged, truncated, or another format)") from error
 
 
@@ -230,27 +340,11 @@ def image_grid(images, columns, labels=None, scale=None, pad=2):
     return sheet
 
 
+def bar_interval():
+    """Keyword for tqdm: often on a terminal, seldom where every refresh becomes a line of a log file."""
+    return {"mininterval": 0.2 if sys.stderr.isatty() else 15}
+
+
 def save_image(image, path):
     with atomic_path(path) as temporary:
         image.save(temporary, format=Path(path).suffix[1:].upper().replace("JPG", "JPEG"))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checkpoints
-
-
-def find_checkpoint(path):
-    """The checkpoint meant by `path`: a file is itself, a run folder its newest best_*.pth, else its newest ckpt_*.pth.
-
-    Raises: UserError if there is none.
-    """
-    path = Path(path)
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path}: no such checkpoint or run folder")
-    folder = path / "weights" if (path / "weights").is_dir() else path
-    found = sorted(folder.glob("best_*.pth")) or sorted(folder.glob("ckpt_*.pth"))
-    if not found:
-        raise UserError(f"{path}: no checkpoint in this folder (best_*.pth or ckpt_*.pth)")
-    return found[-1]

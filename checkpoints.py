@@ -1,0 +1,135 @@
+"""The run folder: its name, which checkpoints it keeps, and whether a command may go on from one.
+
+runs/<name>/weights/ckpt_<step>.pth     everything a run needs to go on, the newest few
+runs/<name>/weights/best_<step>.pth     the evaluated generator alone, at its best evaluations, the newest few
+"""
+
+import itertools
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+
+import utils
+
+FORMAT = 1  # of the checkpoint file
+# Flags that may differ when a run is resumed: those of its length, its intervals and the machine.
+CHANGEABLE = {
+    "num_iters", "num_epochs", "test_every", "save_every", "sample_every", "log_every", "num_save_copies",
+    "num_best_copies", "num_workers", "load_in_mem", "metric_batch_size", "device", "parallel", "from_scratch",
+    "runs_root", "experiment_name", "name_suffix", "data_root", "inception_weights", "legacy_notes",
+}  # fmt: skip
+
+
+def find_checkpoint(path):
+    """The checkpoint meant by `path`: a file is itself, a run folder its newest best_*.pth, else its newest ckpt_*.pth.
+
+    Raises: utils.UserError if there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise utils.UserError(f"{path}: no such checkpoint or run folder")
+    folder = path / "weights" if (path / "weights").is_dir() else path
+    found = sorted(folder.glob("best_*.pth")) or sorted(folder.glob("ckpt_*.pth"))
+    if not found:
+        raise utils.UserError(f"{path}: no checkpoint in this folder (best_*.pth or ckpt_*.pth)")
+    return found[-1]
+
+
+def newest(folder):
+    """The newest full checkpoint of a run folder, loaded, or None if there is none. Raises: utils.UserError."""
+    found = sorted((folder / "weights").glob("ckpt_*.pth"))
+    if not found:
+        return None
+    try:
+        checkpoint = utils.load_torch(found[-1])
+    except utils.UserError as error:
+        raise utils.UserError(f"{error}; delete it to go on from the one before") from error
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        raise utils.UserError(f"{found[-1]} is not a checkpoint of this version; use --from_scratch or another name")
+    return checkpoint
+
+
+def save(state, folder, kind, copies):
+    """Write a checkpoint of `kind` 'ckpt' or 'best' at state["step"], then delete all but the newest `copies`."""
+    weights = folder / "weights"
+    utils.save_torch({"format": FORMAT, **state}, weights / f"{kind}_{state['step']:08d}.pth")
+    for old in sorted(weights.glob(f"{kind}_*.pth"))[:-copies]:
+        old.unlink()
+
+
+def run_folder(args):
+    """runs_root/--experiment_name, or a name that tells the runs of a study apart. Raises: utils.UserError."""
+    name = args.experiment_name or "_".join(
+        [
+            Path(args.dataset).stem,
+            f"G{args.G_ch}D{args.D_ch}",
+            f"ssm-{args.ssm}",
+            *(["shared"] if args.G_shared else []),
+            *(["hier"] if args.hier else []),
+            f"bs{args.batch_size * args.num_D_accumulations}",
+            f"Dsteps{args.num_D_steps}",
+            f"lr{args.G_lr:g}-{args.D_lr:g}",
+            f"seed{args.seed}",
+        ]
+    )
+    name += f"_{args.name_suffix}" if args.name_suffix else ""
+    if Path(name).name != name:
+        raise utils.UserError(f"--experiment_name {name}: a name, not a path; see --runs_root")
+    return Path(args.runs_root) / name
+
+
+def move_aside(folder):
+    """Rename an existing run folder to <name>.old1, .old2 ..."""
+    if folder.exists():
+        candidates = (folder.with_name(f"{folder.name}.old{n}") for n in itertools.count(1))
+        aside = next(path for path in candidates if not path.exists())
+        folder.rename(aside)
+        print(f"moved the earlier run to {aside}")
+
+
+def check_writable(folder, num_bytes):
+    """Raise utils.UserError unless `folder` can be written to and its disk has room for num_bytes."""
+    utils.save_json({}, folder / ".writable")
+    (folder / ".writable").unlink()
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise utils.UserError(
+            f"{folder}: the disk has {free / 2**30:.1f} GiB free, the checkpoints need {num_bytes / 2**30:.1f} GiB; "
+            "make room, or lower --num_save_copies"
+        )
+
+
+def check_same_run(checkpoint, args, config):
+    """Raise utils.UserError that lists the flags that a run may not change and that differ from its checkpoint's."""
+    old, new = checkpoint["args"], plain(args)
+    pairs = {f"--{k}": (old[k], new[k]) for k in new if k in old and k not in CHANGEABLE}
+    old, new = checkpoint["model_config"], config.to_dict()
+    pairs |= {f"the data's {k}": (old[k], new[k]) for k in ("resolution", "n_classes")}
+    differences = [f"{name} was {a} and is now {b}" for name, (a, b) in pairs.items() if a != b]
+    if differences:
+        raise utils.UserError(
+            f"cannot resume from step {checkpoint['step']}: {'; '.join(differences)}. "
+            "Use another --experiment_name, or --from_scratch to move the old run aside"
+        )
+
+
+def plain(args):
+    """Parsed flags as a dict that JSON and torch.load(weights_only=True) take."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(args).items()}
+
+
+def provenance(ranks):
+    """Where and with what a run is made: commit, PyTorch, device, number of processes."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    cuda = ranks.device.type == "cuda"
+    return {
+        "commit": commit or "unknown",
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name(ranks.device) if cuda else "cpu",
+        "world_size": ranks.world_size,
+    }

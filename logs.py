@@ -1,0 +1,115 @@
+"""What a run writes for people to look at: a JSON line per event, TensorBoard, and a picture of the curves."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import utils
+
+
+class RunLog:
+    """log.jsonl and TensorBoard of one run folder.
+
+    Each line of log.jsonl is an object with `event`, `step`, `time` (Unix seconds) and then the event's own entries.
+    A run that goes on from step `step` drops the lines of later steps that the interrupted run had still written, so
+    that the finished log is that of a run that was never interrupted; `step` None starts the log afresh.
+    """
+
+    def __init__(self, folder, step=None):
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import: only a run that trains pays
+
+        self.path = Path(folder) / "log.jsonl"
+        kept = [] if step is None else [line for line in read_log(self.path) if line["step"] <= step]
+        with utils.atomic_path(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.file = open(self.path, "a")  # noqa: SIM115  (open for the life of the run; `close` closes it)
+        self.board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=0 if step is None else step + 1)
+
+    def write(self, event, step, entries):
+        """Append one event; its numbers also go to TensorBoard, as event/name."""
+        line = {"event": event, "step": step, "time": round(time.time(), 3), **entries}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        for name, value in entries.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self.board.add_scalar(f"{event}/{name}", value, step)
+
+    def image(self, name, step, picture):
+        """A PIL image to TensorBoard."""
+        self.board.add_image(name, np.asarray(picture), step, dataformats="HWC")
+
+    def close(self):
+        self.file.close()
+        self.board.close()
+
+
+def read_log(path):
+    """The events of a log.jsonl, as dicts; empty if there is none. A line cut short by a crash ends the list."""
+    events = []
+    if Path(path).exists():
+        for line in Path(path).read_text().splitlines():
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                break
+    return events
+
+
+# Curves that share a panel; a panel whose numbers the run does not have is left out.
+PANELS = {
+    "losses": ("D_loss_real", "D_loss_fake", "G_loss"),
+    "Frechet distance": ("fid", "fd"),
+    "Inception score": ("is_mean",),
+    "precision and recall": ("precision", "recall"),
+    "density and coverage": ("density", "coverage"),
+    "class accuracy": ("accuracy",),
+}
+
+
+def plot_curves(log_path, path):
+    """Draw the curves of a log.jsonl into one PNG: losses at each logged step, metrics at each evaluation."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+
+    events = read_log(log_path)
+    curves = {name: _curve(events, name) for names in PANELS.values() for name in names}
+    panels = {title: [n for n in names if curves[n]] for title, names in PANELS.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    if not panels:
+        return
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, names) in zip(
+        figure.subplots(rows, columns, squeeze=False).flat[: len(panels)], panels.items(), strict=True
+    ):
+        for name in names:
+            steps, values = zip(*curves[name], strict=True)
+            axes.plot(steps, values, label=name, linewidth=1, marker="." if len(steps) < 40 else None)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("generator step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        if len(names) > 1:
+            axes.legend(fontsize=8)
+    for axes in figure.axes[len(panels) :]:
+        axes.set_axis_off()
+    with utils.atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def _curve(events, name):
+    return [(event["step"], event[name]) for event in events if isinstance(event.get(name), (int, float))]
+
+
+def peak_memory_mb(device):
+    """Peak memory of this process in MiB: of the GPU's allocator on CUDA, else of resident memory."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)

@@ -1,0 +1,177 @@
+"""The networks: published models' outputs, shapes of every option, checkpoints, and device placement without a GPU."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import BigGAN
+import utils
+from model_config import ModelConfig
+
+FIXTURES = Path(__file__).parent / "fixtures"
+TINY = ModelConfig(resolution=32, n_classes=4, dim_z=16, G_ch=4, D_ch=4, G_attn=(16,), D_attn=(16,))
+BIGGAN = {"G_shared": True, "hier": True, "shared_dim": 12}
+
+
+# Models of the published SSM code and of BigGAN-PyTorch, with the images and logits that those gave (float32, CPU).
+PEERS = {
+    "ssm_voxel_32": {"dim_z": 128, "G_attn": (16,), "ssm": "voxel"},
+    "ajbrock_biggan_32": {"dim_z": 120, "G_attn": (32,), "G_shared": True, "hier": True, "shared_dim": 128},
+}
+
+
+def our_name(key):
+    """The name here of a weight of those codebases' generator."""
+    key = key.replace("spatial_modulation_shared", "ssm.embedding").replace("spatial_modulation_linear", "ssm.linear")
+    key = re.sub(r"spatial_modulation_blocks\.(\d+)\.0\.", r"ssm.stages.\1.", key)
+    key = key.replace("voxelwise_a_modulation", "gain").replace("voxelwise_b_modulation", "bias")
+    key = re.sub(r"^blocks\.", "stages.", key)
+    key = re.sub(r"(bn\d)\.stored", r"\1.bn.running", key).replace("stored", "running")
+    key = key.replace("output_layer.0.gain", "output_bn.weight").replace("output_layer.0.", "output_bn.")
+    return key.replace("output_layer.2.", "output_conv.")
+
+
+def our_state(state):
+    """Their u0 is one power iteration behind our u and v; sv0 is a log value."""
+    ours = {our_name(k): v for k, v in state.items() if not k.endswith(("u0", "sv0"))}
+    for key in (k for k in state if k.endswith("u0")):
+        W = state[key.replace("u0", "weight")].flatten(1)
+        v = F.normalize(W.t() @ state[key][0], dim=0)
+        ours |= {our_name(key).replace("u0", "v"): v, our_name(key).replace("u0", "u"): F.normalize(W @ v, dim=0)}
+    return ours
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("fused", [True, False])
+def test_images_equal_those_of_the_published_model(peer, fused):
+    arrays = np.load(FIXTURES / f"{peer}.npz")
+    G, _ = BigGAN.build(ModelConfig(resolution=32, n_classes=10, G_ch=8, D_ch=8, **PEERS[peer]))
+    state = our_state(torch.load(FIXTURES / f"{peer}.pth", weights_only=True)["G"])
+    missing, unexpected = G.load_state_dict(state, strict=False)
+    assert not unexpected and all(key.endswith("num_batches_tracked") for key in missing)
+    for module in G.modules():
+        if hasattr(module, "fused"):
+            module.fused = fused
+    with torch.no_grad():
+        images = G.eval()(torch.from_numpy(arrays["z"]), torch.from_numpy(arrays["y"]))
+    np.testing.assert_allclose(images.numpy(), arrays["G_out"], atol=2e-5)
+
+
+@pytest.mark.parametrize("resolution", [32, 64, 128])
+@pytest.mark.parametrize("ssm", ["none", "voxel"])
+@pytest.mark.parametrize("options", [{}, BIGGAN, {"G_cbn": False}, {"G_cbn": False, **BIGGAN}, {"G_shared": True}])
+def test_shapes(resolution, ssm, options):
+    G, D = BigGAN.build(dataclasses.replace(base(resolution), ssm=ssm, **options))
+    z, y = torch.randn(3, G.config.dim_z), torch.tensor([0, 3, 1])
+    x = G(z, y)
+    assert x.shape == (3, 3, resolution, resolution) and x.abs().max() <= 1
+    assert D(x, y).shape == (3,)
+    (D(x, y).sum() + x.sum()).backward()
+    unused = [name for net in (G, D) for name, p in net.named_parameters() if p.grad is None]
+    assert not unused  # DistributedDataParallel needs every parameter used
+
+
+def base(resolution):
+    return ModelConfig(resolution=resolution, n_classes=4, dim_z=24, G_ch=2, D_ch=2, G_attn=(16,), D_attn=(16,))
+
+
+def test_class_changes_the_image_and_the_logit_exactly_where_it_should():
+    z, y = torch.randn(2, 16), torch.tensor([0, 1])
+    for ssm, G_cbn, differs in (("none", True, True), ("voxel", False, True), ("none", False, False)):
+        G, _ = BigGAN.build(dataclasses.replace(TINY, ssm=ssm, G_cbn=G_cbn))
+        assert torch.equal(G.eval()(z, y), G(z, y.flip(0))) != differs
+    x = torch.randn(2, 3, 32, 32)
+    for D_cond, differs in (("projection", True), ("none", False)):
+        _, D = BigGAN.build(dataclasses.replace(TINY, D_cond=D_cond))
+        assert torch.equal(D.eval()(x, y), D(x, y.flip(0))) != differs
+
+
+def test_hierarchical_z_reaches_the_stream_whole_and_the_blocks_in_slots():
+    G, _ = BigGAN.build(dataclasses.replace(TINY, dim_z=18, ssm="voxel", G_init="xavier", **BIGGAN))
+    assert G.config.dim_z == 16 and G.linear.in_features == 4  # 4 slots
+    assert G.ssm.linear.in_features == 12 + 16
+    conditions = G._split(torch.arange(16.0)[None], torch.tensor([0]))[1]
+    assert [c[0, 12:].tolist() for c in conditions] == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+
+
+def test_published_parameter_counts():
+    """SAGAN-64 ch 32 on ImageNet, without and with SSM, and BigGAN-128 ch 96: counts of the reference code."""
+    sagan = ModelConfig(resolution=64, n_classes=1000, G_ch=32, D_ch=32, G_attn=(32,), D_attn=(32,))
+    biggan = ModelConfig(
+        resolution=128, n_classes=1000, dim_z=120, G_ch=96, D_ch=96, G_shared=True, shared_dim=128, hier=True
+    )
+    with torch.device("meta"):
+        counts = {
+            name: [sum(p.numel() for p in net.parameters()) for net in BigGAN.build(config)]
+            for name, config in (("sagan", sagan), ("ssm", dataclasses.replace(sagan, ssm="voxel")), ("biggan", biggan))
+        }
+    assert counts["sagan"] == [13_293_188, 5_401_186]
+    assert counts["ssm"] == [23_267_716, 5_401_186]
+    assert counts["biggan"] == [70_433_988, 87_982_370]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", [{"ssm": "voxel"}, {"ssm": "voxel", **BIGGAN}])
+def test_networks_stay_on_their_device(training, options):
+    with FakeTensorMode(), torch.no_grad():
+        with torch.device("cuda"):
+            G, D = (net.train(training) for net in BigGAN.build(dataclasses.replace(TINY, **options)))
+        z, y = torch.randn(2, G.config.dim_z, device="cuda"), torch.zeros(2, dtype=torch.int64, device="cuda")
+        x = G(z, y)
+        assert x.device.type == D(x, y).device.type == "cuda"
+
+
+def checkpoint(tmp_path, **entries):
+    G, D = BigGAN.build(dataclasses.replace(TINY, ssm="voxel"))
+    state = {"step": 7, "model_config": G.config.to_dict(), "G": G.state_dict(), "D": D.state_dict(), "G_ema": None}
+    utils.save_torch({**state, **entries}, tmp_path / "ckpt_00000007.pth")
+    return tmp_path / "ckpt_00000007.pth", G, D
+
+
+def test_load_generator_and_discriminator(tmp_path):
+    path, G, D = checkpoint(tmp_path)
+    z, y = torch.randn(2, 16), torch.tensor([1, 2])
+    before = torch.get_rng_state()
+    loaded_G, meta = BigGAN.load_generator(path)
+    loaded_D, _ = BigGAN.load_discriminator(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert meta["step"] == 7 and meta["path"] == str(path) and not meta["ema"] and loaded_G.config == G.config
+    x = loaded_G(z, y)
+    assert torch.equal(x, G.eval()(z, y)) and torch.equal(loaded_D(x, y), D.eval()(x, y))
+    assert not any(p.requires_grad for p in loaded_G.parameters())
+
+
+def test_load_generator_prefers_the_moving_average(tmp_path):
+    average = BigGAN.build(dataclasses.replace(TINY, ssm="voxel"))[0]
+    path, G, _ = checkpoint(tmp_path, G_ema=average.state_dict())
+    for ema, expected in ((True, average), (False, G)):
+        loaded, meta = BigGAN.load_generator(path, ema=ema)
+        assert meta["ema"] == ema and torch.equal(loaded.linear.weight, expected.linear.weight)
+
+
+def test_bad_checkpoints_are_one_clear_line(tmp_path):
+    path, *_ = checkpoint(tmp_path)
+    cases = {
+        "no such": tmp_path / "missing.pth",
+        "no checkpoint in this folder": tmp_path / "empty",
+        "does not fit": tmp_path / "other.pth",
+        "damaged": tmp_path / "truncated.pth",
+        "no model_config": tmp_path / "foreign.pth",
+        "unknown fields": tmp_path / "newer.pth",
+    }
+    (tmp_path / "empty").mkdir()
+    state = torch.load(path, weights_only=True)
+    cases["damaged"].write_bytes(path.read_bytes()[:5000])
+    utils.save_torch({**state, "model_config": {**state["model_config"], "G_ch": 6}}, cases["does not fit"])
+    utils.save_torch({"weights": torch.zeros(1)}, cases["no model_config"])
+    utils.save_torch({**state, "model_config": {**state["model_config"], "new": 6}}, cases["unknown fields"])
+    for message, bad in cases.items():
+        with pytest.raises(utils.UserError, match=message) as error:
+            BigGAN.load_generator(bad)
+        assert "\n" not in str(error.value)

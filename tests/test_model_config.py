@@ -1,0 +1,69 @@
+"""The model's options: tables, normalisation, flags, round trips, and what contradicts itself."""
+
+import json
+
+import pytest
+
+import utils
+from model_config import ModelConfig, add_model_args
+
+
+def parse(*flags):
+    parser = utils.ArgumentParser()
+    add_model_args(parser)
+    return ModelConfig.from_args(parser.parse_args(flags), resolution=32, n_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "bottom_width", "G", "D", "num_down"),
+    [
+        (32, 4, (4, 4, 4, 4), (4, 4, 4, 4), 2),
+        (64, 4, (16, 16, 8, 4, 2), (1, 2, 4, 8, 16), 4),
+        (96, 6, (16, 16, 8, 4, 2), (1, 2, 4, 8, 16), 4),
+        (128, 4, (16, 16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), 5),
+        (512, 4, (16, 16, 8, 8, 4, 2, 1, 1), (1, 1, 2, 4, 8, 8, 16, 16), 7),
+    ],
+)
+def test_width_tables(resolution, bottom_width, G, D, num_down):
+    config = ModelConfig(resolution=resolution, n_classes=10, bottom_width=bottom_width)
+    assert (config.G_ch_mult, config.D_ch_mult, config.D_num_down) == (G, D, num_down)
+    assert config.G_widths == tuple(64 * m for m in G)
+
+
+def test_flags_follow_from_fields():
+    config = parse("--G_ch_mult", "4-4-2-1", "--D_ch_mult", "1-2-4-4", "--G_attn", "0", "--D_attn", "8_16", "--D_thin")
+    assert config.G_ch_mult == (4, 4, 2, 1) and config.D_num_down == 3
+    assert config.G_attn == () and config.D_attn == (8, 16) and not config.D_wide and config.G_cbn
+    assert not parse("--no-G_cbn").G_cbn and parse("--hier", "--G_shared").hier
+    assert parse() == ModelConfig(resolution=32, n_classes=10)
+
+
+@pytest.mark.parametrize("hier", [True, False])
+def test_round_trip_changes_nothing(hier):
+    config = ModelConfig(resolution=64, n_classes=10, dim_z=128, G_shared=True, hier=hier)
+    assert config.dim_z == (125 if hier else 128) and config.shared_dim == 128
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"resolution": 48},
+        {"resolution": 16},
+        {"G_ch_mult": (4, 4)},
+        {"dim_z": 0},
+        {"hier": True},
+        {"hier": True, "G_shared": True, "dim_z": 3},
+        {"D_num_down": 6},
+        {"G_ch": -1},
+        {"D_ch_mult": (1, 0, 2)},
+    ],
+)
+def test_contradictions_are_refused(options):
+    with pytest.raises(utils.UserError):
+        ModelConfig(**{"resolution": 32, "n_classes": 10, **options})
+
+
+def test_attention_without_a_block_is_told():
+    config = ModelConfig(resolution=32, n_classes=10, G_attn=(32, 64), D_attn=(16,))
+    assert len(config.notes()) == 1 and "--G_attn 64" in config.notes()[0]
