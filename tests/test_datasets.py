@@ -1,0 +1,342 @@
+"""Opening HDF5 files, the order of training images, and the prefetching loader."""
+
+import itertools
+import threading
+import time
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import datasets
+import make_hdf5
+import utils
+
+N, R = 50, 8
+
+
+def random_images(seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (N, 3, R, R), dtype=np.uint8), np.arange(N) % 7
+
+
+def write(path, images, labels, **storage):
+    """A file as the BigGAN-PyTorch family makes it: no attributes."""
+    with h5py.File(path, "w") as file:
+        file.create_dataset("imgs", data=images, **storage)
+        file.create_dataset("labels", data=labels)
+    return path
+
+
+@pytest.fixture
+def family_file(tmp_path):
+    return write(tmp_path / "made.hdf5", *random_images())
+
+
+# Names and files
+
+
+def test_names_follow_the_family():
+    def path(name):
+        return str(datasets.dataset_path(name, "root"))
+
+    assert path("I64_hdf5") == path("I64") == "root/ILSVRC64.hdf5"
+    assert path("I256_hdf5") == "root/ILSVRC256.hdf5"
+    assert path("birds_hdf5") == path("birds") == "root/birds.hdf5"
+    assert path("fhdf5_hdf5") == "root/fhdf5.hdf5"  # a suffix is removed, letters are not stripped
+    assert path("other/birds.h5") == "other/birds.h5"
+
+
+@pytest.mark.parametrize(
+    "storage, kind",
+    [
+        ({}, np.ndarray),
+        ({"chunks": (20, 3, R, R)}, datasets.ChunkedImages),
+        ({"chunks": (20, 3, R, R), "compression": "lzf"}, datasets.ChunkedImages),
+        ({"chunks": (7, 3, 4, R), "compression": "gzip", "shuffle": True}, datasets.ChunkedImages),
+    ],
+)
+def test_every_storage_reads_the_same(tmp_path, storage, kind):
+    images, labels = random_images()
+    write(tmp_path / "a.hdf5", images, labels, **storage)
+    dataset = datasets.open_dataset("a", tmp_path)
+    in_memory = datasets.open_dataset("a_hdf5", tmp_path, load_in_mem=True)
+    assert isinstance(dataset.images, kind)
+    assert (dataset.num_classes, dataset.resolution, len(dataset)) == (7, R, N)
+    assert dataset.class_names == [str(i) for i in range(7)]
+    assert dataset.source is None and dataset.name == "a"
+    for indices in ([3], [9, 3, 9, 49, 0, 10, 11], range(N), [], [5, 5]):
+        indices = np.array(indices, dtype=int)
+        expected = torch.from_numpy(images[indices])
+        for each in (dataset, in_memory):
+            assert torch.equal(each.read(indices), expected)
+            assert torch.equal(each.labels_at(indices), torch.from_numpy(labels[indices]))
+    for bad in ([-1], [N]):
+        with pytest.raises(IndexError, match="images 0 to 49"):
+            dataset.read(bad)
+
+
+def test_pixels_after_a_user_block_are_found(tmp_path):
+    images, labels = random_images()
+    with h5py.File(tmp_path / "a.hdf5", "w", userblock_size=512) as file:
+        file["imgs"], file["labels"] = images, labels
+    dataset = datasets.open_dataset("a", tmp_path)
+    assert isinstance(dataset.images, np.ndarray)
+    assert torch.equal(dataset.read(range(N)), torch.from_numpy(images))
+
+
+def test_memory_map_is_shared_with_the_file_and_read_only(family_file):
+    dataset = datasets.HDF5Dataset(family_file)
+    assert not dataset.images.flags.owndata and not dataset.images.flags.writeable
+    batch = dataset.read([0])
+    batch.zero_()  # a copy: the file is out of reach
+    assert dataset.images[0].any()
+
+
+def test_missing_file_names_what_is_there_and_the_command(tmp_path, family_file):
+    with pytest.raises(utils.UserError, match=r"holds made; .*make_hdf5.py --dataset folder"):
+        datasets.open_dataset("birds", tmp_path)
+    with pytest.raises(utils.UserError, match=r"make_hdf5.py --dataset digits"):
+        datasets.open_dataset("digits_hdf5", tmp_path / "nowhere")
+    with pytest.raises(utils.UserError, match=r"make_hdf5.py --dataset I128 --images"):
+        datasets.open_dataset("I128_hdf5", tmp_path)
+
+
+def refused(path, message):
+    with pytest.raises(utils.UserError, match=message) as error:
+        datasets.HDF5Dataset(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_damaged_files_are_refused(tmp_path, family_file):
+    whole = family_file.read_bytes()
+    for size in (0, 100, 2000, len(whole) // 2, len(whole) - 1):
+        family_file.write_bytes(whole[:size])
+        refused(family_file, "truncated|not an HDF5 file")
+    text = tmp_path / "text.hdf5"
+    text.write_text("images\n" * 500)
+    refused(text, "not an HDF5 file")
+    refused(tmp_path, "is a folder")
+
+
+def test_pixels_past_the_end_of_the_file_are_refused(family_file, monkeypatch):
+    """HDF5 notices most truncations itself; where it does not, the memory map must not be touched."""
+    real = datasets._open_hdf5
+    whole = family_file.read_bytes()
+
+    def open_then_truncate(path, chunk_cache=0):
+        file = real(path, chunk_cache)
+        family_file.write_bytes(whole[: len(whole) // 2])
+        return file
+
+    monkeypatch.setattr(datasets, "_open_hdf5", open_then_truncate)
+    refused(family_file, "truncated|damaged")
+
+
+def test_damaged_chunk_is_named(tmp_path):
+    path = write(tmp_path / "a.hdf5", *random_images(), chunks=(N, 3, R, R), compression="gzip")
+    with h5py.File(path) as file:
+        chunk = file["imgs"].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset + 20 : chunk.byte_offset + chunk.size] = bytes(chunk.size - 20)
+    path.write_bytes(content)
+    with pytest.raises(utils.UserError, match=r"a.hdf5: damaged chunk"):
+        datasets.HDF5Dataset(path).read([1])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda images, labels: (images.astype(np.float32), labels), "must be uint8"),
+        (lambda images, labels: (images[:, :1], labels), "must be uint8"),
+        (lambda images, labels: (images[..., :4], labels), "must be uint8"),
+        (lambda images, labels: (images.transpose(0, 2, 3, 1), labels), "must be uint8"),
+        (lambda images, labels: (images, labels[1:]), "one an image"),
+        (lambda images, labels: (images, labels / 2), "must be integers"),
+        (lambda images, labels: (images, labels - 1), "class ids start at 0"),
+        (lambda images, labels: (images[:0], labels[:0]), "no images"),
+    ],
+)
+def test_wrong_content_is_refused(tmp_path, change, message):
+    refused(write(tmp_path / "a.hdf5", *change(*random_images())), message)
+
+
+def test_missing_keys_marks_and_names_are_refused(family_file):
+    with h5py.File(family_file, "a") as file:
+        file.attrs["complete"] = False
+    refused(family_file, "never finished")
+    with h5py.File(family_file, "a") as file:
+        file.attrs["complete"] = True
+        file.attrs["class_names"] = '["one", "two"]'
+    refused(family_file, "does not name that many")
+    with h5py.File(family_file, "a") as file:
+        file.attrs["class_names"] = "one, two"
+    refused(family_file, "not a JSON list")
+    with h5py.File(family_file, "a") as file:
+        del file["labels"]
+        file.create_group("labels")
+    refused(family_file, "no data set 'labels'")
+
+
+# Order
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 10, 50, 64, 130])
+def test_batches_cover_every_epoch_exactly_once(batch_size):
+    batches = [datasets.batch_indices(N, batch_size, k, seed=3) for k in range(4 * N // batch_size + 1)]
+    assert all(len(batch) == batch_size and batch.dtype == np.int64 for batch in batches)
+    stream = np.concatenate(batches)
+    epochs = [stream[start : start + N] for start in range(0, len(stream) - N + 1, N)]
+    assert len(epochs) >= 3
+    assert all(sorted(epoch) == list(range(N)) for epoch in epochs)
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_order_depends_on_position_and_seed_only():
+    whole = datasets.batch_indices(N, 4 * N, 0, seed=1)
+    assert np.array_equal(whole[26:39], datasets.batch_indices(N, 13, 2, seed=1))
+    assert not np.array_equal(whole, datasets.batch_indices(N, 4 * N, 0, seed=2))
+
+
+# Loader
+
+
+@pytest.fixture
+def dataset(family_file):
+    return datasets.HDF5Dataset(family_file)
+
+
+def take(loader, n):
+    with loader:
+        return list(itertools.islice(loader, n))
+
+
+def equal(batches, others):
+    return len(batches) == len(others) and all(
+        torch.equal(x, x2) and torch.equal(y, y2) for (x, y), (x2, y2) in zip(batches, others, strict=True)
+    )
+
+
+def test_loader_yields_the_images_of_batch_indices(dataset):
+    images, labels = random_images()
+    for number, (x, y) in enumerate(take(datasets.BatchLoader(dataset, 16, seed=0), 9)):
+        indices = datasets.batch_indices(N, 16, number, 0)
+        assert x.dtype == torch.uint8 and y.dtype == torch.int64
+        assert np.array_equal(x.numpy(), images[indices]) and np.array_equal(y.numpy(), labels[indices])
+
+
+def test_start_skips_and_threads_keep_the_order(dataset):
+    whole = take(datasets.BatchLoader(dataset, 16, seed=0), 12)
+    assert equal(whole[5:], take(datasets.BatchLoader(dataset, 16, seed=0, start=5), 7))
+    assert equal(whole, take(datasets.BatchLoader(dataset, 16, seed=0, num_workers=4), 12))
+
+
+def test_ranks_together_see_the_batch_of_one_process(dataset):
+    whole = take(datasets.BatchLoader(dataset, 12, seed=0), 6)
+    ranks = [take(datasets.BatchLoader(dataset, 12, seed=0, rank=rank, world_size=3), 6) for rank in range(3)]
+    joined = [tuple(torch.cat(parts) for parts in zip(*batches, strict=True)) for batches in zip(*ranks, strict=True)]
+    assert equal(whole, joined)
+    with pytest.raises(utils.UserError, match="--batch_size 10 cannot be split evenly over 4"):
+        datasets.BatchLoader(dataset, 10, seed=0, world_size=4)
+
+
+def test_batch_may_exceed_the_data_set(dataset):
+    ((x, y),) = take(datasets.BatchLoader(dataset, 3 * N, seed=0), 1)
+    assert len(x) == 3 * N and torch.equal(y.bincount(), 3 * torch.from_numpy(dataset.labels).bincount())
+
+
+def test_chunked_compressed_file_loads_the_same_from_many_threads(tmp_path, dataset):
+    write(tmp_path / "lzf.hdf5", *random_images(), chunks=(20, 3, R, R), compression="lzf")
+    compressed = datasets.open_dataset("lzf", tmp_path)
+    assert equal(
+        take(datasets.BatchLoader(dataset, 16, seed=0), 20),
+        take(datasets.BatchLoader(compressed, 16, seed=0, num_workers=4), 20),
+    )
+
+
+def loader_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("BatchLoader")]
+
+
+class Broken:
+    """A data set whose disk fails once some batches have been read."""
+
+    def __init__(self, good):
+        self.good = good
+
+    def __len__(self):
+        return N
+
+    def read(self, indices, pin_memory):
+        if self.good == 0:
+            raise OSError("the disk is gone")
+        self.good -= 1
+        return torch.zeros(len(indices), 3, R, R, dtype=torch.uint8)
+
+    def labels_at(self, indices):
+        return torch.zeros(len(indices), dtype=torch.int64)
+
+
+def test_reading_errors_reach_the_consumer_in_their_turn():
+    loader = datasets.BatchLoader(Broken(good=3), 4, seed=0)
+    for _ in range(3):
+        next(loader)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(loader)
+    assert not loader_threads()
+    with pytest.raises(ValueError, match="closed"):
+        next(loader)
+
+
+def test_close_leaves_no_threads_and_may_be_repeated(dataset):
+    loader = datasets.BatchLoader(dataset, 16, seed=0, num_workers=3)
+    next(loader)
+    assert loader_threads()
+    loader.close()
+    loader.close()
+    assert not loader_threads()
+
+
+def test_batches_are_read_ahead_but_not_without_bound(dataset):
+    asked = []
+
+    class Counting(Broken):
+        def read(self, indices, pin_memory):
+            asked.append(len(indices))
+            return super().read(indices, pin_memory)
+
+    with datasets.BatchLoader(Counting(good=-1), 4, seed=0, num_workers=2) as loader:
+        next(loader)
+        deadline = time.monotonic() + 5
+        while len(asked) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert len(asked) == 4  # the one we took and three more
+
+
+def test_iterate_goes_once_over_everything(dataset):
+    images, labels = random_images()
+    pairs = list(datasets.iterate(dataset, 16))
+    assert [len(x) for x, _ in pairs] == [16, 16, 16, 2]
+    assert np.array_equal(torch.cat([x for x, _ in pairs]).numpy(), images)
+    assert np.array_equal(torch.cat([y for _, y in pairs]).numpy(), labels)
+
+
+def test_flags():
+    parser = utils.ArgumentParser()
+    datasets.add_data_args(parser)
+    args = parser.parse_args([])
+    assert (args.dataset, args.data_root, args.load_in_mem, args.num_workers) == (None, "data", False, 1)
+    assert parser.parse_args(["--load_in_mem", "--num_workers", "8"]).load_in_mem
+
+
+def test_written_files_are_memory_mapped_with_their_attributes(tmp_path):
+    images, labels = random_images()
+    names = [f"class {i} with a rather long name, and ünïcödé" for i in range(3000)]
+    make_hdf5.write_hdf5(tmp_path / "a.hdf5", iter(images), labels, names, "made here", "as they are")
+    dataset = datasets.open_dataset("a", tmp_path)
+    assert isinstance(dataset.images, np.ndarray) and not dataset.images.flags.owndata
+    assert dataset.class_names == names and dataset.num_classes == 3000
+    assert (dataset.source, dataset.crop_resize) == ("made here", "as they are")
+    assert torch.equal(dataset.read(range(N)), torch.from_numpy(images))
