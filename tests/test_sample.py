@@ -1,0 +1,246 @@
+"""sample.py: what an image depends on, the geometry of sheets, the written files, and the script's errors."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+import BigGAN
+import sample
+import utils
+from model_config import ModelConfig
+
+RESOLUTION, CLASSES, DIM_Z = 16, 3, 6
+NAMES = ["cat", "dog/wolf", "2"]
+
+
+def small_config(n_classes=CLASSES, **options):
+    widths = {"G_ch": 4, "G_ch_mult": (2, 2, 1), "D_ch": 4, "D_ch_mult": (1, 2), "dim_z": DIM_Z}
+    return ModelConfig(resolution=RESOLUTION, n_classes=n_classes, G_init="N02", **{**widths, **options})
+
+
+def small_generator(**options):
+    """A generator with settled batch-norm statistics, whose images differ visibly between classes and z."""
+    torch.manual_seed(0)
+    G, _ = BigGAN.build(small_config(**options))
+    for parameter in G.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad():
+        for _ in range(20):
+            G(torch.randn(32, G.config.dim_z), torch.randint(G.config.n_classes, (32,)))
+    return G.eval().requires_grad_(False)
+
+
+def save_checkpoint(path, G, names=NAMES, args=None):
+    """A checkpoint as train.py writes them, less what only resuming needs."""
+    state = {
+        "format": 1, "step": 7, "images_seen": 56, "model_config": G.config.to_dict(), "class_names": names,
+        "args": args or {}, "G": None, "G_ema": G.state_dict(), "metrics": None,
+    }  # fmt: skip
+    utils.save_torch(state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def G():
+    return small_generator()
+
+
+@pytest.fixture
+def run(tmp_path, G):
+    save_checkpoint(tmp_path / "run" / "weights" / "best_00000007.pth", G)
+    return tmp_path / "run"
+
+
+def tiles(sheet, rows, columns, header):
+    """The images of a sheet: uint8 (rows, columns, R, R, 3)."""
+    scale, pad = 64 // RESOLUTION, 2
+    cell = RESOLUTION * scale + pad
+    top = 16 if header else 0
+    assert sheet.size == (columns * cell + pad, rows * cell + pad + top)
+    cells = np.asarray(sheet)[top + pad :, pad:].reshape(rows, cell, columns, cell, 3).swapaxes(1, 2)
+    return cells[:, :, : scale * RESOLUTION : scale, : scale * RESOLUTION : scale]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_latents_depend_on_seed_and_index_only():
+    z = sample.latents(3, range(20), DIM_Z)
+    assert z.dtype == torch.float32 and z.shape == (20, DIM_Z)
+    assert torch.equal(z[[7, 2]], sample.latents(3, [7, 2], DIM_Z))
+    assert not torch.isclose(z, sample.latents(4, range(20), DIM_Z)).any()
+    assert len(z.unique()) == z.numel()
+
+
+@pytest.mark.parametrize("truncation", [None, 0.02, 0.5, 2.0])
+def test_latents_follow_the_truncated_normal(truncation):
+    z = sample.latents(0, range(400), 10, truncation).flatten().double().numpy()
+    bound = truncation or np.inf
+    assert np.abs(z).max() <= bound * (1 + 1e-6)
+    assert stats.kstest(z, stats.truncnorm(-bound, bound).cdf).pvalue > 0.01
+
+
+def test_truncation_moves_every_image_towards_the_mean():
+    whole, less = sample.latents(0, range(50), 10), sample.latents(0, range(50), 10, 0.5)
+    assert torch.equal(whole.sign(), less.sign()) and (less.abs() < whole.abs()).all()
+    assert torch.allclose(whole, sample.latents(0, range(50), 10, 30.0))
+
+
+def test_images_do_not_depend_on_batch_size_or_start(G):
+    y = sample.balanced_labels(11, range(CLASSES))
+    whole = torch.cat(list(sample.generate(G, y, seed=1, batch_size=11)))
+    assert whole.dtype == torch.uint8 and whole.shape == (11, 3, RESOLUTION, RESOLUTION)
+    assert whole.float().std() > 5
+    for batch_size in (1, 4):
+        parts = torch.cat(list(sample.generate(G, y, seed=1, batch_size=batch_size)))
+        assert (parts.int() - whole.int()).abs().max() <= 1
+    tail = torch.cat(list(sample.generate(G, y[8:], seed=1, batch_size=2, start=8)))
+    assert (tail.int() - whole[8:].int()).abs().max() <= 1
+
+
+def test_labels():
+    assert sample.balanced_labels(5, [4, 9]).tolist() == [4, 9, 4, 9, 4]
+    y = sample.random_labels(0, 300, [4, 9])
+    assert torch.equal(y[:10], sample.random_labels(0, 10, [4, 9])) and 100 < (y == 4).sum() < 200
+    assert sample.spread_classes(3) == [0, 1, 2]
+    assert sample.spread_classes(1000) == list(range(0, 1000, 100))
+
+
+def test_class_sheet_has_a_class_per_column_and_a_z_per_row(G):
+    sheet = tiles(sample.class_sheet(G, rows=4, seed=5, classes=[2, 0]), rows=4, columns=2, header=True)
+    z = sample.latents(5, range(4), DIM_Z)
+    for column, c in enumerate((2, 0)):
+        expected = utils.to_uint8(G(z, torch.full((4,), c))).permute(0, 2, 3, 1).numpy()
+        assert np.abs(sheet[:, column].astype(int) - expected).max() <= 1
+
+
+def test_one_class_makes_a_random_sheet(G):
+    sheet = tiles(sample.class_sheet(G, rows=2, seed=5, classes=[1]), rows=2, columns=10, header=False)
+    assert len(np.unique(sheet.reshape(20, -1), axis=0)) == 20
+
+
+def test_headers_are_names_where_all_are_short():
+    assert sample._headers([1, 0], ["a", "b"]) == ["b", "a"]
+    assert sample._headers([1, 0], ["a", "a long class name"]) == [1, 0]
+    assert sample._headers([1, 0], None) == [1, 0]
+
+
+def test_interpolations_start_and_end_at_the_images(G):
+    z = sample.latents(5, range(4), DIM_Z)
+    sheet = tiles(sample.z_interpolation_sheet(G, rows=2, seed=5, classes=[2, 0]), 2, 10, header=False)
+    expected = utils.to_uint8(G(z, torch.tensor([2, 2, 0, 0]))).permute(0, 2, 3, 1).numpy()
+    assert np.abs(sheet[:, [0, 9]].reshape(expected.shape).astype(int) - expected).max() <= 1
+
+    sheet = tiles(sample.class_interpolation_sheet(G, rows=2, seed=5, classes=[2, 0]), 2, 10, header=False)
+    expected = utils.to_uint8(G(z[[0, 0, 1, 1]], torch.tensor([2, 0, 0, 2]))).permute(0, 2, 3, 1).numpy()
+    assert np.abs(sheet[:, [0, 9]].reshape(expected.shape).astype(int) - expected).max() <= 1
+    assert len(np.unique(sheet.reshape(20, -1), axis=0)) == 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ssm": "voxel"},
+        {"ssm": "voxel", "G_shared": True, "hier": True},
+        {"G_cbn": False, "ssm": "voxel"},
+        {"G_cbn": False},
+    ],
+)
+def test_one_hot_weights_are_the_class_itself(options):
+    G = small_generator(**options)
+    z, y = torch.randn(5, G.config.dim_z), torch.tensor([0, 2, 1, 1, 0])
+    assert torch.allclose(G(z, y), G(z, torch.nn.functional.one_hot(y, CLASSES).float()), atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_script_writes_sheets_into_the_run(run, capsys):
+    sample.main([str(run), "--rows", "2", "--device", "cpu"])
+    names = ["class_sheet.png", "interpolation_class.png", "interpolation_z.png", "random_sheet.png"]
+    assert sorted(path.name for path in (run / "samples").iterdir()) == names
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and "after 7 iterations" in lines[0]
+    assert sum(str(run / "samples" / name) in line for name in names for line in lines) == 4
+    tiles(Image.open(run / "samples" / "class_sheet.png"), rows=2, columns=CLASSES, header=True)
+
+
+def test_a_model_of_one_class_has_no_class_sheets(tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "G.pth", small_generator(n_classes=1), ["thing"])
+    sample.main([str(checkpoint), "--rows", "1", "--device", "cpu"])
+    written = sorted(path.name for path in (tmp_path / "G_samples").iterdir())
+    assert written == ["interpolation_z.png", "random_sheet.png"]
+
+
+def test_npz_and_png_hold_the_same_balanced_images(run, tmp_path, G):
+    out = tmp_path / "out"
+    flags = ["--no-sheets", "--num_samples", "7", "--batch_size", "3", "--seed", "2", "--truncation", "0.8"]
+    sample.main([str(run), "--out", str(out), "--format", "both", "--device", "cpu", *flags])
+    assert sorted(path.name for path in out.iterdir()) == ["images", "samples.npz"]
+
+    with np.load(out / "samples.npz", allow_pickle=False) as file:
+        images, y = file["arr_0"], file["arr_1"]
+    assert images.dtype == np.uint8 and images.shape == (7, RESOLUTION, RESOLUTION, 3)
+    assert y.dtype == np.int64 and y.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    expected = torch.cat(list(sample.generate(G, torch.from_numpy(y), 2, 3, truncation=0.8)))
+    assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy())
+
+    files = sorted(path.relative_to(out / "images").as_posix() for path in out.glob("images/*/*"))
+    assert files == sorted(f"{('0_cat', '1_dog_wolf', '2')[c]}/{i:06d}.png" for i, c in enumerate(y))
+    for name in files:
+        assert np.array_equal(np.asarray(Image.open(out / "images" / name)), images[int(Path(name).stem)])
+
+    with pytest.raises(utils.UserError, match="already holds images"):
+        sample.main([str(run), "--out", str(out), *flags])
+
+
+def test_classes_restrict_everything(run, tmp_path):
+    flags = ["--classes", "2", "--num_samples", "3", "--format", "npz", "--rows", "1", "--out", str(tmp_path)]
+    sample.main([str(run), "--device", "cpu", *flags])
+    assert np.load(tmp_path / "samples.npz")["arr_1"].tolist() == [2, 2, 2]
+    assert not (tmp_path / "class_sheet.png").exists()
+
+
+def test_an_interrupted_writer_leaves_nothing(tmp_path):
+    y = torch.tensor([0, 1])
+    for writer in (sample.npz_writer(tmp_path / "a.npz", y, 4), sample.png_writer(tmp_path / "b", y, ["x", "y"])):
+        with pytest.raises(KeyboardInterrupt), writer as write:
+            write(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+            raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_is_one_line(run, tmp_path, G, capsys):
+    checkpoint = next((run / "weights").iterdir())
+    (tmp_path / "cut.pth").write_bytes(checkpoint.read_bytes()[:2000])
+    other = {**torch.load(checkpoint), "model_config": small_config(G_ch=8).to_dict()}
+    utils.save_torch(other, tmp_path / "other.pth")
+    (tmp_path / "file").touch()
+    for arguments, words in (
+        ([tmp_path / "nowhere"], "nowhere"),
+        ([tmp_path / "cut.pth"], "cut.pth"),
+        ([tmp_path / "other.pth"], "other.pth does not fit"),
+        ([run, "--classes", "0", "3"], "--classes 3"),
+        ([run, "--out", tmp_path / "file" / "out"], "--out"),
+        ([run, "--no-ema"], "moving average"),
+        ([run, "--num_samples", "9" * 15], "free"),
+    ):
+        with pytest.raises(utils.UserError, match=words) as caught:
+            sample.main([*map(str, arguments), "--device", "cpu"])
+        assert "\n" not in str(caught.value)
+    for flags in ("--truncation 0", "--truncation nan", "--rows 0", "--classes -1", "--trunc 1"):
+        with pytest.raises(SystemExit) as caught:
+            sample.main([str(run), *flags.split()])
+        assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_exits_with_2():
+    command = [sys.executable, "sample.py", "nowhere.pth"]
+    done = subprocess.run(command, cwd=Path(sample.__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere.pth" in done.stderr
