@@ -117,7 +117,7 @@ def build(config):
 def load_generator(path, device="cpu", ema=True):
     """The generator of a checkpoint, in eval mode and without gradients.
 
-    Args: path: a checkpoint, or a run folder (see checkpoints.find_checkpoint); ema: its moving average where it has one.
+    Args: path: a checkpoint or a run folder (checkpoints.find_checkpoint); ema: its moving average where it has one.
     Returns: (Generator, meta), meta being a dict of the checkpoint's other plain entries (step, args, metrics ...), its
         path and whether `ema` weights were taken.
     Raises: utils.UserError if the file is missing, damaged, or holds no generator of its config.

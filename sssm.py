@@ -9,6 +9,7 @@ bias map b of the main stream's shape, and the main stream is normalised per sam
 Symbols in shape comments: N batch, C and C' channels of the stage before and of this one, H and W this stage's size.
 """
 
+import math
 from itertools import pairwise
 
 import torch
@@ -23,8 +24,8 @@ EPS = 1e-12
 
 def normalize_sample(h):
     """h (N,C,H,W) minus its mean, over its unbiased standard deviation, both over (C,H,W) of each sample."""
-    var, mean = torch.var_mean(h, dim=(1, 2, 3), keepdim=True)
-    return (h - mean) * torch.rsqrt(var + EPS)
+    n = h[0].numel()
+    return F.group_norm(h, 1, eps=EPS) * math.sqrt((n - 1) / n)  # group_norm divides by the biased one
 
 
 class VoxelStage(nn.Module):

@@ -25,15 +25,23 @@ class UserError(Exception):
     """Bad input. `run_main` reports it as one line on stderr and exits with status 2."""
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, except where there is none to show."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=34, width=110)
+
+    def _get_help_string(self, action):
+        if action.default in (None, "", ()) or (action.nargs == 0 and action.default is False):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with one-line errors, a guess at what a mistyped flag was meant to be, and no abbreviations."""
 
     def __init__(self, description=None):
-        super().__init__(
-            description=description,
-            allow_abbrev=False,
-            formatter_class=lambda prog: argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=34, width=110),
-        )
+        super().__init__(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
 
     def error(self, message):
         if "unrecognized arguments" in message:
@@ -101,7 +109,8 @@ def rng(seed, stream, *counters):
     Args: seed: int >= 0; stream: a key of STREAMS; counters: ints >= 0 (step, draw within the step, image index ...).
     Returns: numpy Generator. Streams with other seeds, names or counters are independent of it.
     """
-    return np.random.default_rng([seed, STREAMS[stream], *counters])
+    # The number of counters is in the seed because numpy pads seeds with zeros: (3,) and (3, 0) would be the same.
+    return np.random.default_rng([seed, STREAMS[stream], len(counters), *counters])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,329 @@
+"""Training as its users run it: files, resume, signals, several processes, bad input, the reference family's flags."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import BigGAN
+import calculate_inception_moments
+import checkpoints
+import logs
+import make_hdf5
+import train
+import utils
+from model_config import ModelConfig
+
+ROOT = Path(__file__).parent.parent
+MODEL = "--G_ch 8 --D_ch 8 --G_ch_mult 2-1-1 --D_ch_mult 1-2-2 --G_attn 0 --D_attn 0 --dim_z 8 --ssm voxel".split()
+METRICS = "--feature_network classifier --num_inception_images 140 --metric_batch_size 50".split()
+STEPS = "--batch_size 8 --num_D_steps 2 --num_D_accumulations 2 --ema --ema_start 3 --ema_decay 0.5 --flip".split()
+REPORTS = "--test_every 3 --save_every 2 --sample_every 3 --log_every 1 --which_best FD --device cpu".split()
+FLAGS = ["--dataset", "made", *MODEL, *METRICS, *STEPS, *REPORTS]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    """A data set of 3 classes of noisy 16x16 images, its classifier and reference statistics."""
+    root = tmp_path_factory.mktemp("data")
+    labels = np.arange(150) % 3
+    noise = np.random.default_rng(0).integers(0, 60, (150, 3, 16, 16))
+    images = (noise + 80 * labels[:, None, None, None]).astype(np.uint8)
+    make_hdf5.write_hdf5(root / "made.hdf5", images, labels, ["a", "b", "c"], "made", "none")
+    make_hdf5.write_hdf5(root / "single.hdf5", images, np.zeros_like(labels), ["a"], "made", "none")
+    flags = ["--dataset", "made", "--data_root", str(root), "--device", "cpu", "--feature_network", "classifier"]
+    calculate_inception_moments.main([*flags, "--classifier_epochs", "1"])
+    return root
+
+
+@pytest.fixture
+def where(data_root, tmp_path):
+    return ["--data_root", str(data_root), "--runs_root", str(tmp_path / "runs"), "--experiment_name", "run"]
+
+
+def command(*flags, launcher=()):
+    return [sys.executable, *launcher, str(ROOT / "train.py"), *map(str, flags)]
+
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def events(folder):
+    """The log without what depends on time."""
+    dropped = {"time", "images_per_s", "memory_mb"}
+    return [{k: v for k, v in e.items() if k not in dropped} for e in logs.read_log(folder / "log.jsonl")]
+
+
+def states_equal(a, b):
+    a, b = (torch.load(path, weights_only=True) for path in (a, b))
+    for key in ("G", "D", "G_ema"):
+        for name in a[key]:
+            assert torch.equal(a[key][name], b[key][name]), (key, name)
+    assert a["step"] == b["step"] and a["best"] == b["best"] and a["metrics"] == b["metrics"]
+
+
+@pytest.fixture(scope="module")
+def whole(data_root, tmp_path_factory):
+    """A finished run of 8 steps, never disturbed."""
+    runs = tmp_path_factory.mktemp("whole")
+    flags = ["--data_root", str(data_root), "--runs_root", str(runs), "--experiment_name", "run", "--num_iters", "8"]
+    train.main([*FLAGS, *flags])
+    return runs / "run"
+
+
+def test_a_run_writes_what_it_promises(whole):
+    names = {
+        str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file() and "tensorboard" not in str(path)
+    }
+    sheets = {f"samples/step_{step:08d}.png" for step in (3, 6, 8)}
+    kept = {f"weights/ckpt_{step:08d}.pth" for step in (6, 8)}
+    best = {name for name in names if name.startswith("weights/best_")}
+    assert names == {"config.json", "log.jsonl", "curves.png"} | sheets | kept | best and 1 <= len(best) <= 2
+    assert list((whole / "tensorboard").iterdir())
+    log = events(whole)
+    assert [e["step"] for e in log if e["event"] == "train"] == list(range(1, 9))
+    evaluations = [e for e in log if e["event"] == "eval"]
+    assert [e["step"] for e in evaluations] == [3, 6, 8]
+    for key in ("fd", "is_mean", "precision", "recall", "density", "coverage", "accuracy"):
+        assert all(np.isfinite(e[key]) for e in evaluations)
+    assert evaluations[0]["protocol"]["fake_num"] == 140 and evaluations[0]["protocol"]["ema"]
+    assert log[-2]["images_seen"] == 8 * 8 * 2 * 2
+
+
+def test_checkpoints_hold_what_sampling_and_resuming_need(whole):
+    checkpoint = torch.load(whole / "weights" / "ckpt_00000008.pth", weights_only=True)
+    assert (
+        checkpoint["step"] == 8 and checkpoint["images_per_D_step"] == 16 and checkpoint["class_names"] == list("abc")
+    )
+    assert checkpoint["args"]["G_lr"] == 5e-5 and checkpoint["run"]["world_size"] == 1
+    lowest = min((e for e in events(whole) if e["event"] == "eval"), key=lambda e: e["fd"])
+    assert checkpoint["best"]["step"] == lowest["step"] and checkpoint["best"]["value"] == lowest["fd"]
+    best = checkpoints.find_checkpoint(whole)
+    G, meta = BigGAN.load_generator(best)
+    assert meta["step"] == lowest["step"] and meta["metrics"]["fd"] == lowest["fd"] and meta["ema"]
+    assert best.stat().st_size < 0.5 * (whole / "weights" / "ckpt_00000008.pth").stat().st_size
+    assert G(torch.zeros(1, 8), torch.tensor([2])).shape == (1, 3, 16, 16)
+
+
+def test_stopped_and_started_again_equals_never_stopped(whole, where, tmp_path):
+    """Killed without warning after the checkpoint of step 4, then run again: same log, same weights, bit for bit."""
+    weights = tmp_path / "runs" / "run" / "weights"
+    process = subprocess.Popen(command(*FLAGS, *where, "--num_iters", 100000), env=ENV, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 100
+    while not list(weights.glob("ckpt_0000000[4-6].pth")) and time.time() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for late in [path for path in weights.glob("*.pth") if int(path.stem[-8:]) > 6]:  # the machine may have been quick
+        late.unlink()
+    train.main([*FLAGS, *where, "--num_iters", "8"])
+    assert events(tmp_path / "runs" / "run") == events(whole)
+    states_equal(weights / "ckpt_00000008.pth", whole / "weights" / "ckpt_00000008.pth")
+
+
+def test_interrupt_saves_and_the_same_command_goes_on(whole, where, tmp_path):
+    log = tmp_path / "runs" / "run" / "log.jsonl"
+    flags = [*FLAGS, *where, "--save_every", 1000, "--test_every", 0, "--num_iters", 100000]
+    process = subprocess.Popen(command(*flags), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 100
+    while not (log.exists() and log.stat().st_size) and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on from there" in out and "Traceback" not in err
+    (saved,) = (tmp_path / "runs" / "run" / "weights").glob("ckpt_*.pth")
+    assert f"stopped at step {int(saved.stem[-8:])};" in out
+
+
+def test_a_finished_run_is_left_as_it_is(whole, data_root, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*.*")}
+    flags = ["--data_root", str(data_root), "--runs_root", str(whole.parent), "--experiment_name", "run"]
+    train.main([*FLAGS, *flags, "--num_iters", "8"])
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*.*")} == before
+    assert "step 8" in capsys.readouterr().out
+
+
+def test_evaluating_does_not_change_training(whole, where, tmp_path):
+    train.main([*FLAGS, *where, "--num_iters", "8", "--test_every", "0", "--sample_every", "0"])
+    mine, theirs = ([e for e in events(f) if e["event"] == "train"] for f in (tmp_path / "runs" / "run", whole))
+    assert mine == theirs
+
+
+def test_from_scratch_moves_the_old_run_aside(where, tmp_path):
+    for _ in range(2):
+        train.main([*FLAGS, *where, "--num_iters", "1", "--test_every", "0", "--from_scratch"])
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["run", "run.old1"]
+
+
+def test_two_processes_see_the_images_and_weights_of_one(whole, where, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    flags = [*FLAGS, *where, "--num_iters", 3, "--G_ortho", 1e-4]
+    done = subprocess.run(command(*flags, launcher=torchrun), env=ENV, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    one, two = ([e for e in events(f) if e["event"] == "train"] for f in (whole, tmp_path / "runs" / "run"))
+    assert len(two) == 3
+    # Batch norm of G sees half the batch on each rank; D has none, and its first step starts from the same weights.
+    assert two[0]["D_loss_real"] == pytest.approx(one[0]["D_loss_real"], abs=0.05)
+    assert [e["step"] for e in events(tmp_path / "runs" / "run") if e["event"] == "eval"] == [3]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One step
+
+
+def tiny():
+    torch.manual_seed(0)
+    config = ModelConfig(
+        resolution=8, n_classes=3, dim_z=4, G_ch=8, D_ch=8, G_ch_mult=(1, 1), D_ch_mult=(1, 2), D_param="none"
+    )
+    G, D = BigGAN.build(config)
+    return G.eval(), D  # batch norm of G in eval mode: samples do not depend on one another
+
+
+def test_accumulated_passes_are_one_large_batch():
+    x, z = torch.randn(8, 3, 8, 8), torch.randn(8, 4)
+    y, y_fake = torch.arange(8) % 3, torch.arange(8).flip(0) % 3
+    for ortho in (0, 1e-2):
+        gradients = []
+        for parts in (1, 4):
+            G, D = tiny()
+            sgd = [torch.optim.SGD(net.parameters(), lr=0.0) for net in (G, D)]
+            d_passes = zip(*(tensor.chunk(parts) for tensor in (x, y, z, y_fake)), strict=True)
+            g_passes = zip(z.chunk(parts), y.chunk(parts), strict=True)
+            d_terms = train.d_step(G, D, D, sgd[1], d_passes, parts, ortho)
+            g_terms = train.g_step(G, D, G, sgd[0], g_passes, parts, ortho)
+            gradients.append(
+                [*(p.grad for net in (G, D) for p in net.parameters()), *d_terms.values(), *g_terms.values()]
+            )
+        for one, four in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, four, rtol=1e-4, atol=1e-6)
+
+
+def test_steps_move_only_their_own_network():
+    G, D = tiny()
+    x, y, z = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), torch.randn(4, 4)
+    for step, own, other in (("d", D, G), ("g", G, D)):
+        before = [p.clone() for p in (*own.parameters(), *other.parameters())]
+        optimizer = torch.optim.Adam(own.parameters(), lr=1e-2)
+        if step == "d":
+            train.d_step(G, D, D, optimizer, [(x, y, z, y)], 1, 0)
+        else:
+            train.g_step(G, D, G, optimizer, [(z, y)], 1, 0)
+        changed = [not torch.equal(a, b) for a, b in zip(before, (*own.parameters(), *other.parameters()), strict=True)]
+        n = len(list(own.parameters()))
+        assert sum(changed[:n]) > n / 2 and not any(changed[n:])
+
+
+def test_moving_average():
+    G, _ = tiny()
+    average = train.MovingAverage(G, decay=0.9, start=2)
+    key, statistic = "linear.weight", "stages.0.0.bn1.bn.running_mean"
+    expected = None
+    for step in range(1, 6):
+        state = G.state_dict()
+        state[key].add_(1)
+        state[statistic].add_(1)
+        average.update(step)
+        copies = step <= 2
+        expected = state[key].clone() if copies else 0.9 * expected + 0.1 * state[key]
+        torch.testing.assert_close(average.module.state_dict()[key], expected)
+        assert torch.equal(average.module.state_dict()[statistic], state[statistic]) == copies
+
+
+def test_latents_do_not_depend_on_the_number_of_ranks():
+    args = train.parse_args(["--dataset", "x"])
+    config = ModelConfig(resolution=32, n_classes=5, dim_z=6)
+    cpu = torch.device("cpu")
+    whole = train.draw_latents(args, config, utils.Ranks(0, 1, cpu), 3, 1, 8)
+    parts = [train.draw_latents(args, config, utils.Ranks(rank, 2, cpu), 3, 1, 8) for rank in range(2)]
+    for one, two in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(one, torch.cat(two))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input: one clear line
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--dataset", "missing"], "make_hdf5.py"),
+        (["--dataset", "single"], "--unconditional"),
+        (["--batch_size", "0"], "positive"),
+        (["--hier"], "--hier needs --G_shared"),
+        (["--G_ch_mult", "4-4"], "--G_ch_mult"),
+        (["--experiment_name", "a/b"], "a name, not a path"),
+        (["--which_best", "fast"], "FID"),
+        (["--G_lr", "-1"], "--G_lr"),
+        (["--ema_decay", "2"], "--ema_decay"),
+        (["--num_iter", "5"], "did you mean --num_iters"),
+        (["--load_weights", "x"], "resumed by itself"),
+        (["--retention_ratio", "50"], "--retention_ratio 50"),
+        (["--device", "cuda:77"], "--device"),
+        (["--dataset", "single", "--unconditional"], "calculate_inception_moments.py"),
+    ],
+)
+def test_bad_input_is_one_line(where, tmp_path, capsys, flags, words):
+    with pytest.raises((SystemExit, utils.UserError)) as stop:
+        train.main([*FLAGS, *where, "--num_iters", "2", *flags])
+    text = str(stop.value) if isinstance(stop.value, utils.UserError) else capsys.readouterr().err.strip()
+    assert words in text and "\n" not in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_cannot_be_resumed_as_another(whole, data_root):
+    flags = ["--data_root", str(data_root), "--runs_root", str(whole.parent), "--experiment_name", "run"]
+    with pytest.raises(
+        utils.UserError, match="--ssm was voxel and is now none; --G_lr was 5e-05 and is now 0.001"
+    ) as error:
+        train.main([*FLAGS, *flags, "--num_iters", "8", "--G_lr", "1e-3", "--ssm", "none"])
+    assert "--from_scratch" in str(error.value)
+
+
+def test_an_unwritable_run_folder_is_refused(where, tmp_path):
+    (tmp_path / "runs").write_text("a file in the way")
+    with pytest.raises(utils.UserError, match="cannot write"):
+        train.main([*FLAGS, *where, "--num_iters", "2"])
+
+
+def test_unconditional_training_on_one_class(where, tmp_path):
+    flags = ["--dataset", "single", "--unconditional", "--test_every", "0", "--num_iters", "2"]
+    train.main([*FLAGS, *where, *flags])
+    G, meta = BigGAN.load_generator(tmp_path / "runs" / "run")
+    assert G.config.n_classes == 1 and G.config.D_cond == "none" and meta["class_names"] == ["all"]
+
+
+def test_exit_status_and_stderr_of_the_script(where):
+    done = subprocess.run(command(*FLAGS, *where, "--dataset", "nowhere"), env=ENV, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr
+
+
+PUBLISHED = {
+    "SSM": "--dataset I64_hdf5 --parallel --shuffle --num_workers 8 --batch_size 128 --num_G_accumulations 1 "
+    "--num_D_accumulations 1 --num_D_steps 1 --G_lr 1e-4 --D_lr 4e-4 --D_B2 0.999 --G_B2 0.999 --G_attn 32 --D_attn 32 "
+    "--G_nl relu --D_nl relu --SN_eps 1e-8 --BN_eps 1e-5 --adam_eps 1e-8 --G_ortho 0.0 --G_init xavier --D_init xavier "
+    "--G_eval_mode --G_ch 32 --D_ch 32 --ema --use_ema --ema_start 2000 --test_every 5000 --save_every 1000 "
+    "--num_best_copies 5 --num_save_copies 2 --seed 0 --which_best FID --num_iters 1000000 --num_epochs 1000 "
+    "--embedding inceptionv3 --density_measure gaussian --retention_ratio 100",
+    "BigGAN": "--dataset I128_hdf5 --parallel --shuffle --num_workers 8 --batch_size 256 --load_in_mem "
+    "--num_G_accumulations 8 --num_D_accumulations 8 --num_D_steps 1 --G_lr 1e-4 --D_lr 4e-4 --D_B2 0.999 --G_B2 0.999 "
+    "--G_attn 64 --D_attn 64 --G_nl inplace_relu --D_nl inplace_relu --SN_eps 1e-6 --BN_eps 1e-5 --adam_eps 1e-6 "
+    "--G_ortho 0.0 --G_shared --G_init ortho --D_init ortho --hier --dim_z 120 --shared_dim 128 --G_ch 96 "
+    "--G_eval_mode --D_ch 96 --ema --use_ema --ema_start 20000 --test_every 2000 --save_every 1000 --num_best_copies 5 "
+    "--num_save_copies 2 --seed 0 --use_multiepoch_sampler",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_launch_lines_are_accepted(name):
+    args = train.parse_args(PUBLISHED[name].split())
+    config = ModelConfig.from_args(args, 64 if name == "SSM" else 128, 1000)
+    assert config.dim_z == (128 if name == "SSM" else 120) and len(args.legacy_notes) >= 5
+    assert json.dumps(checkpoints.plain(args))

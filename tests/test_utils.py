@@ -1,0 +1,97 @@
+"""Run plumbing: seeding, atomic files, pixel ranges, argument errors, grids."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import utils
+
+
+def test_random_streams_are_functions_of_seed_stream_and_counters():
+    draws = [
+        utils.rng(*key).standard_normal(4).tolist()
+        for key in [
+            (0, "z", 5, 1),
+            (0, "z", 5, 1),
+            (1, "z", 5, 1),
+            (0, "y", 5, 1),
+            (0, "z", 6, 1),
+            (0, "z", 5, 2),
+            (0, "z", 5),
+        ]
+    ]
+    assert draws[0] == draws[1]
+    assert len({tuple(draw) for draw in draws}) == 6
+    assert utils.rng(0, "z", 5).random() != utils.rng(0, "z", 5, 0).random()
+    assert len(set(utils.STREAMS.values())) == len(utils.STREAMS)
+
+
+def test_pixels_round_and_round_trip():
+    images = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(utils.to_uint8(utils.to_float(images)), images)
+    assert utils.to_uint8(torch.tensor([-1.5, -1.0, 0.5 / 127.5 - 1 + 1e-4, 1.0, 2.0])).tolist() == [0, 0, 1, 255, 255]
+
+
+def test_atomic_write_keeps_the_old_file_on_error(tmp_path):
+    path = tmp_path / "file.json"
+    utils.save_json({"a": 1}, path)
+    with pytest.raises(ZeroDivisionError), utils.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert utils.load_json(path) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_unwritable_and_unreadable_files_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("{")
+    for action in (
+        lambda: utils.save_json({}, tmp_path / "file" / "below_a_file.json"),
+        lambda: utils.load_json(tmp_path / "missing.json"),
+        lambda: utils.load_json(tmp_path / "file"),
+        lambda: utils.load_torch(tmp_path),
+        lambda: utils.load_torch(tmp_path / "missing.pth"),
+        lambda: utils.load_torch(tmp_path / "file"),
+    ):
+        with pytest.raises(utils.UserError) as error:
+            action()
+        assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_a_mistyped_flag_is_one_line_with_a_guess(capsys):
+    parser = utils.ArgumentParser("test")
+    parser.add_argument("--batch_size", type=utils.positive_int, default=1)
+    for flags, words in ((["--batchsize", "3"], "did you mean --batch_size?"), (["--batch_size", "0"], "positive")):
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args(flags)
+        assert stop.value.code == 2
+        message = capsys.readouterr().err
+        assert words in message and message.count("\n") == 1
+
+
+def test_run_main_turns_errors_into_exit_statuses():
+    code = "import utils\ndef main(): raise {}\nutils.run_main(main)"
+    for error, status in (("utils.UserError('the remedy')", 2), ("KeyboardInterrupt", 130)):
+        root = Path(__file__).parent.parent
+        done = subprocess.run([sys.executable, "-c", code.format(error)], cwd=root, capture_output=True, text=True)
+        assert done.returncode == status and "Traceback" not in done.stderr
+        assert ("the remedy" in done.stderr) == (status == 2)
+
+
+def test_image_grid_places_images_row_by_row():
+    images = torch.zeros(6, 3, 4, 4, dtype=torch.uint8)
+    images[4] = 200
+    grid = np.asarray(utils.image_grid(images, columns=3, scale=2, pad=1))
+    assert grid.shape == (2 * 9 + 1, 3 * 9 + 1, 3)
+    assert (grid[10:18, 10:18] == 200).all() and (grid[1:9, 1:9] == 0).all()
+    assert utils.image_grid(images, columns=3, labels=["a", "b", "c"]).height > utils.image_grid(images, 3).height
+
+
+def test_device_names():
+    assert utils.resolve_device("cpu").type == "cpu"
+    for name in ("gpu", "cuda:99"):
+        with pytest.raises(utils.UserError, match="--device"):
+            utils.resolve_device(name)

@@ -1,0 +1,462 @@
+"""Train a class-conditional GAN. Running the same command again resumes the run.
+
+    python train.py --dataset digits --feature_network classifier --ssm voxel --ema --num_iters 3000
+    torchrun --nproc_per_node 8 train.py ...        (or --parallel: one process per visible GPU)
+
+Everything a run writes is in runs/<experiment_name>/: config.json, log.jsonl, tensorboard/, samples/, curves.png and
+weights/. A step is one update of G; step counts are completed steps, so step 0 is the untrained network.
+"""
+
+import argparse
+import copy
+import dataclasses
+import functools
+import itertools
+import math
+import os
+import sys
+import time
+from contextlib import closing, nullcontext
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import BigGAN
+import checkpoints
+import datasets
+import evaluate
+import inception_utils
+import legacy_flags
+import logs
+import losses
+import sample
+import utils
+from model_config import ModelConfig, add_model_args
+
+
+def parse_args(argv=None):
+    parser = utils.ArgumentParser(__doc__.splitlines()[0])
+    run = parser.add_argument_group("run")
+    run.add_argument("--experiment_name", default="", help="name of the run folder; empty: made from the flags")
+    run.add_argument("--name_suffix", default="", help="added to the name of the run folder")
+    run.add_argument("--runs_root", default="runs", help="where run folders are")
+    run.add_argument(
+        "--from_scratch", action="store_true", help="move an earlier run of that name aside and start anew"
+    )
+    run.add_argument("--seed", type=utils.count, default=0, help="of the weights, noise, classes and order of images")
+    run.add_argument("--deterministic", action="store_true", help="bit-equal results on CUDA too, slower")
+    run.add_argument("--parallel", action="store_true", help="one process per visible GPU")
+    utils.add_device_args(run)
+
+    datasets.add_data_args(parser)
+    data = parser.add_argument_group("data in training")
+    data.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="random horizontal flips")
+    data.add_argument("--unconditional", action="store_true", help="ignore labels: one class, and a D without class")
+
+    add_model_args(parser)
+
+    length = parser.add_argument_group("length (the first that is reached ends the run)")
+    length.add_argument("--num_iters", type=utils.positive_int, default=None, help="steps of G")
+    length.add_argument(
+        "--num_epochs", type=utils.positive_int, default=None, help="passes of D over the data; 100 if neither is given"
+    )
+
+    step = parser.add_argument_group("optimisation")
+    step.add_argument(
+        "--batch_size", type=utils.positive_int, default=64, help="images of one pass, over all processes"
+    )
+    step.add_argument("--G_batch_size", type=utils.count, default=0, help="fakes of one pass of G; 0: batch_size")
+    step.add_argument("--num_D_steps", type=utils.positive_int, default=2, help="steps of D per step of G")
+    step.add_argument("--num_G_accumulations", type=utils.positive_int, default=1, help="passes per step of G")
+    step.add_argument("--num_D_accumulations", type=utils.positive_int, default=1, help="passes per step of D")
+    for network, lr in (("G", 5e-5), ("D", 2e-4)):
+        step.add_argument(f"--{network}_lr", type=float, default=lr, help=f"Adam's learning rate of {network}")
+        step.add_argument(f"--{network}_B1", type=float, default=0.0, help=f"Adam's beta1 of {network}")
+        step.add_argument(f"--{network}_B2", type=float, default=0.999, help=f"Adam's beta2 of {network}")
+        step.add_argument(f"--{network}_ortho", type=float, default=0.0, help="orthogonal regularisation; BigGAN: 1e-4")
+    step.add_argument("--adam_eps", type=float, default=1e-8, help="Adam's epsilon")
+    step.add_argument("--ema", action=argparse.BooleanOptionalAction, default=False, help="keep a moving average of G")
+    step.add_argument("--ema_decay", type=float, default=0.9999, help="decay of the moving average")
+    step.add_argument("--ema_start", type=utils.count, default=0, help="step until which the average is a plain copy")
+
+    inception_utils.add_metric_args(parser)
+    report = parser.add_argument_group("reports")
+    report.add_argument(
+        "--test_every", type=utils.count, default=5000, help="steps between evaluations; 0: none at all"
+    )
+    report.add_argument(
+        "--which_best", type=str.upper, default="IS", choices=BEST, help="metric of the best checkpoint"
+    )
+    report.add_argument("--save_every", type=utils.positive_int, default=2000, help="steps between checkpoints")
+    report.add_argument("--num_save_copies", type=utils.positive_int, default=2, help="newest checkpoints to keep")
+    report.add_argument("--num_best_copies", type=utils.positive_int, default=2, help="newest best ones to keep")
+    report.add_argument("--sample_every", type=utils.count, default=2000, help="steps between sheets; 0: only the last")
+    report.add_argument("--log_every", type=utils.positive_int, default=50, help="steps between logged losses")
+    legacy_flags.add_legacy_args(parser)
+
+    args = parser.parse_args(argv)
+    if args.dataset is None:
+        parser.error("--dataset is required: the name of a data set made by make_hdf5.py")
+    for name in ("G_lr", "D_lr", "adam_eps"):
+        if not 0 < getattr(args, name) < 10:
+            parser.error(f"--{name} {getattr(args, name)} must be positive")
+    for name in ("G_B1", "G_B2", "D_B1", "D_B2", "ema_decay"):
+        if not 0 <= getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)} must lie in [0, 1)")
+    return args
+
+
+# --which_best -> the metric's keys, and whether more is better
+BEST = {
+    "FID": (("fid", "fd"), False),
+    "FD": (("fd", "fid"), False),
+    "IS": (("is_mean",), True),
+    "PRECISION": (("precision",), True),
+    "RECALL": (("recall",), True),
+    "DENSITY": (("density",), True),
+    "COVERAGE": (("coverage",), True),
+    "ACCURACY": (("accuracy",), True),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One step. `forward` is the network itself, or its DistributedDataParallel wrapper, which averages gradients.
+
+
+def d_step(G, D, forward_D, optimizer, passes, num_passes, ortho):
+    """One optimizer step of D over accumulated passes; returns the mean of each loss term (0-dim tensors).
+
+    passes: iterator of (x (N,3,R,R) in [-1,1], y (N,), z (N,dim_z), fake y (N,)). Real and fake images share a forward,
+    so that DistributedDataParallel and spectral norm see one per pass.
+    """
+    D.requires_grad_(True)
+    optimizer.zero_grad(set_to_none=True)
+    means = {}
+    for i, (x, y, z, y_fake) in enumerate(passes):
+        with torch.no_grad():
+            fakes = G(z, y_fake)
+        with _reduction(forward_D, i == num_passes - 1):
+            logits = forward_D(torch.cat([x, fakes]), torch.cat([y, y_fake]))
+            _backward(losses.d_hinge(*logits.split([len(x), len(fakes)])), num_passes, means)
+    _add_orthogonal_gradient(D.parameters(), ortho)
+    optimizer.step()
+    return means
+
+
+def g_step(G, D, forward_G, optimizer, passes, num_passes, ortho):
+    """One optimizer step of G over accumulated passes of (z (N,dim_z), y (N,)); returns as `d_step`."""
+    D.requires_grad_(False)
+    optimizer.zero_grad(set_to_none=True)
+    means = {}
+    for i, (z, y) in enumerate(passes):
+        with _reduction(forward_G, i == num_passes - 1):
+            _backward(losses.g_hinge(D(forward_G(z, y), y)), num_passes, means)
+    # As in BigGAN-PyTorch, the shared class embedding is not regularised.
+    _add_orthogonal_gradient((p for name, p in G.named_parameters() if not name.startswith("shared.")), ortho)
+    optimizer.step()
+    return means
+
+
+def _reduction(forward, last):
+    """While gradients accumulate, they are not averaged over ranks: the last pass does it for all."""
+    return nullcontext() if last or not isinstance(forward, DistributedDataParallel) else forward.no_sync()
+
+
+def _backward(terms, num_passes, means):
+    (sum(terms.values()) / num_passes).backward()
+    for name, value in terms.items():
+        means[name] = means.get(name, 0) + value.detach() / num_passes
+
+
+def _add_orthogonal_gradient(parameters, strength):
+    """Added after the passes: the penalty depends on the weights alone, so it is the same on all ranks."""
+    weights = [p for p in parameters if p.ndim >= 2] if strength else []
+    if weights:
+        gradients = torch.autograd.grad(losses.orthogonal_penalty(weights, strength), weights)
+        torch._foreach_add_([p.grad for p in weights], gradients)
+
+
+class MovingAverage:
+    """Exponential moving average of G: parameters and batch-norm statistics are averaged, other buffers are copied."""
+
+    def __init__(self, G, decay, start):
+        self.module = copy.deepcopy(G).eval().requires_grad_(False)
+        self.decay, self.start = decay, start
+        source, target = G.state_dict(keep_vars=True), self.module.state_dict(keep_vars=True)
+        parameters = {name for name, _ in G.named_parameters()}
+        averaged = [k for k in source if k in parameters or k.endswith(("running_mean", "running_var"))]
+        copied = [k for k in source if k not in averaged]
+        self.averaged = [target[k] for k in averaged], [source[k] for k in averaged]
+        self.copied = [target[k] for k in copied], [source[k] for k in copied]
+
+    @torch.no_grad()
+    def update(self, step):
+        """After step `step` (1, 2, ...). Until `start` the average is a plain copy."""
+        torch._foreach_lerp_(*self.averaged, 1 - self.decay if step > self.start else 1.0)
+        torch._foreach_copy_(*self.copied)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a step sees: functions of the seed and the step, the same for any number of ranks (DESIGN: each pass is drawn
+# whole and every rank takes its slice)
+
+
+def draw_latents(args, config, ranks, step, draw, batch_size):
+    """z (N,dim_z) and y (N,) of this rank for pass `draw` of a step."""
+    z = utils.rng(args.seed, "z", step, draw).standard_normal((batch_size, config.dim_z), dtype="float32")
+    y = utils.rng(args.seed, "y", step, draw).integers(config.n_classes, size=batch_size)
+    return [torch.from_numpy(ranks.slice(array)).to(ranks.device, non_blocking=True) for array in (z, y)]
+
+
+def draw_reals(args, loader, ranks, step, draw):
+    """Real images x (N,3,R,R) in [-1,1] and their classes y (N,) of this rank for a pass of D."""
+    images, y = next(loader)
+    images, y = (tensor.to(ranks.device, non_blocking=True) for tensor in (images, y))
+    if args.flip:
+        flips = utils.rng(args.seed, "flip", step, draw).integers(2, size=args.batch_size)
+        flips = torch.from_numpy(ranks.slice(flips)).to(ranks.device).bool()
+        images = torch.where(flips[:, None, None, None], images.flip(3), images)
+    return utils.to_float(images), torch.zeros_like(y) if args.unconditional else y
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def which_value(which, metrics):
+    """The number that --which_best means, or None if the metrics have no finite one."""
+    value = next((metrics[key] for key in BEST[which][0] if key in metrics), None)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def is_better(which, metrics, best):
+    """Whether metrics beat `best`, a dict with the best `value` so far, or None."""
+    value = which_value(which, metrics)
+    if value is None or best is None:
+        return value is not None
+    return value > best["value"] if BEST[which][1] else value < best["value"]
+
+
+def train(args, ranks):
+    # Everything that can be wrong with flags and files is found here, before anything is computed.
+    dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
+    if dataset.num_classes == 1 and not args.unconditional:
+        raise utils.UserError(
+            f"{dataset.path}: all images are of one class; train with --unconditional, or make the data set again "
+            "from a folder with one sub-folder per class"
+        )
+    class_names = ["all"] if args.unconditional else dataset.class_names
+    config = make_config(args, dataset.resolution, len(class_names))
+    G_batch_size = args.G_batch_size or args.batch_size
+    for flag, size in (("batch_size", args.batch_size), ("G_batch_size", G_batch_size)):
+        if size % ranks.world_size:
+            raise utils.UserError(f"--{flag} {size} cannot be split evenly over {ranks.world_size} processes")
+    feature_network = reference = None
+    if args.test_every:
+        feature_network, reference = inception_utils.load_evaluation(args, dataset, ranks.device)
+    folder = checkpoints.run_folder(args)
+    images_per_step = args.batch_size * args.num_D_steps * args.num_D_accumulations
+    num_steps = run_length(args, len(dataset), images_per_step)
+
+    # Build.
+    torch.manual_seed(args.seed)  # of the initial weights; everything later draws from utils.rng
+    G, D = (net.to(ranks.device) for net in BigGAN.build(config))
+    opt_G = torch.optim.Adam(G.parameters(), lr=args.G_lr, betas=(args.G_B1, args.G_B2), eps=args.adam_eps)
+    opt_D = torch.optim.Adam(D.parameters(), lr=args.D_lr, betas=(args.D_B1, args.D_B2), eps=args.adam_eps)
+    average = MovingAverage(G, args.ema_decay, args.ema_start) if args.ema else None
+    evaluated = average.module if args.ema else G
+
+    # Resume.
+    if ranks.is_main:
+        if args.from_scratch:
+            checkpoints.move_aside(folder)
+        checkpoints.check_writable(folder, (args.num_save_copies + 1) * checkpoint_bytes(G, D))
+    utils.barrier(ranks)
+    start, best, metrics = 0, None, None
+    checkpoint = checkpoints.newest(folder)
+    if checkpoint:
+        checkpoints.check_same_run(checkpoint, args, config)
+        start, best, metrics = checkpoint["step"], checkpoint["best"], checkpoint["metrics"]
+        BigGAN.load_state(G, checkpoint["G"], folder)
+        BigGAN.load_state(D, checkpoint["D"], folder)
+        if average:
+            BigGAN.load_state(average.module, checkpoint["G_ema"], folder)
+        opt_G.load_state_dict(checkpoint["opt_G"])
+        opt_D.load_state_dict(checkpoint["opt_D"])
+    about = {  # what every checkpoint says of itself, besides its step and metrics
+        "model_config": config.to_dict(),
+        "class_names": class_names,
+        "args": checkpoints.plain(args),
+        "images_per_D_step": args.batch_size * args.num_D_accumulations,
+        "run": checkpoints.provenance(ranks),
+    }
+    if ranks.is_main:
+        print_start(args, config, G, D, dataset, folder, start, num_steps)
+    if start >= num_steps:
+        if ranks.is_main:
+            report_end(folder, start)
+        return
+    log = None
+    if ranks.is_main:
+        utils.save_json(about, folder / "config.json")
+        log = logs.RunLog(folder, start if checkpoint else None)
+    forward_G, forward_D = (utils.data_parallel(net, ranks) for net in (G, D))
+    loader = datasets.BatchLoader(
+        dataset,
+        args.batch_size,
+        args.seed,
+        start=start * args.num_D_steps * args.num_D_accumulations,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        num_workers=args.num_workers,
+        pin_memory=ranks.device.type == "cuda",
+    )
+
+    # The loop.
+    latents = functools.partial(draw_latents, args, config, ranks)
+    bar = tqdm(total=num_steps, initial=start, disable=not ranks.is_main, dynamic_ncols=True, **utils.bar_interval())
+    with closing(loader), closing(log) if log else nullcontext(), bar, utils.StopSignal() as stop:
+        clock, clock_step = time.perf_counter(), start
+        for step in range(start + 1, num_steps + 1):
+            draws = itertools.count()  # a number of its own for each pass within the step
+            for _ in range(args.num_D_steps):
+                passes = (
+                    (*draw_reals(args, loader, ranks, step, draw), *latents(step, draw, args.batch_size))
+                    for draw in itertools.islice(draws, args.num_D_accumulations)
+                )
+                terms = d_step(G, D, forward_D, opt_D, passes, args.num_D_accumulations, args.D_ortho)
+            passes = (latents(step, d, G_batch_size) for d in itertools.islice(draws, args.num_G_accumulations))
+            terms |= g_step(G, D, forward_G, opt_G, passes, args.num_G_accumulations, args.G_ortho)
+            if average:
+                average.update(step)
+            bar.update()
+
+            last = step == num_steps
+            stopped = stop.requested(step, ranks)
+            test, sheet, save, write = (
+                interval and (step % interval == 0 or last)
+                for interval in (args.test_every, args.sample_every or num_steps, args.save_every, args.log_every)
+            )
+            save = save or stopped
+            if write or save:
+                terms = utils.mean_over_ranks(terms, ranks)
+                check_finite(terms, step, folder)
+            if write and log:
+                speed = (step - clock_step) * images_per_step / (time.perf_counter() - clock)
+                log.write("train", step, {**terms, "images_seen": step * images_per_step, **resources(speed, ranks)})
+                bar.set_postfix({**{k: f"{v:.3f}" for k, v in terms.items()}, "images/s": f"{speed:.0f}"})
+            if test or sheet or save:  # what leaves this process is rank 0's: its batch-norm statistics too
+                utils.broadcast_buffers([G, evaluated], ranks)
+            if test:
+                metrics = evaluate.evaluate_generator(
+                    evaluated,
+                    feature_network,
+                    reference,
+                    num_images=args.num_inception_images,
+                    batch_size=args.metric_batch_size,
+                    seed=args.seed,
+                    device=ranks.device,
+                    rank=ranks.rank,
+                    world_size=ranks.world_size,
+                    ema=args.ema,
+                )
+                state = {"step": step, "images_seen": step * images_per_step, **about, "metrics": metrics}
+                if is_better(args.which_best, metrics, best):
+                    best = {"step": step, "metric": args.which_best, "value": which_value(args.which_best, metrics)}
+                    name = "G_ema" if average else "G"
+                    if ranks.is_main:
+                        state |= {"best": best, name: evaluated.state_dict()}
+                        checkpoints.save(state, folder, "best", args.num_best_copies)
+                if log:
+                    log.write("eval", step, metrics)
+                    bar.write(f"step {step}: {inception_utils.summary(metrics)}")
+            if sheet and log:
+                with evaluate.evaluating(evaluated):
+                    picture = sample.class_sheet(evaluated, 10, args.seed, class_names=class_names)
+                utils.save_image(picture, folder / "samples" / f"step_{step:08d}.png")
+                log.image("samples", step, picture)
+            if save and log:
+                state = {"step": step, "images_seen": step * images_per_step, **about, "metrics": metrics, "best": best}
+                state |= {"G": G.state_dict(), "D": D.state_dict(), "G_ema": average and average.module.state_dict()}
+                state |= {"opt_G": opt_G.state_dict(), "opt_D": opt_D.state_dict(), "scaler": None}
+                checkpoints.save(state, folder, "ckpt", args.num_save_copies)
+            if (test or save) and log:
+                logs.plot_curves(folder / "log.jsonl", folder / "curves.png")
+            if test or sheet or save:
+                clock, clock_step = time.perf_counter(), step  # the speed is of training alone
+            if stopped:
+                break
+    if stop.received and not last:
+        print(f"stopped at step {step}; the same command goes on from there")
+        sys.exit(128 + stop.received)
+    if ranks.is_main:
+        report_end(folder, num_steps)
+
+
+def make_config(args, resolution, n_classes):
+    """The ModelConfig of the flags; --unconditional leaves D without the class."""
+    if not args.unconditional:
+        return ModelConfig.from_args(args, resolution, n_classes)
+    return dataclasses.replace(ModelConfig.from_args(args, resolution, n_classes), D_cond="none")
+
+
+def run_length(args, num_images, images_per_step):
+    """The step at which the run ends: the first of --num_iters and --num_epochs."""
+    num_epochs = args.num_epochs or (math.inf if args.num_iters else 100)
+    return int(min(args.num_iters or math.inf, -(-num_epochs * num_images // images_per_step)))
+
+
+def check_finite(terms, step, folder):
+    if not all(math.isfinite(value) for value in terms.values()):
+        raise utils.UserError(
+            f"the losses are no longer finite at step {step} ({terms}); {folder} keeps the checkpoints of before. "
+            "A lower --G_lr and --D_lr, or --D_param SN, usually helps"
+        )
+
+
+def checkpoint_bytes(G, D):
+    """Size of a full checkpoint: weights, the moving average of G, and Adam's two moments, in float32."""
+    sizes = [sum(t.numel() for t in net.state_dict().values()) for net in (G, D)]
+    return 4 * (4 * sizes[0] + 3 * sizes[1])
+
+
+def resources(images_per_second, ranks):
+    return {"images_per_s": round(images_per_second, 1), "memory_mb": logs.peak_memory_mb(ranks.device)}
+
+
+def print_start(args, config, G, D, dataset, folder, start, num_steps):
+    for note in [*(args.legacy_notes or []), *config.notes()]:
+        print(f"note: {note}")
+    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in (("G", G), ("D", D))}
+    print(
+        f"{dataset.name}: {len(dataset):,} images {config.resolution}x{config.resolution}, {config.n_classes} classes; "
+        f"G {sizes['G']:,} and D {sizes['D']:,} parameters; dim_z {config.dim_z}\n"
+        f"an optimizer step of D sees {args.batch_size * args.num_D_accumulations} images; "
+        f"{'resuming at' if start else 'from'} step {start} to {num_steps} in {folder}"
+    )
+
+
+def report_end(folder, step):
+    print(f"{folder} is at step {step}: {folder}/samples, curves.png and log.jsonl; tensorboard --logdir {folder}")
+    evaluations = [event for event in logs.read_log(folder / "log.jsonl") if event["event"] == "eval"]
+    if evaluations:
+        print(f"step {evaluations[-1]['step']}: {inception_utils.summary(evaluations[-1])}")
+    print(f"next: python sample.py {folder}")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)  # attention without a deterministic backward
+        torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cudnn.benchmark = not args.deterministic
+    if args.parallel:
+        utils.launch_per_gpu()
+    with utils.process_group(args.device) as ranks:
+        train(args, ranks)
+
+
+if __name__ == "__main__":
+    utils.run_main(main)
