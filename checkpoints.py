@@ -5,6 +5,7 @@ runs/<name>/weights/best_<step>.pth     the evaluated generator alone, at its be
 """
 
 import itertools
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,6 +21,18 @@ CHANGEABLE = {
     "num_best_copies", "num_workers", "load_in_mem", "metric_batch_size", "device", "parallel", "from_scratch",
     "runs_root", "experiment_name", "name_suffix", "data_root", "inception_weights", "legacy_notes",
 }  # fmt: skip
+
+# --which_best -> the metric's keys, and whether more is better
+BEST = {
+    "FID": (("fid", "fd"), False),
+    "FD": (("fd", "fid"), False),
+    "IS": (("is_mean",), True),
+    "PRECISION": (("precision",), True),
+    "RECALL": (("recall",), True),
+    "DENSITY": (("density",), True),
+    "COVERAGE": (("coverage",), True),
+    "ACCURACY": (("accuracy",), True),
+}
 
 
 def find_checkpoint(path):
@@ -61,6 +74,26 @@ def save(state, folder, kind, copies):
         old.unlink()
 
 
+def better(which, step, metrics, best):
+    """The record of the better one: of these metrics if they beat `best` in --which_best, else `best` itself.
+
+    A record is a dict of `step`, `metric` and `value`; `best` is None before the first evaluation.
+    """
+    keys, more = BEST[which]
+    value = next((metrics[key] for key in keys if key in metrics), None)
+    if value is None or not math.isfinite(value):
+        return best
+    if best is not None and not (value > best["value"] if more else value < best["value"]):
+        return best
+    return {"step": step, "metric": which, "value": value}
+
+
+def num_bytes(G, D):
+    """Size of a full checkpoint: weights, the moving average of G, and Adam's two moments, in float32."""
+    sizes = [sum(t.numel() for t in net.state_dict().values()) for net in (G, D)]
+    return 4 * (4 * sizes[0] + 3 * sizes[1])
+
+
 def run_folder(args):
     """runs_root/--experiment_name, or a name that tells the runs of a study apart. Raises: utils.UserError."""
     name = args.experiment_name or "_".join(
@@ -91,14 +124,14 @@ def move_aside(folder):
         print(f"moved the earlier run to {aside}")
 
 
-def check_writable(folder, num_bytes):
-    """Raise utils.UserError unless `folder` can be written to and its disk has room for num_bytes."""
+def check_writable(folder, needed):
+    """Raise utils.UserError unless `folder` can be written to and its disk has room for `needed` bytes."""
     utils.save_json({}, folder / ".writable")
     (folder / ".writable").unlink()
     free = shutil.disk_usage(folder).free
-    if free < num_bytes:
+    if free < needed:
         raise utils.UserError(
-            f"{folder}: the disk has {free / 2**30:.1f} GiB free, the checkpoints need {num_bytes / 2**30:.1f} GiB; "
+            f"{folder}: the disk has {free / 2**30:.1f} GiB free, the checkpoints need {needed / 2**30:.1f} GiB; "
             "make room, or lower --num_save_copies"
         )
 

@@ -180,7 +180,7 @@ def _cached_inception():
         except (OSError, RuntimeError) as error:  # no network; a file that is not the one we asked for
             raise utils.UserError(
                 f"no Inception-v3 weights: downloading {INCEPTION_URL} failed ({error}); fetch it elsewhere and put it "
-                f"at {path}, or name it with --inception_weights"
+                f"at {path}, name it with --inception_weights, or use --feature_network classifier"
             ) from error
     if not utils.sha256(path).startswith(INCEPTION_HASH):
         raise utils.UserError(f"{path} is damaged (its sha256 does not begin with {INCEPTION_HASH}); delete it")

@@ -8,7 +8,6 @@ weights/. A step is one update of G; step counts are completed steps, so step 0 
 """
 
 import argparse
-import copy
 import dataclasses
 import functools
 import itertools
@@ -25,6 +24,7 @@ from tqdm import tqdm
 import BigGAN
 import checkpoints
 import datasets
+import ema
 import evaluate
 import inception_utils
 import legacy_flags
@@ -86,7 +86,7 @@ def parse_args(argv=None):
         "--test_every", type=utils.count, default=5000, help="steps between evaluations; 0: none at all"
     )
     report.add_argument(
-        "--which_best", type=str.upper, default="IS", choices=BEST, help="metric of the best checkpoint"
+        "--which_best", type=str.upper, default="IS", choices=checkpoints.BEST, help="metric of the best checkpoint"
     )
     report.add_argument("--save_every", type=utils.positive_int, default=2000, help="steps between checkpoints")
     report.add_argument("--num_save_copies", type=utils.positive_int, default=2, help="newest checkpoints to keep")
@@ -105,19 +105,6 @@ def parse_args(argv=None):
         if not 0 <= getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)} must lie in [0, 1)")
     return args
-
-
-# --which_best -> the metric's keys, and whether more is better
-BEST = {
-    "FID": (("fid", "fd"), False),
-    "FD": (("fd", "fid"), False),
-    "IS": (("is_mean",), True),
-    "PRECISION": (("precision",), True),
-    "RECALL": (("recall",), True),
-    "DENSITY": (("density",), True),
-    "COVERAGE": (("coverage",), True),
-    "ACCURACY": (("accuracy",), True),
-}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,26 +164,6 @@ def _add_orthogonal_gradient(parameters, strength):
         torch._foreach_add_([p.grad for p in weights], gradients)
 
 
-class MovingAverage:
-    """Exponential moving average of G: parameters and batch-norm statistics are averaged, other buffers are copied."""
-
-    def __init__(self, G, decay, start):
-        self.module = copy.deepcopy(G).eval().requires_grad_(False)
-        self.decay, self.start = decay, start
-        source, target = G.state_dict(keep_vars=True), self.module.state_dict(keep_vars=True)
-        parameters = {name for name, _ in G.named_parameters()}
-        averaged = [k for k in source if k in parameters or k.endswith(("running_mean", "running_var"))]
-        copied = [k for k in source if k not in averaged]
-        self.averaged = [target[k] for k in averaged], [source[k] for k in averaged]
-        self.copied = [target[k] for k in copied], [source[k] for k in copied]
-
-    @torch.no_grad()
-    def update(self, step):
-        """After step `step` (1, 2, ...). Until `start` the average is a plain copy."""
-        torch._foreach_lerp_(*self.averaged, 1 - self.decay if step > self.start else 1.0)
-        torch._foreach_copy_(*self.copied)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What a step sees: functions of the seed and the step, the same for any number of ranks (DESIGN: each pass is drawn
 # whole and every rank takes its slice)
@@ -223,20 +190,6 @@ def draw_reals(args, loader, ranks, step, draw):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def which_value(which, metrics):
-    """The number that --which_best means, or None if the metrics have no finite one."""
-    value = next((metrics[key] for key in BEST[which][0] if key in metrics), None)
-    return value if value is not None and math.isfinite(value) else None
-
-
-def is_better(which, metrics, best):
-    """Whether metrics beat `best`, a dict with the best `value` so far, or None."""
-    value = which_value(which, metrics)
-    if value is None or best is None:
-        return value is not None
-    return value > best["value"] if BEST[which][1] else value < best["value"]
-
-
 def train(args, ranks):
     # Everything that can be wrong with flags and files is found here, before anything is computed.
     dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
@@ -260,17 +213,18 @@ def train(args, ranks):
 
     # Build.
     torch.manual_seed(args.seed)  # of the initial weights; everything later draws from utils.rng
-    G, D = (net.to(ranks.device) for net in BigGAN.build(config))
+    # channels_last is the layout that convolutions are fastest in, on CPUs and on GPUs with tensor cores.
+    G, D = (net.to(ranks.device, memory_format=torch.channels_last) for net in BigGAN.build(config))
     opt_G = torch.optim.Adam(G.parameters(), lr=args.G_lr, betas=(args.G_B1, args.G_B2), eps=args.adam_eps)
     opt_D = torch.optim.Adam(D.parameters(), lr=args.D_lr, betas=(args.D_B1, args.D_B2), eps=args.adam_eps)
-    average = MovingAverage(G, args.ema_decay, args.ema_start) if args.ema else None
+    average = ema.MovingAverage(G, args.ema_decay, args.ema_start) if args.ema else None
     evaluated = average.module if args.ema else G
 
     # Resume.
     if ranks.is_main:
         if args.from_scratch:
             checkpoints.move_aside(folder)
-        checkpoints.check_writable(folder, (args.num_save_copies + 1) * checkpoint_bytes(G, D))
+        checkpoints.check_writable(folder, (args.num_save_copies + 1) * checkpoints.num_bytes(G, D))
     utils.barrier(ranks)
     start, best, metrics = 0, None, None
     checkpoint = checkpoints.newest(folder)
@@ -294,7 +248,7 @@ def train(args, ranks):
         print_start(args, config, G, D, dataset, folder, start, num_steps)
     if start >= num_steps:
         if ranks.is_main:
-            report_end(folder, start)
+            print_end(folder, start)
         return
     log = None
     if ranks.is_main:
@@ -333,17 +287,17 @@ def train(args, ranks):
 
             last = step == num_steps
             stopped = stop.requested(step, ranks)
-            test, sheet, save, write = (
-                interval and (step % interval == 0 or last)
-                for interval in (args.test_every, args.sample_every or num_steps, args.save_every, args.log_every)
-            )
+            intervals = (args.log_every, args.test_every, args.sample_every or num_steps, args.save_every)
+            write, test, sheet, save = (interval and (step % interval == 0 or last) for interval in intervals)
             save = save or stopped
+            state = {"step": step, "images_seen": step * images_per_step, **about}
             if write or save:
                 terms = utils.mean_over_ranks(terms, ranks)
                 check_finite(terms, step, folder)
             if write and log:
                 speed = (step - clock_step) * images_per_step / (time.perf_counter() - clock)
-                log.write("train", step, {**terms, "images_seen": step * images_per_step, **resources(speed, ranks)})
+                resources = {"images_per_s": round(speed, 1), "memory_mb": logs.peak_memory_mb(ranks.device)}
+                log.write("train", step, {**terms, "images_seen": state["images_seen"], **resources})
                 bar.set_postfix({**{k: f"{v:.3f}" for k, v in terms.items()}, "images/s": f"{speed:.0f}"})
             if test or sheet or save:  # what leaves this process is rank 0's: its batch-norm statistics too
                 utils.broadcast_buffers([G, evaluated], ranks)
@@ -360,14 +314,11 @@ def train(args, ranks):
                     world_size=ranks.world_size,
                     ema=args.ema,
                 )
-                state = {"step": step, "images_seen": step * images_per_step, **about, "metrics": metrics}
-                if is_better(args.which_best, metrics, best):
-                    best = {"step": step, "metric": args.which_best, "value": which_value(args.which_best, metrics)}
-                    name = "G_ema" if average else "G"
-                    if ranks.is_main:
-                        state |= {"best": best, name: evaluated.state_dict()}
-                        checkpoints.save(state, folder, "best", args.num_best_copies)
+                best = checkpoints.better(args.which_best, step, metrics, best)
                 if log:
+                    if best and best["step"] == step:
+                        weights = {"G_ema" if average else "G": evaluated.state_dict()}
+                        checkpoints.save({**state, "metrics": metrics, **weights}, folder, "best", args.num_best_copies)
                     log.write("eval", step, metrics)
                     bar.write(f"step {step}: {inception_utils.summary(metrics)}")
             if sheet and log:
@@ -376,9 +327,9 @@ def train(args, ranks):
                 utils.save_image(picture, folder / "samples" / f"step_{step:08d}.png")
                 log.image("samples", step, picture)
             if save and log:
-                state = {"step": step, "images_seen": step * images_per_step, **about, "metrics": metrics, "best": best}
+                state |= {"metrics": metrics, "best": best, "scaler": None}
                 state |= {"G": G.state_dict(), "D": D.state_dict(), "G_ema": average and average.module.state_dict()}
-                state |= {"opt_G": opt_G.state_dict(), "opt_D": opt_D.state_dict(), "scaler": None}
+                state |= {"opt_G": opt_G.state_dict(), "opt_D": opt_D.state_dict()}
                 checkpoints.save(state, folder, "ckpt", args.num_save_copies)
             if (test or save) and log:
                 logs.plot_curves(folder / "log.jsonl", folder / "curves.png")
@@ -390,7 +341,7 @@ def train(args, ranks):
         print(f"stopped at step {step}; the same command goes on from there")
         sys.exit(128 + stop.received)
     if ranks.is_main:
-        report_end(folder, num_steps)
+        print_end(folder, num_steps)
 
 
 def make_config(args, resolution, n_classes):
@@ -414,16 +365,6 @@ def check_finite(terms, step, folder):
         )
 
 
-def checkpoint_bytes(G, D):
-    """Size of a full checkpoint: weights, the moving average of G, and Adam's two moments, in float32."""
-    sizes = [sum(t.numel() for t in net.state_dict().values()) for net in (G, D)]
-    return 4 * (4 * sizes[0] + 3 * sizes[1])
-
-
-def resources(images_per_second, ranks):
-    return {"images_per_s": round(images_per_second, 1), "memory_mb": logs.peak_memory_mb(ranks.device)}
-
-
 def print_start(args, config, G, D, dataset, folder, start, num_steps):
     for note in [*(args.legacy_notes or []), *config.notes()]:
         print(f"note: {note}")
@@ -436,7 +377,7 @@ def print_start(args, config, G, D, dataset, folder, start, num_steps):
     )
 
 
-def report_end(folder, step):
+def print_end(folder, step):
     print(f"{folder} is at step {step}: {folder}/samples, curves.png and log.jsonl; tensorboard --logdir {folder}")
     evaluations = [event for event in logs.read_log(folder / "log.jsonl") if event["event"] == "eval"]
     if evaluations:

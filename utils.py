@@ -222,6 +222,7 @@ class StopSignal:
     def _receive(self, number, frame):
         self.received = number
         self.__exit__()
+        print("\nstopping after this step, with a checkpoint; once more stops at once", file=sys.stderr)
 
     def __exit__(self, *error):
         for number, handler in self.previous.items():

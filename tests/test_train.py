@@ -15,6 +15,7 @@ import torch
 import BigGAN
 import calculate_inception_moments
 import checkpoints
+import ema
 import logs
 import make_hdf5
 import train
@@ -223,7 +224,7 @@ def test_steps_move_only_their_own_network():
 
 def test_moving_average():
     G, _ = tiny()
-    average = train.MovingAverage(G, decay=0.9, start=2)
+    average = ema.MovingAverage(G, decay=0.9, start=2)
     key, statistic = "linear.weight", "stages.0.0.bn1.bn.running_mean"
     expected = None
     for step in range(1, 6):
