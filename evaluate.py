@@ -118,7 +118,8 @@ def parse_args(argv=None, run_args=None):
     """Parsed flags. `run_args`: the training flags of the checkpoint, which are the defaults of those of that name."""
     parser = utils.ArgumentParser(
         "Print the metrics of a checkpoint. Data set, data_root, seed and the flags of the group 'metrics' "
-        "are by default those that the checkpoint was trained with."
+        "are by default those that the checkpoint was trained with.",
+        "CHECKPOINT",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file, or a run folder: its best checkpoint")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")

@@ -90,6 +90,8 @@ def plot_curves(log_path, path):
         for name in names:
             steps, values = zip(*curves[name], strict=True)
             axes.plot(steps, values, label=name, linewidth=1, marker="." if len(steps) < 40 else None)
+        if title == "Frechet distance":
+            axes.set_yscale("log")  # it falls by orders of magnitude
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("generator step", fontsize=8)
         axes.tick_params(labelsize=8)

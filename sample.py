@@ -233,7 +233,7 @@ def _truncation(text):
 
 
 def parse_args(argv=None):
-    parser = utils.ArgumentParser("Write sample sheets, and on request many images, of a checkpoint.")
+    parser = utils.ArgumentParser("Write sample sheets, and on request many images, of a checkpoint.", "CHECKPOINT")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file, or a run folder: its best checkpoint")
     group = add_sampling_args(parser)
     group.add_argument("--batch_size", type=utils.positive_int, default=64, help="single images at a time")

@@ -298,7 +298,8 @@ def train(args, ranks):
                 speed = (step - clock_step) * images_per_step / (time.perf_counter() - clock)
                 resources = {"images_per_s": round(speed, 1), "memory_mb": logs.peak_memory_mb(ranks.device)}
                 log.write("train", step, {**terms, "images_seen": state["images_seen"], **resources})
-                bar.set_postfix({**{k: f"{v:.3f}" for k, v in terms.items()}, "images/s": f"{speed:.0f}"})
+                numbers = {**{k: f"{v:.3f}" for k, v in terms.items()}, "images/s": f"{speed:.0f}"}
+                bar.set_postfix(numbers, refresh=False)
             if test or sheet or save:  # what leaves this process is rank 0's: its batch-norm statistics too
                 utils.broadcast_buffers([G, evaluated], ranks)
             if test:

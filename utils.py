@@ -26,22 +26,34 @@ class UserError(Exception):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, except where there is none to show."""
+    """Short names for values, and defaults only where there is one to show."""
 
     def __init__(self, prog):
         super().__init__(prog, max_help_position=34, width=110)
 
+    def _get_default_metavar_for_optional(self, action):
+        return {int: "N", positive_int: "N", count: "N", float: "X"}.get(action.type, "TEXT")
+
     def _get_help_string(self, action):
-        if action.default in (None, "", ()) or (action.nargs == 0 and action.default is False):
+        if isinstance(action.default, tuple) and action.default:
+            return f"{action.help} (default: {'_'.join(map(str, action.default))})"
+        is_off = action.nargs == 0 and (
+            action.default is False or not isinstance(action, argparse.BooleanOptionalAction)
+        )
+        if action.default in (None, "", ()) or is_off:
             return action.help
         return super()._get_help_string(action)
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with one-line errors, a guess at what a mistyped flag was meant to be, and no abbreviations."""
+    """argparse with one-line errors, a guess at what a mistyped flag was meant to be, and no abbreviations.
 
-    def __init__(self, description=None):
-        super().__init__(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    `positional`: the names of positional arguments, for the usage line, which would list every flag otherwise.
+    """
+
+    def __init__(self, description=None, positional=""):
+        usage = " ".join(["%(prog)s", *positional.split(), "[flags]"])
+        super().__init__(description=description, usage=usage, allow_abbrev=False, formatter_class=_HelpFormatter)
 
     def error(self, message):
         if "unrecognized arguments" in message:
@@ -55,20 +67,18 @@ class ArgumentParser(argparse.ArgumentParser):
         return f"; did you mean {close[0]}?" if close else ""
 
 
-def positive_int(text):
-    """argparse type: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
 def count(text):
-    """argparse type: an integer of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
+    """argparse type: a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return int(text)
+
+
+def positive_int(text):
+    """argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return int(text)
 
 
 def run_main(main):
