@@ -53,7 +53,7 @@ def find_checkpoint(path):
 
 
 def newest(folder):
-    """The newest full checkpoint of a run folder, loaded, or None if there is none. Raises: utils.UserError."""
+    """The newest full checkpoint of a run folder, loaded on the CPU, or None if there is none. Raises: UserError."""
     found = sorted((folder / "weights").glob("ckpt_*.pth"))
     if not found:
         return None
@@ -74,6 +74,12 @@ def save(state, folder, kind, copies):
         old.unlink()
 
 
+def check_which_best(which, keys):
+    """Raise utils.UserError if evaluations, which give the metrics `keys`, never give the one of --which_best."""
+    if not set(BEST[which][0]) & set(keys):
+        raise utils.UserError(f"--which_best {which}: evaluations of this run give only {', '.join(keys)}")
+
+
 def better(which, step, metrics, best):
     """The record of the better one: of these metrics if they beat `best` in --which_best, else `best` itself.
 
@@ -89,9 +95,9 @@ def better(which, step, metrics, best):
 
 
 def num_bytes(G, D):
-    """Size of a full checkpoint: weights, the moving average of G, and Adam's two moments, in float32."""
+    """Sizes of a full checkpoint (weights, the moving average of G, Adam's two moments) and of a best one, float32."""
     sizes = [sum(t.numel() for t in net.state_dict().values()) for net in (G, D)]
-    return 4 * (4 * sizes[0] + 3 * sizes[1])
+    return 4 * (4 * sizes[0] + 3 * sizes[1]), 4 * sizes[0]
 
 
 def run_folder(args):
@@ -110,7 +116,7 @@ def run_folder(args):
         ]
     )
     name += f"_{args.name_suffix}" if args.name_suffix else ""
-    if Path(name).name != name:
+    if Path(name).name != name or name == "..":
         raise utils.UserError(f"--experiment_name {name}: a name, not a path; see --runs_root")
     return Path(args.runs_root) / name
 
@@ -120,11 +126,40 @@ def move_aside(folder):
     if folder.exists():
         candidates = (folder.with_name(f"{folder.name}.old{n}") for n in itertools.count(1))
         aside = next(path for path in candidates if not path.exists())
-        folder.rename(aside)
+        try:
+            folder.rename(aside)
+        except OSError as error:
+            raise utils.UserError(f"cannot move {folder} to {aside}: {error.strerror}") from error
         print(f"moved the earlier run to {aside}")
 
 
-def check_writable(folder, needed):
+def prepare_folder(folder, args, G, D):
+    """Make the run folder ready to write to, on rank 0, before anything is computed.
+
+    Moved aside is an earlier run under --from_scratch, and one that left no checkpoint to resume from but a best one.
+    Removed is what a killed run left behind: half-written files, and best checkpoints of later steps than the one that
+    the run resumes at, since it gets there again.
+    Raises: utils.UserError if the folder cannot be written to, or its disk has no room for the checkpoints.
+    """
+    weights = folder / "weights"
+    start = max((_step(path) for path in weights.glob("ckpt_*.pth")), default=None)
+    if args.from_scratch or (start is None and any(weights.glob("best_*.pth"))):
+        move_aside(folder)
+    for path in [*weights.glob(".ckpt_*"), *weights.glob(".best_*")]:
+        path.unlink()
+    for path in weights.glob("best_*.pth"):
+        if _step(path) > start:
+            path.unlink()
+    there = sum(path.stat().st_size for path in weights.glob("*.pth"))
+    full, best = num_bytes(G, D)
+    _check_writable(folder, (args.num_save_copies + 1) * full + (args.num_best_copies + 1) * best - there)
+
+
+def _step(path):
+    return int(path.stem.rpartition("_")[2])
+
+
+def _check_writable(folder, needed):
     """Raise utils.UserError unless `folder` can be written to and its disk has room for `needed` bytes."""
     utils.save_json({}, folder / ".writable")
     (folder / ".writable").unlink()
@@ -136,12 +171,16 @@ def check_writable(folder, needed):
         )
 
 
-def check_same_run(checkpoint, args, config):
-    """Raise utils.UserError that lists the flags that a run may not change and that differ from its checkpoint's."""
-    old, new = checkpoint["args"], plain(args)
+def check_same_run(checkpoint, about):
+    """Raise utils.UserError that lists what a run may not change and what differs from its checkpoint.
+
+    about: the entries `args`, `model_config` and `data` that the run would write into a checkpoint now.
+    """
+    old, new = checkpoint["args"], about["args"]
     pairs = {f"--{k}": (old[k], new[k]) for k in new if k in old and k not in CHANGEABLE}
-    old, new = checkpoint["model_config"], config.to_dict()
-    pairs |= {f"the data's {k}": (old[k], new[k]) for k in ("resolution", "n_classes")}
+    old, new = checkpoint["model_config"] | checkpoint["data"], about["model_config"] | about["data"]
+    keys = ("resolution", "n_classes", *about["data"])
+    pairs |= {f"the data's {k}": (old[k], new[k]) for k in keys if None not in (old[k], new[k])}
     differences = [f"{name} was {a} and is now {b}" for name, (a, b) in pairs.items() if a != b]
     if differences:
         raise utils.UserError(

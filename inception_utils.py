@@ -259,10 +259,11 @@ def _family_reference(arrays, path, network):
     if network.name != "inception" or shapes != [(d,), (d, d)] or (features is not None and features.shape[1:] != (d,)):
         raise utils.UserError(f"{path} does not hold `mu` ({d},) and `sigma` ({d},{d}) of the network {network.name}")
     protocol = make_protocol(network, dataset=stem, num_images=None, seed=None, k=5, splits=10, assumed=True)
-    print(
-        f"{path}: protocol assumed: whole training set, {network.name} {network.weights_hash[:8]}, {network.resize}"
-        + ("" if features is not None else f"; no {beside.name}: no precision, recall, density, coverage")
-    )
+    if utils.is_main_process():
+        print(
+            f"{path}: protocol assumed: whole training set, {network.name} {network.weights_hash[:8]}, {network.resize}"
+            + ("" if features is not None else f"; no {beside.name}: no precision, recall, density, coverage")
+        )
     mu, sigma = (torch.from_numpy(arrays[key]).double() for key in ("mu", "sigma"))
     return Reference(mu, sigma, features, None, None, None, protocol)
 
@@ -278,7 +279,19 @@ def load_evaluation(args, dataset, device):
     if network.name == "classifier":
         classifier.check_fits(network, dataset, classifier.classifier_path(args.data_root, dataset.name))
     path = reference_path(args.data_root, dataset.name, network.name, network.resize)
-    return network, load_reference(path, network)
+    reference = load_reference(path, network)
+    least = max(reference.protocol["splits"], reference.protocol["k"] + 1)
+    if args.num_inception_images < least:
+        raise utils.UserError(f"--num_inception_images {args.num_inception_images}: the metrics need at least {least}")
+    return network, reference
+
+
+def metric_keys(network, reference, n_classes):
+    """The metrics that `compute_metrics` gives of a generator of n_classes classes."""
+    keys = [network.distance, "is_mean", "is_std"]
+    if reference.real_features is not None:
+        keys += ["precision", "recall", "density", "coverage"]
+    return keys + (["accuracy"] if network.name == "classifier" and network.num_classes == n_classes else [])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -99,6 +99,9 @@ class ModelConfig:
         for name in ("dim_z", "bottom_width", "G_ch", "D_ch", "n_classes"):
             if getattr(self, name) < 1:
                 raise utils.UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        for name in ("BN_eps", "SN_eps"):
+            if not 0 < getattr(self, name) < 1:
+                raise utils.UserError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")
         if self.shared_dim < 0 or min((*self.G_ch_mult, *self.D_ch_mult, 1)) < 1:
             raise utils.UserError("--shared_dim, --G_ch_mult and --D_ch_mult must be positive")
 
@@ -142,7 +145,8 @@ class ModelConfig:
         G_ends = [self.bottom_width * 2 ** (i + 1) for i in range(len(self.G_widths) - 1)]
         D_ends = [self.resolution // 2 ** (i + 1) for i in range(self.D_num_down)]
         attention = (("G", self.G_attn, G_ends), ("D", self.D_attn, D_ends))
-        return [
+        unconditioned = ["--hier without conditional batch norm and SSM: G sees only the first slot of z"]
+        return (unconditioned if self.hier and not self.G_cbn and self.ssm == "none" else []) + [
             f"--{network}_attn {resolution}: no attention there, as {network}'s blocks end at {ends}"
             for network, wanted, ends in attention
             for resolution in wanted

@@ -101,6 +101,11 @@ def parse_args(argv=None):
     for name in ("G_lr", "D_lr", "adam_eps"):
         if not 0 < getattr(args, name) < 10:
             parser.error(f"--{name} {getattr(args, name)} must be positive")
+    for name in ("G_ortho", "D_ortho"):
+        if not 0 <= getattr(args, name) < math.inf:
+            parser.error(f"--{name} {getattr(args, name)} must be 0 or positive")
+    if args.seed >= 2**63:
+        parser.error(f"--seed {args.seed} must be below 2^63")
     for name in ("G_B1", "G_B2", "D_B1", "D_B2", "ema_decay"):
         if not 0 <= getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)} must lie in [0, 1)")
@@ -207,6 +212,9 @@ def train(args, ranks):
     feature_network = reference = None
     if args.test_every:
         feature_network, reference = inception_utils.load_evaluation(args, dataset, ranks.device)
+        checkpoints.check_which_best(
+            args.which_best, inception_utils.metric_keys(feature_network, reference, config.n_classes)
+        )
     folder = checkpoints.run_folder(args)
     images_per_step = args.batch_size * args.num_D_steps * args.num_D_accumulations
     num_steps = run_length(args, len(dataset), images_per_step)
@@ -221,29 +229,16 @@ def train(args, ranks):
     evaluated = average.module if args.ema else G
 
     # Resume.
-    if ranks.is_main:
-        if args.from_scratch:
-            checkpoints.move_aside(folder)
-        checkpoints.check_writable(folder, (args.num_save_copies + 1) * checkpoints.num_bytes(G, D))
-    utils.barrier(ranks)
-    start, best, metrics = 0, None, None
-    checkpoint = checkpoints.newest(folder)
-    if checkpoint:
-        checkpoints.check_same_run(checkpoint, args, config)
-        start, best, metrics = checkpoint["step"], checkpoint["best"], checkpoint["metrics"]
-        BigGAN.load_state(G, checkpoint["G"], folder)
-        BigGAN.load_state(D, checkpoint["D"], folder)
-        if average:
-            BigGAN.load_state(average.module, checkpoint["G_ema"], folder)
-        opt_G.load_state_dict(checkpoint["opt_G"])
-        opt_D.load_state_dict(checkpoint["opt_D"])
     about = {  # what every checkpoint says of itself, besides its step and metrics
         "model_config": config.to_dict(),
         "class_names": class_names,
+        "data": {"num_images": len(dataset), "metric_weights": feature_network and feature_network.weights_hash},
         "args": checkpoints.plain(args),
         "images_per_D_step": args.batch_size * args.num_D_accumulations,
         "run": checkpoints.provenance(ranks),
     }
+    utils.on_main(ranks, lambda: checkpoints.prepare_folder(folder, args, G, D))
+    start, best = resume(folder, about, G, D, average, opt_G, opt_D)
     if ranks.is_main:
         print_start(args, config, G, D, dataset, folder, start, num_steps)
     if start >= num_steps:
@@ -253,7 +248,7 @@ def train(args, ranks):
     log = None
     if ranks.is_main:
         utils.save_json(about, folder / "config.json")
-        log = logs.RunLog(folder, start if checkpoint else None)
+        log = logs.RunLog(folder, start or None)
     forward_G, forward_D = (utils.data_parallel(net, ranks) for net in (G, D))
     loader = datasets.BatchLoader(
         dataset,
@@ -267,6 +262,7 @@ def train(args, ranks):
     )
 
     # The loop.
+    metrics = None
     latents = functools.partial(draw_latents, args, config, ranks)
     bar = tqdm(total=num_steps, initial=start, disable=not ranks.is_main, dynamic_ncols=True, **utils.bar_interval())
     with closing(loader), closing(log) if log else nullcontext(), bar, utils.StopSignal() as stop:
@@ -286,7 +282,7 @@ def train(args, ranks):
             bar.update()
 
             last = step == num_steps
-            stopped = stop.requested(step, ranks)
+            stopped = stop.requested(ranks)
             intervals = (args.log_every, args.test_every, args.sample_every or num_steps, args.save_every)
             write, test, sheet, save = (interval and (step % interval == 0 or last) for interval in intervals)
             save = save or stopped
@@ -328,7 +324,7 @@ def train(args, ranks):
                 utils.save_image(picture, folder / "samples" / f"step_{step:08d}.png")
                 log.image("samples", step, picture)
             if save and log:
-                state |= {"metrics": metrics, "best": best, "scaler": None}
+                state |= {"metrics": metrics if test else None, "best": best, "scaler": None}
                 state |= {"G": G.state_dict(), "D": D.state_dict(), "G_ema": average and average.module.state_dict()}
                 state |= {"opt_G": opt_G.state_dict(), "opt_D": opt_D.state_dict()}
                 checkpoints.save(state, folder, "ckpt", args.num_save_copies)
@@ -339,10 +335,26 @@ def train(args, ranks):
             if stopped:
                 break
     if stop.received and not last:
-        print(f"stopped at step {step}; the same command goes on from there")
+        if ranks.is_main:
+            print(f"stopped at step {step}; the same command goes on from there")
         sys.exit(128 + stop.received)
     if ranks.is_main:
         print_end(folder, num_steps)
+
+
+def resume(folder, about, G, D, average, opt_G, opt_D):
+    """Load the newest checkpoint of the run folder, if any: its step, or 0, and its record of the best evaluation."""
+    checkpoint = checkpoints.newest(folder)
+    if checkpoint is None:
+        return 0, None
+    checkpoints.check_same_run(checkpoint, about)
+    BigGAN.load_state(G, checkpoint["G"], folder)
+    BigGAN.load_state(D, checkpoint["D"], folder)
+    if average:
+        BigGAN.load_state(average.module, checkpoint["G_ema"], folder)
+    opt_G.load_state_dict(checkpoint["opt_G"])
+    opt_D.load_state_dict(checkpoint["opt_D"])
+    return checkpoint["step"], checkpoint["best"]
 
 
 def make_config(args, resolution, n_classes):
@@ -367,7 +379,10 @@ def check_finite(terms, step, folder):
 
 
 def print_start(args, config, G, D, dataset, folder, start, num_steps):
-    for note in [*(args.legacy_notes or []), *config.notes()]:
+    notes = [*(args.legacy_notes or []), *config.notes()]
+    if not args.ema and (args.ema_start or args.ema_decay != 0.9999):
+        notes.append("without --ema there is no moving average: --ema_start and --ema_decay do nothing")
+    for note in notes:
         print(f"note: {note}")
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in (("G", G), ("D", D))}
     print(

@@ -6,6 +6,7 @@ Nothing in here knows about networks, data sets or metrics, and nothing here imp
 import argparse
 import contextlib
 import difflib
+import errno
 import hashlib
 import json
 import math
@@ -13,6 +14,8 @@ import os
 import signal
 import sys
 import tempfile
+import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,14 +89,28 @@ def run_main(main):
     try:
         main()
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit_with_line(error)
+    except OSError as error:  # a disk can fill up under any write
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _exit_with_line(f"the disk is full ({error.filename or error.strerror})")
     except KeyboardInterrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of our output (head, less) has gone away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+
+
+def _exit_with_line(text):
+    if is_main_process():  # the others have found the same, or are ended by torchrun
+        print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+def is_main_process():
+    """Whether this is the process that speaks to the user: the only one, or rank 0 of torchrun's."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,18 +197,29 @@ def process_group(device_name):
         yield Ranks(0, 1, device)
         return
     if device.type == "cuda":
-        device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        gpus, needed = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+        if needed > gpus:
+            raise UserError(f"--nproc_per_node {needed}: there are only {gpus} GPUs here")
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
-    finally:
-        torch.distributed.destroy_process_group()
+    # gloo beside nccl lets the ranks agree on small things without waiting for their GPUs
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+    torch.distributed.destroy_process_group()  # not after an error: nccl's ranks can only do it together
 
 
-def barrier(ranks):
+def on_main(ranks, function):
+    """Run `function()` on rank 0 while the others wait; a UserError is raised on all of them."""
+    text = [None]
+    if ranks.is_main:
+        try:
+            function()
+        except UserError as error:
+            text = [str(error)]
     if ranks.world_size > 1:
-        torch.distributed.barrier()
+        torch.distributed.broadcast_object_list(text, src=0, device=torch.device("cpu"))
+    if text[0] is not None:
+        raise UserError(text[0])
 
 
 def data_parallel(module, ranks):
@@ -199,7 +227,9 @@ def data_parallel(module, ranks):
     if ranks.world_size == 1:
         return module
     device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`?broadcast_buffers", FutureWarning)  # deprecated only in the newest PyTorch
+        return torch.nn.parallel.DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
 
 
 def mean_over_ranks(terms, ranks):
@@ -230,23 +260,24 @@ class StopSignal:
         return self
 
     def _receive(self, number, frame):
-        self.received = number
-        self.__exit__()
-        print("\nstopping after this step, with a checkpoint; once more stops at once", file=sys.stderr)
+        if self.received is None:
+            self.received, self.since = number, time.monotonic()
+            if is_main_process():
+                print("\nstopping after this step, with a checkpoint; once more stops at once", file=sys.stderr)
+        elif time.monotonic() - self.since > 2:  # torchrun passes on a Ctrl-C that the terminal has sent us too
+            self.__exit__()
+            signal.raise_signal(number)
 
     def __exit__(self, *error):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def requested(self, step, ranks):
-        """Whether any rank has received a signal: the same answer on all of them, who ask one another now and then."""
-        if ranks.world_size == 1:
-            return self.received is not None
-        if step % 10:
-            return False
-        flag = torch.tensor([float(self.received or 0)], device=ranks.device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        self.received = int(flag.item()) or None
+    def requested(self, ranks):
+        """Whether any rank has received a signal: the same answer on all of them."""
+        if ranks.world_size > 1:
+            flag = torch.tensor([self.received or 0])
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            self.received = flag.item() or None
         return self.received is not None
 
 
@@ -303,7 +334,10 @@ def load_json(path):
 
 def save_torch(obj, path):
     with atomic_path(path) as temporary:
-        torch.save(obj, temporary)
+        try:
+            torch.save(obj, temporary)
+        except RuntimeError as error:  # what torch's writer makes of a full disk
+            raise UserError(f"cannot write {path}: is the disk full? ({str(error).splitlines()[0]})") from error
 
 
 def load_torch(path):

@@ -41,10 +41,9 @@ flags=(
     --G_attn 0 --D_attn 0           # no attention: nothing to gain at this size
     --dim_z 64 --batch_size 32
     --num_D_steps 1 --G_lr 4e-4 --D_lr 8e-4
-    --ema --ema_decay 0.99          # a short memory for a short run
-    --num_iters 3000                # and never the passes over the data, of which so few images need many
-    --num_epochs 1000000
-    --test_every 500 --num_inception_images 1797 --which_best FD
+    --ema --ema_decay 0.995         # a short memory for a short run
+    --num_iters 1000
+    --test_every 250 --sample_every 250 --num_inception_images 1797 --which_best FD
 )
 
 ensure_venv requirements.txt

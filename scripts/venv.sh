@@ -1,7 +1,7 @@
 # The project's Python, for the other scripts to source from the repository root:
 #   ensure_venv requirements.txt   makes .venv, or reuses it, with what that file lists; instant when nothing changed
 #   find_python                    prints the interpreter to run: $PYTHON, else .venv's, else python3
-# PYTHON=/path/to/python also chooses the interpreter that a new .venv is made with (3.10 or newer).
+# PYTHON=/path/to/python also chooses the interpreter that a new .venv is made with (3.11 or newer).
 # shellcheck shell=bash
 
 VENV=.venv
@@ -38,9 +38,9 @@ has_installed() { # has_installed requirements.txt: .venv runs and was filled fr
 
 make_venv() {
     local base=${PYTHON:-python3}
-    command -v "$base" >/dev/null || fail "$base not found: install Python 3.10 or newer, or name one with PYTHON=/path/to/python"
-    "$base" -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null ||
-        fail "$base is $("$base" --version 2>&1), but 3.10 or newer is needed: name one with PYTHON=/path/to/python"
+    command -v "$base" >/dev/null || fail "$base not found: install Python 3.11 or newer, or name one with PYTHON=/path/to/python"
+    "$base" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null ||
+        fail "$base is $("$base" --version 2>&1), but 3.11 or newer is needed: name one with PYTHON=/path/to/python"
     rm -rf "$VENV"
     "$base" -m venv "$VENV" >/dev/null 2>&1 || {
         rm -rf "$VENV"

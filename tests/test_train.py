@@ -157,6 +157,32 @@ def test_evaluating_does_not_change_training(whole, where, tmp_path):
     assert mine == theirs
 
 
+def test_what_a_killed_run_left_is_cleared_away(where, tmp_path):
+    flags = [*FLAGS, *where, "--test_every", "2", "--num_iters", "2"]
+    train.main(flags)
+    weights = tmp_path / "runs" / "run" / "weights"
+    (best,) = weights.glob("best_*.pth")
+    stale, half = best.with_name("best_00000099.pth"), weights / ".ckpt_00000099.pth.x.pth"
+    for path in (stale, half):
+        path.write_bytes(best.read_bytes())
+    train.main([*flags, "--num_iters", "3"])
+    assert not stale.exists() and not half.exists() and best.exists()
+    for path in weights.glob("ckpt_*.pth"):  # nothing to resume from, but somebody's best weights
+        path.unlink()
+    train.main([*flags, "--num_iters", "1"])
+    assert (tmp_path / "runs" / "run.old1" / "weights" / best.name).exists()
+
+
+def test_a_run_cannot_be_resumed_on_other_data(where, data_root, tmp_path):
+    flags = [*FLAGS, *where, "--test_every", "0", "--num_iters", "1"]
+    train.main(flags)
+    path = tmp_path / "runs" / "run" / "weights" / "ckpt_00000001.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    utils.save_torch({**checkpoint, "data": {**checkpoint["data"], "num_images": 90}}, path)
+    with pytest.raises(utils.UserError, match="num_images was 90 and is now 150"):
+        train.main([*flags, "--num_iters", "2"])
+
+
 def test_from_scratch_moves_the_old_run_aside(where, tmp_path):
     for _ in range(2):
         train.main([*FLAGS, *where, "--num_iters", "1", "--test_every", "0", "--from_scratch"])
@@ -170,6 +196,7 @@ def test_two_processes_see_the_images_and_weights_of_one(whole, where, tmp_path)
     assert done.returncode == 0, done.stderr
     one, two = ([e for e in events(f) if e["event"] == "train"] for f in (whole, tmp_path / "runs" / "run"))
     assert len(two) == 3
+    assert done.stdout.count("next: python sample.py") == 1 and "Warning" not in done.stderr
     # Batch norm of G sees half the batch on each rank; D has none, and its first step starts from the same weights.
     assert two[0]["D_loss_real"] == pytest.approx(one[0]["D_loss_real"], abs=0.05)
     assert [e["step"] for e in events(tmp_path / "runs" / "run") if e["event"] == "eval"] == [3]
@@ -269,6 +296,12 @@ def test_latents_do_not_depend_on_the_number_of_ranks():
         (["--retention_ratio", "50"], "--retention_ratio 50"),
         (["--device", "cuda:77"], "--device"),
         (["--dataset", "single", "--unconditional"], "calculate_inception_moments.py"),
+        (["--num_inception_images", "5"], "--num_inception_images 5"),
+        (["--unconditional", "--which_best", "accuracy"], "--which_best ACCURACY"),
+        (["--experiment_name", ".."], "a name, not a path"),
+        (["--G_ortho", "-1"], "--G_ortho"),
+        (["--SN_eps", "-1"], "--SN_eps"),
+        (["--seed", str(2**64)], "--seed"),
     ],
 )
 def test_bad_input_is_one_line(where, tmp_path, capsys, flags, words):

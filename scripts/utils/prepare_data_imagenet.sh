@@ -7,7 +7,7 @@
 #   IMAGENET_TRAIN  folder with one sub-folder of JPEGs per WordNet id (default: DIR/ImageNet)
 #   --data_root     where ILSVRC<RESOLUTION>.hdf5 and its statistics are written (default: data)
 #
-# PYTHON=... chooses the interpreter (default: .venv/bin/python if it exists, python otherwise).
+# PYTHON=... chooses the interpreter (default: .venv/bin/python if it exists, python3 otherwise).
 set -euo pipefail
 
 refuse() {
@@ -42,6 +42,7 @@ while [ $# -gt 0 ]; do
 done
 
 cd "$(dirname "$0")/../.."
-python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+source scripts/venv.sh
+python=$(find_python)
 "$python" make_hdf5.py --dataset "I$resolution" --images "${images:-$data_root/ImageNet}" --data_root "$data_root"
 "$python" calculate_inception_moments.py --dataset "I${resolution}_hdf5" --data_root "$data_root"
