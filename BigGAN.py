@@ -122,7 +122,7 @@ def load_generator(path, device="cpu", ema=True):
         path and whether `ema` weights were taken.
     Raises: utils.UserError if the file is missing, damaged, or holds no generator of its config.
     """
-    checkpoint, meta = _read(path)
+    checkpoint, meta = _read(path, ("best", "ckpt"))
     ema = ema and checkpoint.get("G_ema") is not None
     state = checkpoint.get("G_ema" if ema else "G")
     if state is None:
@@ -131,15 +131,18 @@ def load_generator(path, device="cpu", ema=True):
 
 
 def load_discriminator(path, device="cpu"):
-    """The discriminator of a checkpoint, in eval mode and without gradients; as `load_generator`."""
-    checkpoint, meta = _read(path)
+    """The discriminator of a checkpoint, in eval mode and without gradients; as `load_generator`.
+
+    Of a run folder the newest full checkpoint is taken: best_*.pth hold the generator alone.
+    """
+    checkpoint, meta = _read(path, ("ckpt",))
     if checkpoint.get("D") is None:
         raise utils.UserError(f"{meta['path']} holds no discriminator; use a full checkpoint of the run's weights/")
     return _restore(Discriminator, checkpoint["D"], device, meta), meta
 
 
-def _read(path):
-    path = checkpoints.find_checkpoint(path)
+def _read(path, kinds):
+    path = checkpoints.find_checkpoint(path, kinds)
     checkpoint = utils.load_torch(path)
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
         raise utils.UserError(f"{path} is not a checkpoint of this project (it has no model_config)")

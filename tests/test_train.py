@@ -109,6 +109,8 @@ def test_checkpoints_hold_what_sampling_and_resuming_need(whole):
     best = checkpoints.find_checkpoint(whole)
     G, meta = BigGAN.load_generator(best)
     assert meta["step"] == lowest["step"] and meta["metrics"]["fd"] == lowest["fd"] and meta["ema"]
+    D, meta = BigGAN.load_discriminator(whole)
+    assert meta["step"] == 8 and D(torch.zeros(1, 3, 16, 16), torch.tensor([2])).shape == (1,)
     assert best.stat().st_size < 0.5 * (whole / "weights" / "ckpt_00000008.pth").stat().st_size
     assert G(torch.zeros(1, 8), torch.tensor([2])).shape == (1, 3, 16, 16)
 
