@@ -43,7 +43,7 @@ flags=(
     --num_D_steps 1 --G_lr 4e-4 --D_lr 8e-4
     --ema --ema_decay 0.995         # a short memory for a short run
     --num_iters 1000
-    --test_every 250 --sample_every 250 --num_inception_images 1797 --which_best FD
+    --test_every 250 --sample_every 250 --log_every 20 --num_inception_images 1797 --which_best FD
 )
 
 ensure_venv requirements.txt
