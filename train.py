@@ -9,7 +9,6 @@ weights/. A step is one update of G; step counts are completed steps, so step 0 
 
 import argparse
 import dataclasses
-import functools
 import itertools
 import math
 import os
@@ -21,6 +20,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import batches
 import BigGAN
 import checkpoints
 import datasets
@@ -30,6 +30,7 @@ import inception_utils
 import legacy_flags
 import logs
 import losses
+import optimizers
 import sample
 import utils
 from model_config import ModelConfig, add_model_args
@@ -50,10 +51,7 @@ def parse_args(argv=None):
     utils.add_device_args(run)
 
     datasets.add_data_args(parser)
-    data = parser.add_argument_group("data in training")
-    data.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="random horizontal flips")
-    data.add_argument("--unconditional", action="store_true", help="ignore labels: one class, and a D without class")
-
+    batches.add_batch_args(parser)
     add_model_args(parser)
 
     length = parser.add_argument_group("length (the first that is reached ends the run)")
@@ -62,23 +60,17 @@ def parse_args(argv=None):
         "--num_epochs", type=utils.positive_int, default=None, help="passes of D over the data; 100 if neither is given"
     )
 
-    step = parser.add_argument_group("optimisation")
-    step.add_argument(
-        "--batch_size", type=utils.positive_int, default=64, help="images of one pass, over all processes"
-    )
-    step.add_argument("--G_batch_size", type=utils.count, default=0, help="fakes of one pass of G; 0: batch_size")
+    step = parser.add_argument_group("steps")
+    step.add_argument("--loss", choices=tuple(losses.LOSSES), default="hinge", help="adversarial loss")
     step.add_argument("--num_D_steps", type=utils.positive_int, default=2, help="steps of D per step of G")
     step.add_argument("--num_G_accumulations", type=utils.positive_int, default=1, help="passes per step of G")
     step.add_argument("--num_D_accumulations", type=utils.positive_int, default=1, help="passes per step of D")
-    for network, lr in (("G", 5e-5), ("D", 2e-4)):
-        step.add_argument(f"--{network}_lr", type=float, default=lr, help=f"Adam's learning rate of {network}")
-        step.add_argument(f"--{network}_B1", type=float, default=0.0, help=f"Adam's beta1 of {network}")
-        step.add_argument(f"--{network}_B2", type=float, default=0.999, help=f"Adam's beta2 of {network}")
+    for network in ("G", "D"):
         step.add_argument(f"--{network}_ortho", type=float, default=0.0, help="orthogonal regularisation; BigGAN: 1e-4")
-    step.add_argument("--adam_eps", type=float, default=1e-8, help="Adam's epsilon")
     step.add_argument("--ema", action=argparse.BooleanOptionalAction, default=False, help="keep a moving average of G")
     step.add_argument("--ema_decay", type=float, default=0.9999, help="decay of the moving average")
     step.add_argument("--ema_start", type=utils.count, default=0, help="step until which the average is a plain copy")
+    optimizers.add_optimizer_args(parser)
 
     inception_utils.add_metric_args(parser)
     report = parser.add_argument_group("reports")
@@ -93,17 +85,20 @@ def parse_args(argv=None):
     report.add_argument("--num_best_copies", type=utils.positive_int, default=2, help="newest best ones to keep")
     report.add_argument("--sample_every", type=utils.count, default=2000, help="steps between sheets; 0: only the last")
     report.add_argument("--log_every", type=utils.positive_int, default=50, help="steps between logged losses")
+    report.add_argument(
+        "--sv_log_interval",
+        type=utils.count,
+        default=0,
+        help="steps between logs of the largest singular value of each layer with spectral norm; 0: none",
+    )
     legacy_flags.add_legacy_args(parser)
 
     args = parser.parse_args(argv)
     if args.dataset is None:
         parser.error("--dataset is required: the name of a data set made by make_hdf5.py")
-    for name in ("G_lr", "D_lr", "adam_eps"):
-        if not 0 < getattr(args, name) < 10:
-            parser.error(f"--{name} {getattr(args, name)} must be positive")
-    for name in ("G_B1", "G_B2", "D_B1", "D_B2", "ema_decay"):
-        if not 0 <= getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)} must lie in [0, 1)")
+    optimizers.check_optimizer_args(parser, args)
+    if not 0 <= args.ema_decay < 1:
+        parser.error(f"--ema_decay {args.ema_decay} must lie in [0, 1)")
     return args
 
 
@@ -111,7 +106,7 @@ def parse_args(argv=None):
 # One step. `forward` is the network itself, or its DistributedDataParallel wrapper, which averages gradients.
 
 
-def d_step(G, D, forward_D, optimizer, passes, num_passes, ortho):
+def d_step(G, D, forward_D, optimizer, passes, num_passes, ortho, loss=losses.d_hinge):
     """One optimizer step of D over accumulated passes; returns the mean of each loss term (0-dim tensors).
 
     passes: iterator of (x (N,3,R,R) in [-1,1], y (N,), z (N,dim_z), fake y (N,)). Real and fake images share a forward,
@@ -125,20 +120,20 @@ def d_step(G, D, forward_D, optimizer, passes, num_passes, ortho):
             fakes = G(z, y_fake)
         with _reduction(forward_D, i == num_passes - 1):
             logits = forward_D(torch.cat([x, fakes]), torch.cat([y, y_fake]))
-            _backward(losses.d_hinge(*logits.split([len(x), len(fakes)])), num_passes, means)
+            _backward(loss(*logits.split([len(x), len(fakes)])), num_passes, means)
     _add_orthogonal_gradient(D.parameters(), ortho)
     optimizer.step()
     return means
 
 
-def g_step(G, D, forward_G, optimizer, passes, num_passes, ortho):
+def g_step(G, D, forward_G, optimizer, passes, num_passes, ortho, loss=losses.g_hinge):
     """One optimizer step of G over accumulated passes of (z (N,dim_z), y (N,)); returns as `d_step`."""
     D.requires_grad_(False)
     optimizer.zero_grad(set_to_none=True)
     means = {}
     for i, (z, y) in enumerate(passes):
         with _reduction(forward_G, i == num_passes - 1):
-            _backward(losses.g_hinge(D(forward_G(z, y), y)), num_passes, means)
+            _backward(loss(D(forward_G(z, y), y)), num_passes, means)
     # As in BigGAN-PyTorch, the shared class embedding is not regularised.
     _add_orthogonal_gradient((p for name, p in G.named_parameters() if not name.startswith("shared.")), ortho)
     optimizer.step()
@@ -165,33 +160,15 @@ def _add_orthogonal_gradient(parameters, strength):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a step sees: functions of the seed and the step, the same for any number of ranks (DESIGN: each pass is drawn
-# whole and every rank takes its slice)
-
-
-def draw_latents(args, config, ranks, step, draw, batch_size):
-    """z (N,dim_z) and y (N,) of this rank for pass `draw` of a step."""
-    z = utils.rng(args.seed, "z", step, draw).standard_normal((batch_size, config.dim_z), dtype="float32")
-    y = utils.rng(args.seed, "y", step, draw).integers(config.n_classes, size=batch_size)
-    return [torch.from_numpy(ranks.slice(array)).to(ranks.device, non_blocking=True) for array in (z, y)]
-
-
-def draw_reals(args, loader, ranks, step, draw):
-    """Real images x (N,3,R,R) in [-1,1] and their classes y (N,) of this rank for a pass of D."""
-    images, y = next(loader)
-    images, y = (tensor.to(ranks.device, non_blocking=True) for tensor in (images, y))
-    if args.flip:
-        flips = utils.rng(args.seed, "flip", step, draw).integers(2, size=args.batch_size)
-        flips = torch.from_numpy(ranks.slice(flips)).to(ranks.device).bool()
-        images = torch.where(flips[:, None, None, None], images.flip(3), images)
-    return utils.to_float(images), torch.zeros_like(y) if args.unconditional else y
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def train(args, ranks):
     # Everything that can be wrong with flags and files is found here, before anything is computed.
+    if args.retention_ratio < 100:
+        raise utils.UserError(
+            f"--retention_ratio {args.retention_ratio:g}: there is no instance selection here yet; "
+            "--retention_ratio 100 trains on all images, --dry_run checks everything else"
+        )
     dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
     if dataset.num_classes == 1 and not args.unconditional:
         raise utils.UserError(
@@ -215,8 +192,8 @@ def train(args, ranks):
     torch.manual_seed(args.seed)  # of the initial weights; everything later draws from utils.rng
     # channels_last is the layout that convolutions are fastest in, on CPUs and on GPUs with tensor cores.
     G, D = (net.to(ranks.device, memory_format=torch.channels_last) for net in BigGAN.build(config))
-    opt_G = torch.optim.Adam(G.parameters(), lr=args.G_lr, betas=(args.G_B1, args.G_B2), eps=args.adam_eps)
-    opt_D = torch.optim.Adam(D.parameters(), lr=args.D_lr, betas=(args.D_B1, args.D_B2), eps=args.adam_eps)
+    opt_G, opt_D = optimizers.make_optimizers(G, D, args)
+    d_loss, g_loss = losses.LOSSES[args.loss]
     average = ema.MovingAverage(G, args.ema_decay, args.ema_start) if args.ema else None
     evaluated = average.module if args.ema else G
 
@@ -267,20 +244,19 @@ def train(args, ranks):
     )
 
     # The loop.
-    latents = functools.partial(draw_latents, args, config, ranks)
     bar = tqdm(total=num_steps, initial=start, disable=not ranks.is_main, dynamic_ncols=True, **utils.bar_interval())
     with closing(loader), closing(log) if log else nullcontext(), bar, utils.StopSignal() as stop:
         clock, clock_step = time.perf_counter(), start
         for step in range(start + 1, num_steps + 1):
+            for optimizer, lr in zip((opt_G, opt_D), optimizers.learning_rates(args, step), strict=True):
+                optimizers.set_learning_rate(optimizer, lr)
             draws = itertools.count()  # a number of its own for each pass within the step
             for _ in range(args.num_D_steps):
-                passes = (
-                    (*draw_reals(args, loader, ranks, step, draw), *latents(step, draw, args.batch_size))
-                    for draw in itertools.islice(draws, args.num_D_accumulations)
-                )
-                terms = d_step(G, D, forward_D, opt_D, passes, args.num_D_accumulations, args.D_ortho)
-            passes = (latents(step, d, G_batch_size) for d in itertools.islice(draws, args.num_G_accumulations))
-            terms |= g_step(G, D, forward_G, opt_G, passes, args.num_G_accumulations, args.G_ortho)
+                numbers = itertools.islice(draws, args.num_D_accumulations)
+                passes = batches.D_passes(args, config, ranks, loader, step, numbers)
+                terms = d_step(G, D, forward_D, opt_D, passes, args.num_D_accumulations, args.D_ortho, d_loss)
+            passes = batches.G_passes(args, config, ranks, step, itertools.islice(draws, args.num_G_accumulations))
+            terms |= g_step(G, D, forward_G, opt_G, passes, args.num_G_accumulations, args.G_ortho, g_loss)
             if average:
                 average.update(step)
             bar.update()
@@ -296,10 +272,13 @@ def train(args, ranks):
                 check_finite(terms, step, folder)
             if write and log:
                 speed = (step - clock_step) * images_per_step / (time.perf_counter() - clock)
+                rates = {"G_lr": opt_G.param_groups[0]["lr"], "D_lr": opt_D.param_groups[0]["lr"]}
                 resources = {"images_per_s": round(speed, 1), "memory_mb": logs.peak_memory_mb(ranks.device)}
-                log.write("train", step, {**terms, "images_seen": state["images_seen"], **resources})
+                log.write("train", step, {**terms, **rates, "images_seen": state["images_seen"], **resources})
                 numbers = {**{k: f"{v:.3f}" for k, v in terms.items()}, "images/s": f"{speed:.0f}"}
                 bar.set_postfix(numbers, refresh=False)
+            if args.sv_log_interval and step % args.sv_log_interval == 0 and log:
+                log.write("singular_values", step, logs.singular_values(G=G, D=D))
             if test or sheet or save:  # what leaves this process is rank 0's: its batch-norm statistics too
                 utils.broadcast_buffers([G, evaluated], ranks)
             if test:
