@@ -35,8 +35,8 @@ BEST = {
 }
 
 
-def find_checkpoint(path):
-    """The checkpoint meant by `path`: a file is itself, a run folder its newest best_*.pth, else its newest ckpt_*.pth.
+def find_checkpoint(path, kinds=("best", "ckpt")):
+    """The checkpoint meant by `path`: a file is itself, a run folder its newest of the first of `kinds` that it has.
 
     Raises: utils.UserError if there is none.
     """
@@ -46,7 +46,7 @@ def find_checkpoint(path):
     if not path.is_dir():
         raise utils.UserError(f"{path}: no such checkpoint or run folder")
     folder = path / "weights" if (path / "weights").is_dir() else path
-    found = sorted(folder.glob("best_*.pth")) or sorted(folder.glob("ckpt_*.pth"))
+    found = next(filter(None, (sorted(folder.glob(f"{kind}_*.pth")) for kind in kinds)), None)
     if not found:
         raise utils.UserError(f"{path}: no checkpoint in this folder (best_*.pth or ckpt_*.pth)")
     return found[-1]

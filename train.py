@@ -26,6 +26,7 @@ import checkpoints
 import datasets
 import ema
 import evaluate
+import finetune
 import inception_utils
 import legacy_flags
 import logs
@@ -37,6 +38,22 @@ from model_config import ModelConfig, add_model_args
 
 
 def parse_args(argv=None):
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.init_from:  # the model's options are those of its checkpoint, unless they are given
+        parser.set_defaults(**finetune.read_source(args.init_from).model_options)
+        args = parser.parse_args(argv)
+    if args.dataset is None:
+        parser.error("--dataset is required: the name of a data set made by make_hdf5.py")
+    if args.class_mapping and not args.init_from:
+        parser.error("--class_mapping goes with --init_from")
+    optimizers.check_optimizer_args(parser, args)
+    if not 0 <= args.ema_decay < 1:
+        parser.error(f"--ema_decay {args.ema_decay} must lie in [0, 1)")
+    return args
+
+
+def make_parser():
     parser = utils.ArgumentParser(__doc__.splitlines()[0])
     run = parser.add_argument_group("run")
     run.add_argument("--experiment_name", default="", help="name of the run folder; empty: made from the flags")
@@ -53,6 +70,7 @@ def parse_args(argv=None):
     datasets.add_data_args(parser)
     batches.add_batch_args(parser)
     add_model_args(parser)
+    finetune.add_finetune_args(parser)
 
     length = parser.add_argument_group("length (the first that is reached ends the run)")
     length.add_argument("--num_iters", type=utils.positive_int, default=None, help="steps of G")
@@ -92,14 +110,7 @@ def parse_args(argv=None):
         help="steps between logs of the largest singular value of each layer with spectral norm; 0: none",
     )
     legacy_flags.add_legacy_args(parser)
-
-    args = parser.parse_args(argv)
-    if args.dataset is None:
-        parser.error("--dataset is required: the name of a data set made by make_hdf5.py")
-    optimizers.check_optimizer_args(parser, args)
-    if not 0 <= args.ema_decay < 1:
-        parser.error(f"--ema_decay {args.ema_decay} must lie in [0, 1)")
-    return args
+    return parser
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -176,6 +187,10 @@ def train(args, ranks):
             "from a folder with one sub-folder per class"
         )
     class_names = ["all"] if args.unconditional else dataset.class_names
+    source = finetune.read_source(args.init_from) if args.init_from else None
+    if source:
+        finetune.check_resolution(source, dataset)
+        rows = finetune.class_rows(source, class_names, args.class_mapping)
     config = make_config(args, dataset.resolution, len(class_names))
     G_batch_size = args.G_batch_size or args.batch_size
     for flag, size in (("batch_size", args.batch_size), ("G_batch_size", G_batch_size)):
@@ -197,7 +212,7 @@ def train(args, ranks):
     average = ema.MovingAverage(G, args.ema_decay, args.ema_start) if args.ema else None
     evaluated = average.module if args.ema else G
 
-    # Resume.
+    # Resume, or start from another run's weights.
     if ranks.is_main:
         if args.from_scratch:
             checkpoints.move_aside(folder)
@@ -214,6 +229,7 @@ def train(args, ranks):
             BigGAN.load_state(average.module, checkpoint["G_ema"], folder)
         opt_G.load_state_dict(checkpoint["opt_G"])
         opt_D.load_state_dict(checkpoint["opt_D"])
+    report = finetune.start_from(source, G, D, average, rows) if source and not checkpoint else None
     about = {  # what every checkpoint says of itself, besides its step and metrics
         "model_config": config.to_dict(),
         "class_names": class_names,
@@ -231,6 +247,9 @@ def train(args, ranks):
     if ranks.is_main:
         utils.save_json(about, folder / "config.json")
         log = logs.RunLog(folder, start if checkpoint else None)
+        if report:
+            log.write("init_from", 0, {"checkpoint": source.path, "class_rows": rows, **report})
+            print("\n".join(finetune.describe(source, report, rows)))
     forward_G, forward_D = (utils.data_parallel(net, ranks) for net in (G, D))
     loader = datasets.BatchLoader(
         dataset,
