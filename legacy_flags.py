@@ -16,7 +16,6 @@ ACCEPTED_SWITCHES = {
 }
 # Flags with a value, of which only some can be had here: name -> (values that run, what to say).
 ACCEPTED_VALUES = {
-    "model": (("BigGAN",), "the model family; SNGAN, SAGAN and BigGAN differ by their other flags"),
     "G_nl": (("relu", "inplace_relu", "ir"), "in-place ReLU computes the same as ReLU in this family"),
     "D_nl": (("relu", "inplace_relu", "ir"), "in-place ReLU computes the same as ReLU in this family"),
     "norm_style": (("bn",), "the norm of G is batch norm"),
