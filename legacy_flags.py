@@ -20,7 +20,6 @@ ACCEPTED_SWITCHES = {
 ONE_VECTOR = "spectral norm divides by one singular value, after one power iteration a forward"
 # Flags with a value, of which only some can be had here: name -> (values that run, None for any; what to say).
 ACCEPTED_VALUES = {
-    "model": (("BigGAN",), "the model family; SNGAN, SAGAN and BigGAN differ by their other flags"),
     "G_nl": (("relu", "inplace_relu", "ir"), "in-place ReLU computes the same as ReLU in this family"),
     "D_nl": (("relu", "inplace_relu", "ir"), "in-place ReLU computes the same as ReLU in this family"),
     "norm_style": (("bn",), "the norm of G is batch norm"),
