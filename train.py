@@ -8,7 +8,6 @@ weights/. A step is one update of G; step counts are completed steps, so step 0 
 """
 
 import argparse
-import dataclasses
 import itertools
 import math
 import os
@@ -23,7 +22,9 @@ from tqdm import tqdm
 import batches
 import BigGAN
 import checkpoints
+import checks
 import datasets
+import dry_run
 import ema
 import evaluate
 import finetune
@@ -34,7 +35,7 @@ import losses
 import optimizers
 import sample
 import utils
-from model_config import ModelConfig, add_model_args
+from model_config import add_model_args
 
 
 def parse_args(argv=None):
@@ -71,6 +72,7 @@ def make_parser():
     batches.add_batch_args(parser)
     add_model_args(parser)
     finetune.add_finetune_args(parser)
+    dry_run.add_dry_run_args(parser)
 
     length = parser.add_argument_group("length (the first that is reached ends the run)")
     length.add_argument("--num_iters", type=utils.positive_int, default=None, help="steps of G")
@@ -175,33 +177,16 @@ def _add_orthogonal_gradient(parameters, strength):
 
 def train(args, ranks):
     # Everything that can be wrong with flags and files is found here, before anything is computed.
-    if args.retention_ratio < 100:
-        raise utils.UserError(
-            f"--retention_ratio {args.retention_ratio:g}: there is no instance selection here yet; "
-            "--retention_ratio 100 trains on all images, --dry_run checks everything else"
-        )
-    dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
-    if dataset.num_classes == 1 and not args.unconditional:
-        raise utils.UserError(
-            f"{dataset.path}: all images are of one class; train with --unconditional, or make the data set again "
-            "from a folder with one sub-folder per class"
-        )
-    class_names = ["all"] if args.unconditional else dataset.class_names
-    source = finetune.read_source(args.init_from) if args.init_from else None
-    if source:
-        finetune.check_resolution(source, dataset)
-        rows = finetune.class_rows(source, class_names, args.class_mapping)
-    config = make_config(args, dataset.resolution, len(class_names))
-    G_batch_size = args.G_batch_size or args.batch_size
-    for flag, size in (("batch_size", args.batch_size), ("G_batch_size", G_batch_size)):
-        if size % ranks.world_size:
-            raise utils.UserError(f"--{flag} {size} cannot be split evenly over {ranks.world_size} processes")
+    plan = checks.make_plan(args)
+    dataset, config, source = plan.dataset, plan.config, plan.source
+    checks.check_selection(args)
+    checks.check_batches(args, ranks.world_size)
     feature_network = reference = None
     if args.test_every:
         feature_network, reference = inception_utils.load_evaluation(args, dataset, ranks.device)
     folder = checkpoints.run_folder(args)
-    images_per_step = args.batch_size * args.num_D_steps * args.num_D_accumulations
-    num_steps = run_length(args, len(dataset), images_per_step)
+    num_steps = checks.run_length(args, len(dataset))
+    images_per_step = checks.images_per_step(args)
 
     # Build.
     torch.manual_seed(args.seed)  # of the initial weights; everything later draws from utils.rng
@@ -229,10 +214,10 @@ def train(args, ranks):
             BigGAN.load_state(average.module, checkpoint["G_ema"], folder)
         opt_G.load_state_dict(checkpoint["opt_G"])
         opt_D.load_state_dict(checkpoint["opt_D"])
-    report = finetune.start_from(source, G, D, average, rows) if source and not checkpoint else None
+    report = finetune.start_from(source, G, D, average, plan.rows) if source and not checkpoint else None
     about = {  # what every checkpoint says of itself, besides its step and metrics
         "model_config": config.to_dict(),
-        "class_names": class_names,
+        "class_names": plan.class_names,
         "args": checkpoints.plain(args),
         "images_per_D_step": args.batch_size * args.num_D_accumulations,
         "run": checkpoints.provenance(ranks),
@@ -248,8 +233,8 @@ def train(args, ranks):
         utils.save_json(about, folder / "config.json")
         log = logs.RunLog(folder, start if checkpoint else None)
         if report:
-            log.write("init_from", 0, {"checkpoint": source.path, "class_rows": rows, **report})
-            print("\n".join(finetune.describe(source, report, rows)))
+            log.write("init_from", 0, {"checkpoint": source.path, "class_rows": plan.rows, **report})
+            print("\n".join(finetune.describe(source, report, plan.rows)))
     forward_G, forward_D = (utils.data_parallel(net, ranks) for net in (G, D))
     loader = datasets.BatchLoader(
         dataset,
@@ -322,7 +307,7 @@ def train(args, ranks):
                     bar.write(f"step {step}: {inception_utils.summary(metrics)}")
             if sheet and log:
                 with evaluate.evaluating(evaluated):
-                    picture = sample.class_sheet(evaluated, 10, args.seed, class_names=class_names)
+                    picture = sample.class_sheet(evaluated, 10, args.seed, class_names=plan.class_names)
                 utils.save_image(picture, folder / "samples" / f"step_{step:08d}.png")
                 log.image("samples", step, picture)
             if save and log:
@@ -341,19 +326,6 @@ def train(args, ranks):
         sys.exit(128 + stop.received)
     if ranks.is_main:
         print_end(folder, num_steps)
-
-
-def make_config(args, resolution, n_classes):
-    """The ModelConfig of the flags; --unconditional leaves D without the class."""
-    if not args.unconditional:
-        return ModelConfig.from_args(args, resolution, n_classes)
-    return dataclasses.replace(ModelConfig.from_args(args, resolution, n_classes), D_cond="none")
-
-
-def run_length(args, num_images, images_per_step):
-    """The step at which the run ends: the first of --num_iters and --num_epochs."""
-    num_epochs = args.num_epochs or (math.inf if args.num_iters else 100)
-    return int(min(args.num_iters or math.inf, -(-num_epochs * num_images // images_per_step)))
 
 
 def check_finite(terms, step, folder):
@@ -386,6 +358,9 @@ def print_end(folder, step):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.dry_run or args.dry_run_time:
+        dry_run.dry_run(args, d_step, g_step)
+        return
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
         torch.use_deterministic_algorithms(True)
