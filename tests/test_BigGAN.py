@@ -82,7 +82,8 @@ DEEP = {"model": "BigGANdeep", **BIGGAN}
 VARIANTS = [
     DEEP,
     {**DEEP, "deep_style": "studiogan", "D_relu_shortcut": True},
-    {**DEEP, "ssm": "voxel"},
+    {**DEEP, "ssm": "global_voxel", "ssm_zero_init": True},
+    {"ssm": "group_gain", "G_cbn": False},
     {"model": "BigGANdeep", "G_shared": True, "G_depth": 1, "D_depth": 3},
     {"model": "BigGANdeep", "G_cbn": False, "deep_style": "studiogan", "D_cond": "concat"},
     {"D_cond": "concat", "D_pool": "mean", "G_out_cbn": True, "G_param": "none"},
