@@ -1,4 +1,4 @@
-"""Generator and discriminator of SNGAN, SAGAN and BigGAN, and how to build them or load them from a checkpoint.
+"""Generator and discriminator of SNGAN, SAGAN, BigGAN and BigGAN-deep; building them, loading them from a checkpoint.
 
     G, meta = BigGAN.load_generator("runs/quickstart", device="cpu")
     images = G(z, y)          # z float32 (N, G.config.dim_z), y int64 (N,): (N,3,R,R) in [-1,1]
@@ -6,12 +6,11 @@
 Symbols in shape comments: N batch, C channels, R resolution, K classes, S dimension of the shared class embedding.
 """
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import BigGANdeep
 import checkpoints
 import layers
 import utils
@@ -22,10 +21,11 @@ from sssm import SpatialSelfModulation
 class Generator(nn.Module):
     """Noise and class to images (Zhang et al. 2019; Brock et al. 2019, appendix B), with or without SSM.
 
-    z goes through a linear layer to the first feature map; stages of one upsampling block, and attention where the
-    config asks for it, grow it to the image. With `hier`, z is split: its first slot goes to the linear layer, the
-    others, joined to the class embedding, are the condition of one block each. With `G_shared` all conditional norms
-    see one class embedding through linear layers; without it each has an embedding of its own.
+    z goes through a linear layer to the first feature map; stages, of one block or in BigGAN-deep of several, with
+    attention where the config asks for it, grow it to the image. All conditional norms see one class embedding through
+    linear layers with `G_shared`; without it each has an embedding of its own. With `hier` z is a condition too: split,
+    its first slot for the linear layer and one for each block; or in BigGAN-deep whole, for every block, while the
+    linear layer sees the class as well.
     """
 
     def __init__(self, config):
@@ -33,20 +33,30 @@ class Generator(nn.Module):
         self.config = config
         sn = {"sn": config.G_param == "SN", "eps": config.SN_eps}
         widths = config.G_widths
-        self.slots = len(widths) if config.hier else 1
+        self.shared = None
+        if config.G_shared and config.G_cbn:
+            self.shared = layers.Embedding(config.n_classes, config.shared_dim)
+        self.joint = bool(self.shared and config.hier and config.deep)
+        self.slots = len(widths) if config.hier and not config.deep else 1
         slot_dim = config.dim_z // self.slots
-        shared = config.G_shared and config.G_cbn
-        self.shared = layers.Embedding(config.n_classes, config.shared_dim) if shared else None
-        self.linear = layers.Linear(slot_dim, widths[0] * config.bottom_width**2, **sn)
-        norm = _conditional_norm(config, slot_dim, sn)
+        first_dim = slot_dim + (config.shared_dim if self.joint else 0)
+        self.linear = layers.Linear(first_dim, widths[0] * config.bottom_width**2, **sn)
+        condition_dim = config.shared_dim + (slot_dim if config.hier else 0) if self.shared else None
+
+        def norm(channels, eps=config.BN_eps, conditional=config.G_cbn):
+            if not conditional:
+                return layers.BatchNorm2d(channels, eps=eps)
+            return layers.ConditionalBatchNorm2d(channels, condition_dim, config.n_classes, sn, eps)
+
         self.stages = nn.ModuleList()
-        for i, (in_channels, out_channels) in enumerate(pairwise(widths)):
-            stage = [layers.GBlock(in_channels, out_channels, norm, sn)]
-            if config.bottom_width * 2 ** (i + 1) in config.G_attn:
-                stage.append(layers.SelfAttention(out_channels, sn))
-            self.stages.append(nn.ModuleList(stage))
+        for in_channels, out_channels, attention in config.G_stages:
+            if config.deep:
+                stage = BigGANdeep.generator_blocks(in_channels, out_channels, norm, sn, config)
+            else:
+                stage = [layers.GBlock(in_channels, out_channels, norm, sn)]
+            self.stages.append(nn.ModuleList(stage + ([layers.SelfAttention(out_channels, sn)] if attention else [])))
         self.ssm = SpatialSelfModulation(config, sn) if config.ssm != "none" else None
-        self.output_bn = layers.BatchNorm2d(widths[-1])
+        self.output_bn = norm(widths[-1], config.output_BN_eps, config.G_out_cbn and config.G_cbn)
         self.output_conv = layers.Conv2d(widths[-1], 3, **sn)
         layers.init_weights(self, config.G_init)
 
@@ -56,15 +66,18 @@ class Generator(nn.Module):
         s = self.ssm.start(z, y) if self.ssm else None
         for i, (stage, condition) in enumerate(zip(self.stages, conditions, strict=True)):
             for layer in stage:
-                h = layer(h, condition)  # (N,C,H,W) to (N,C',2H,2W)
+                h = layer(h, condition)  # (N,C,H,W), at last (N,C',2H,2W)
             if self.ssm:
                 s, h = self.ssm.stages[i](s, h)
-        return torch.tanh(self.output_conv(F.relu(self.output_bn(h))))  # (N,3,R,R)
+        return torch.tanh(self.output_conv(F.relu(self.output_bn(h, conditions[-1]))))  # (N,3,R,R)
 
     def _split(self, z, y):
-        """What the linear layer sees (N,dim_z / slots), and the condition of each stage: y (N,) or a vector (N,S')."""
+        """What the linear layer sees (N,S'), and the condition of each stage: y (N,) or a vector (N,S")."""
         first, *rest = z.chunk(self.slots, dim=1)
         y_emb = self.shared(y) if self.shared else y  # (N,S) or (N,)
+        if self.joint:
+            first = torch.cat([y_emb, z], dim=1)
+            return first, [first] * len(self.stages)
         if not rest:
             return first, [y_emb] * len(self.stages)
         if not self.shared:  # plain batch norm: no stage is conditioned, and only SSM sees the other slots
@@ -72,37 +85,46 @@ class Generator(nn.Module):
         return first, [torch.cat([y_emb, chunk], dim=1) for chunk in rest]
 
 
-def _conditional_norm(config, slot_dim, sn):
-    """A function from channels to the normalisation layer of G's blocks."""
-    if not config.G_cbn:
-        return lambda channels: layers.BatchNorm2d(channels, eps=config.BN_eps)
-    condition_dim = config.shared_dim + (slot_dim if config.hier else 0) if config.G_shared else None
-    return lambda channels: layers.ConditionalBatchNorm2d(channels, condition_dim, config.n_classes, sn, config.BN_eps)
-
-
 class Discriminator(nn.Module):
-    """Images and class to a logit each, with projection (Miyato & Koyama 2018) or without the class."""
+    """Images and class to a logit each (Miyato et al. 2018; Miyato & Koyama 2018; Brock et al. 2019, appendix B).
+
+    The class comes in by projection, or as an embedded label joined to the first stage's features, or not at all.
+    """
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         sn = {"sn": config.D_param == "SN", "eps": config.SN_eps}
-        widths = config.D_widths
+        self.input_conv = layers.Conv2d(3, config.D_widths[0], **sn) if config.deep else None
         self.blocks = nn.Sequential()
-        resolution = config.resolution
-        for i, (in_channels, out_channels) in enumerate(zip((3, *widths[:-1]), widths, strict=True)):
-            down = i < config.D_num_down
-            resolution //= 2 if down else 1
-            self.blocks.append(layers.DBlock(in_channels, out_channels, sn, down, first=i == 0, wide=config.D_wide))
-            if down and resolution in config.D_attn:
+        for i, (in_channels, out_channels, down, attention) in enumerate(config.D_stages):
+            if config.deep:
+                self.blocks.extend(BigGANdeep.discriminator_blocks(in_channels, out_channels, down, sn, config))
+            else:
+                options = {"wide": config.D_wide, "relu_shortcut": config.D_relu_shortcut}
+                self.blocks.append(layers.DBlock(in_channels, out_channels, sn, down, first=i == 0, **options))
+            if attention:
                 self.blocks.append(layers.SelfAttention(out_channels, sn))
-        self.linear = layers.Linear(widths[-1], 1, **sn)
-        projection = config.D_cond == "projection"
-        self.embed = layers.Embedding(config.n_classes, widths[-1], **sn) if projection else None
+            if i == 0:
+                self.num_first = len(self.blocks)  # those of the first stage
+        features = config.D_widths[-1]
+        self.linear = layers.Linear(features, 1, **sn)
+        self.embed = self.label_embedding = None
+        if config.D_cond == "projection":
+            self.embed = layers.Embedding(config.n_classes, features, **sn)
+        elif config.D_cond == "concat":
+            self.label_embedding = layers.Embedding(config.n_classes, config.D_label_dim)
+            self.label_linear = layers.Linear(config.D_label_dim, config.D_label_ch, **sn)
         layers.init_weights(self, config.D_init)
 
     def forward(self, x, y):  # x (N,3,R,R) in [-1,1], y (N,) int64
-        h = F.relu(self.blocks(x)).sum(dim=(2, 3))  # (N,C)
+        h = self.input_conv(x) if self.input_conv else x
+        h = self.blocks[: self.num_first](h)
+        if self.label_embedding:
+            label = self.label_linear(self.label_embedding(y))  # (N,label channels)
+            h = torch.cat([h, label[:, :, None, None].expand(-1, -1, *h.shape[2:])], dim=1)
+        h = F.relu(self.blocks[self.num_first :](h))  # (N,C,h,w)
+        h = h.mean(dim=(2, 3)) if self.config.D_pool == "mean" else h.sum(dim=(2, 3))  # (N,C)
         logits = self.linear(h).squeeze(1)  # (N,)
         if self.embed:
             logits = logits + (self.embed(y) * h).sum(dim=1)

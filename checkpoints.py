@@ -17,9 +17,10 @@ import utils
 FORMAT = 1  # of the checkpoint file
 # Flags that may differ when a run is resumed: those of its length, its intervals and the machine.
 CHANGEABLE = {
-    "num_iters", "num_epochs", "test_every", "save_every", "sample_every", "log_every", "num_save_copies",
-    "num_best_copies", "num_workers", "load_in_mem", "metric_batch_size", "device", "parallel", "from_scratch",
-    "runs_root", "experiment_name", "name_suffix", "data_root", "inception_weights", "legacy_notes",
+    "num_iters", "num_epochs", "test_every", "save_every", "sample_every", "log_every", "sv_log_interval",
+    "num_save_copies", "num_best_copies", "num_workers", "load_in_mem", "metric_batch_size", "device", "parallel",
+    "from_scratch", "dry_run", "dry_run_time", "runs_root",
+    "experiment_name", "name_suffix", "data_root", "inception_weights", "legacy_notes",
 }  # fmt: skip
 
 # --which_best -> the metric's keys, and whether more is better
@@ -106,9 +107,11 @@ def run_folder(args):
         [
             Path(args.dataset).stem,
             f"G{args.G_ch}D{args.D_ch}",
+            *([args.model] if args.model != "BigGAN" else []),
             f"ssm-{args.ssm}",
             *(["shared"] if args.G_shared else []),
             *(["hier"] if args.hier else []),
+            *([args.loss] if args.loss != "hinge" else []),
             f"bs{args.batch_size * args.num_D_accumulations}",
             f"Dsteps{args.num_D_steps}",
             f"lr{args.G_lr:g}-{args.D_lr:g}",

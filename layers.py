@@ -96,9 +96,9 @@ class UpConv2d(Conv2d):
 
     def forward(self, x):
         if not self.fused:
-            return super().forward(_upsample(x))
+            return super().forward(upsample(x))
         if self.kernel_size == (1, 1):
-            return _upsample(super().forward(x))
+            return upsample(super().forward(x))
         kernel = _convolve_with_ones(self.normalized_weight()).flip(2, 3).transpose(0, 1)
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
@@ -120,7 +120,8 @@ class DownConv2d(Conv2d):
         return F.conv2d(x, kernel, self.bias, stride=2, padding=1)
 
 
-def _upsample(x):
+def upsample(x):
+    """Nearest-neighbour upsampling by 2: (N,C,H,W) to (N,C,2H,2W)."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
@@ -220,11 +221,12 @@ class DBlock(nn.Module):
 
     (N,C,H,W) to (N,C',H/2,W/2), or to (N,C',H,W) without `down`. The first block of a D sees the image and has no first
     ReLU. `wide` blocks widen in conv1, thin ones (SNGAN) in conv2. Without `down` and with C = C' the shortcut is x.
+    With `relu_shortcut` the shortcut of all but the first block sees relu(x): the effect of an in-place first ReLU.
     """
 
-    def __init__(self, in_channels, out_channels, sn, down=True, first=False, wide=True):
+    def __init__(self, in_channels, out_channels, sn, down=True, first=False, wide=True, relu_shortcut=False):
         super().__init__()
-        self.first = first
+        self.first, self.relu_shortcut = first, relu_shortcut
         hidden = out_channels if wide else in_channels
         conv = DownConv2d if down else Conv2d
         self.conv1 = Conv2d(in_channels, hidden, **sn)
@@ -233,9 +235,9 @@ class DBlock(nn.Module):
         self.conv_sc = conv(in_channels, out_channels, 1, **sn) if changes else nn.Identity()
 
     def forward(self, x):
-        h = self.conv1(x if self.first else F.relu(x))
-        h = self.conv2(F.relu(h))
-        return h + self.conv_sc(x)
+        activated = x if self.first else F.relu(x)
+        h = self.conv2(F.relu(self.conv1(activated)))
+        return h + self.conv_sc(activated if self.relu_shortcut else x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

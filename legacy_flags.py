@@ -13,28 +13,39 @@ ACCEPTED_SWITCHES = {
     "toggle_grads": "gradients of the network that does not learn are always off",
     "resume": "running the same command again always resumes",
     "no_pin_memory": "memory is pinned on CUDA only",
+    "skip_init": "weights always start as --G_init and --D_init say",
+    "no_fid": "an evaluation always has the Frechet distance; --test_every 0 trains without any",
+    "load_weights": "the newest checkpoint of --experiment_name is resumed by itself",
 }
-# Flags with a value, of which only some can be had here: name -> (values that run, what to say).
+ONE_VECTOR = "spectral norm divides by one singular value, after one power iteration a forward"
+# Flags with a value, of which only some can be had here: name -> (values that run, None for any; what to say).
 ACCEPTED_VALUES = {
-    "model": (("BigGAN",), "the model family; SNGAN, SAGAN and BigGAN differ by their other flags"),
     "G_nl": (("relu", "inplace_relu", "ir"), "in-place ReLU computes the same as ReLU in this family"),
     "D_nl": (("relu", "inplace_relu", "ir"), "in-place ReLU computes the same as ReLU in this family"),
     "norm_style": (("bn",), "the norm of G is batch norm"),
     "pbar": (("mine", "tqdm"), "the progress bar is tqdm"),
-    "retention_ratio": (("100", "100.0"), "the whole training set is used"),
-    "embedding": (("inceptionv3", "resnet50"), "without instance selection no embedding is used"),
+    "embedding": (
+        ("inceptionv3", "resnet50", "places365", "resnextwsl", "swav"),
+        "without instance selection no embedding is used",
+    ),
     "density_measure": (("gaussian", "ppca", "nn_dist"), "without instance selection no density is used"),
     "which_train_fn": (("GAN",), "there is one training function"),
+    "z_var": (("1", "1.0"), "z is standard normal in training"),
+    "num_G_SVs": (("1",), ONE_VECTOR),
+    "num_D_SVs": (("1",), ONE_VECTOR),
+    "num_G_SV_itrs": (("1",), ONE_VECTOR),
+    "num_D_SV_itrs": (("1",), ONE_VECTOR),
+    "base_root": (None, "data sets are in --data_root, runs in --runs_root"),
 }
 REFUSED = {
-    "load_weights": "the newest checkpoint of --experiment_name is resumed by itself",
-    "base_root": "use --runs_root",
+    "log_G_spectra": "--sv_log_interval N logs the singular values of all layers every N steps",
+    "log_D_spectra": "--sv_log_interval N logs the singular values of all layers every N steps",
+    "split_D": "D always sees real and fake images in one forward",
     "weights_root": "use --runs_root",
     "logs_root": "use --runs_root",
     "samples_root": "use --runs_root",
     "hashname": "use --experiment_name",
     "config_from_name": "use --experiment_name",
-    "no_fid": "use --test_every 0 to train without evaluation",
     "logstyle": "log.jsonl holds plain numbers",
     "augment": "use --flip",
     "hdf5": "data sets are always HDF5 files; see make_hdf5.py",
@@ -46,13 +57,14 @@ class _Accept(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         name = self.option_strings[0][2:]
         if name in ACCEPTED_SWITCHES:
-            notes = [ACCEPTED_SWITCHES[name]]
+            note = ACCEPTED_SWITCHES[name]
+            if values:  # only `--load_weights` of later revisions of the family takes one
+                raise utils.UserError(f"{option_string} {' '.join(values)}: {note}")
         else:
-            allowed, text = ACCEPTED_VALUES[name]
-            if values not in allowed:
+            allowed, note = ACCEPTED_VALUES[name]
+            if allowed and values not in allowed:
                 parser.error(f"{option_string} {values}: only {', '.join(allowed)} can be had here")
-            notes = [text]
-        namespace.legacy_notes = [*(getattr(namespace, "legacy_notes", None) or []), f"{option_string}: {notes[0]}"]
+        namespace.legacy_notes = [*(namespace.legacy_notes or []), f"{option_string}: {note}"]
 
 
 class _Refuse(argparse.Action):
@@ -64,7 +76,8 @@ def add_legacy_args(parser):
     """Accept or refuse the flags above; what the accepted ones do not do is listed in `args.legacy_notes`."""
     parser.set_defaults(legacy_notes=None)
     for name in ACCEPTED_SWITCHES:
-        parser.add_argument(f"--{name}", action=_Accept, nargs=0, dest="legacy_notes", help=argparse.SUPPRESS)
+        nargs = "*" if name == "load_weights" else 0
+        parser.add_argument(f"--{name}", action=_Accept, nargs=nargs, dest="legacy_notes", help=argparse.SUPPRESS)
     for name in ACCEPTED_VALUES:
         parser.add_argument(f"--{name}", action=_Accept, dest="legacy_notes", help=argparse.SUPPRESS)
     for name in REFUSED:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import layers
 import utils
 
 
@@ -106,6 +107,22 @@ def plot_curves(log_path, path):
 
 def _curve(events, name):
     return [(event["step"], event[name]) for event in events if isinstance(event.get(name), (int, float))]
+
+
+@torch.no_grad()
+def singular_values(**networks):
+    """sigma of every layer with spectral norm, as training estimates it: {"G/<layer>": float, ...}.
+
+    sigma = u' W v is what the layer divides its weight by (`layers.SpectralNorm`); no power iteration is run.
+    """
+    sigmas = {
+        f"{name}/{path}": layer.u @ (layer.weight.flatten(1) @ layer.v)
+        for name, network in networks.items()
+        for path, layer in network.named_modules()
+        if isinstance(layer, layers.SpectralNorm) and layer.sn
+    }
+    values = torch.stack(list(sigmas.values())).tolist() if sigmas else []  # one wait for a GPU, not one per layer
+    return dict(zip(sigmas, values, strict=True))
 
 
 def peak_memory_mb(device):

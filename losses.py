@@ -1,17 +1,43 @@
-"""Adversarial losses and regularisers: tensors in, a dict of named terms out, which add up to the loss."""
+"""Adversarial losses and regularisers: tensors in, a dict of named terms out, which add up to the loss.
+
+Logits are (N,), terms are means over the batch. To add a loss, write its two functions and name them in LOSSES.
+"""
 
 import torch
 import torch.nn.functional as F
 
 
 def d_hinge(real_logits, fake_logits):
-    """Hinge loss of D (Lim & Ye 2017; Miyato et al. 2018, equation 16). Logits (N,); terms are means over the batch."""
+    """Hinge loss of D (Lim & Ye 2017; Miyato et al. 2018, equation 16)."""
     return {"D_loss_real": F.relu(1 - real_logits).mean(), "D_loss_fake": F.relu(1 + fake_logits).mean()}
 
 
 def g_hinge(fake_logits):
-    """Hinge loss of G (Miyato et al. 2018, equation 17). Logits (N,)."""
+    """Hinge loss of G (Miyato et al. 2018, equation 17)."""
     return {"G_loss": -fake_logits.mean()}
+
+
+def d_non_saturating(real_logits, fake_logits):
+    """Cross-entropy of D, whose sigmoid is the probability of an image to be real (Goodfellow et al. 2014, eq. 1)."""
+    return {"D_loss_real": F.softplus(-real_logits).mean(), "D_loss_fake": F.softplus(fake_logits).mean()}
+
+
+def g_non_saturating(fake_logits):
+    """-log of the probability that D gives to fakes (Goodfellow et al. 2014, section 3)."""
+    return {"G_loss": F.softplus(-fake_logits).mean()}
+
+
+def d_wasserstein(real_logits, fake_logits):
+    """Wasserstein loss of the critic (Arjovsky et al. 2017, equation 2), kept Lipschitz by spectral norm alone."""
+    return {"D_loss_real": -real_logits.mean(), "D_loss_fake": fake_logits.mean()}
+
+
+# --loss -> the loss of D from (real logits, fake logits), and that of G from the fakes' logits
+LOSSES = {
+    "hinge": (d_hinge, g_hinge),
+    "non_saturating": (d_non_saturating, g_non_saturating),
+    "wasserstein": (d_wasserstein, g_hinge),  # G's is the same as the hinge's
+}
 
 
 def orthogonal_penalty(parameters, strength):

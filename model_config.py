@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import utils
 
 # Channel multipliers, from the 4x4 end to the image for G and from the image down for D, by k = log2(R / bottom_width):
-# resolutions 32, 64, 128, 256, 512 for the usual bottom width of 4 (BigGAN-PyTorch's tables).
+# resolutions 32, 64, 128, 256, 512 for the usual bottom width of 4 (BigGAN-PyTorch's tables). D's are those of its
+# blocks' outputs; in BigGAN-deep the first is that of the convolution before its stages.
 G_MULTIPLIERS = {
     3: (4, 4, 4, 4),
     4: (16, 16, 8, 4, 2),
@@ -26,6 +27,9 @@ D_MULTIPLIERS = {
     6: (1, 2, 4, 8, 8, 16, 16),
     7: (1, 1, 2, 4, 8, 8, 16, 16),
 }
+
+
+SSM_VARIANTS = ("none", "voxel", "gain", "group_gain", "global_voxel")
 
 
 def _numbers(text):
@@ -53,30 +57,49 @@ class ModelConfig:
     resolution: int
     n_classes: int
 
+    model: str = _option("BigGAN", "BigGAN: also SNGAN and SAGAN; BigGANdeep: bottlenecks", ("BigGAN", "BigGANdeep"))
     dim_z: int = _option(128, "dimension of the noise z")
     bottom_width: int = _option(4, "width of G's first feature map; resolution = bottom_width * 2^k")
+    deep_style: str = _option(
+        "biggan", "BigGANdeep: shortcuts without weights, or StudioGAN's with", ("biggan", "studiogan")
+    )
 
     G_ch: int = _option(64, "channel multiplier of G")
     G_ch_mult: tuple = _option((), "G's widths / G_ch from the bottom to the image, as 16-16-8-4-2; empty: the table's")
+    G_depth: int = _option(2, "BigGANdeep: blocks per resolution in G")
     G_attn: tuple = _option((64,), "resolutions with self-attention in G, as 32_64; 0: none")
+    G_attn_after: tuple = _option((), "stages of G, counted from 1, that self-attention follows too, as 2_3")
     G_param: str = _option("SN", "SN: spectral norm in G; none: plain weights", ("SN", "none"))
     G_init: str = _option("ortho", "initialisation of G", ("ortho", "xavier", "N02"))
     G_cbn: bool = _option(True, "class-conditional batch norm in G (--no-G_cbn: plain batch norm)")
+    G_out_cbn: bool = _option(False, "class-conditional batch norm before G's last convolution too")
     G_shared: bool = _option(False, "one class embedding shared by all of G's norms (BigGAN)")
     shared_dim: int = _option(0, "dimension of the shared embedding, and of SSM's own; 0: dim_z")
-    hier: bool = _option(False, "hierarchical z: a slot of z to each block of G (BigGAN)")
-    ssm: str = _option("none", "spatial self-modulation of G's stages", ("none", "voxel"))
+    hier: bool = _option(False, "hierarchical z: a slot of z to each block of G (BigGAN), or all of it (BigGANdeep)")
+    ssm: str = _option("none", "spatial self-modulation of G's stages", SSM_VARIANTS)
+    ssm_zero_init: bool = _option(False, "start SSM's gains and biases at 0, by a learned scale per stage")
 
     D_ch: int = _option(64, "channel multiplier of D")
     D_ch_mult: tuple = _option((), "D's widths / D_ch from the image down, as 1-2-4-8-16; empty: the table's")
-    D_num_down: int = _option(0, "how many of D's first blocks halve the resolution; 0: all but the last (two at 32)")
+    D_depth: int = _option(2, "BigGANdeep: blocks per resolution in D")
+    D_num_down: int = _option(0, "how many of D's first stages halve the resolution; 0: the table's (2 at 32)")
     D_attn: tuple = _option((64,), "resolutions with self-attention in D, as 32_64; 0: none")
+    D_attn_after: tuple = _option((), "stages of D, counted from 1, that self-attention follows too, as 1_2")
     D_param: str = _option("SN", "SN: spectral norm in D; none: plain weights", ("SN", "none"))
     D_init: str = _option("ortho", "initialisation of D", ("ortho", "xavier", "N02"))
     D_wide: bool = _option(True, "D's blocks widen in their first convolution (BigGAN), not in the second (SNGAN)")
-    D_cond: str = _option("projection", "how D sees the class; none: it does not", ("projection", "none"))
+    D_cond: str = _option(
+        "projection",
+        "how D sees the class: inner product with the last features, label joined to the first ones, or not at all",
+        ("projection", "concat", "none"),
+    )
+    D_label_dim: int = _option(300, "D_cond concat: dimension of the label's embedding")
+    D_label_ch: int = _option(128, "D_cond concat: channels that it is mapped to, joined to the first stage's")
+    D_pool: str = _option("sum", "how D's last features become a vector", ("sum", "mean"))
+    D_relu_shortcut: bool = _option(False, "shortcuts of D's blocks see relu(x), not x (in-place ReLU of other code)")
 
     BN_eps: float = _option(1e-5, "epsilon of batch norm in G's blocks")
+    output_BN_eps: float = _option(1e-5, "epsilon of batch norm before G's last convolution")
     SN_eps: float = _option(1e-8, "epsilon of spectral norm")
 
     def __post_init__(self):
@@ -87,19 +110,31 @@ class ModelConfig:
         k = self._num_doublings()
         self._fill_widths(k)
         object.__setattr__(self, "shared_dim", self.shared_dim or self.dim_z)
-        if self.hier:
-            if self.G_cbn and not self.G_shared:
-                raise utils.UserError("--hier needs --G_shared: the class embedding is joined to each slot of z")
+        self._check_blocks()
+        if self.hier and self.G_cbn and not self.G_shared:
+            raise utils.UserError("--hier needs --G_shared: the class embedding is joined to each slot of z")
+        if self.hier and not self.deep:
             slot = self.dim_z // (k + 1)
             if slot == 0:
                 raise utils.UserError(f"--dim_z {self.dim_z} is too small for --hier: {k + 1} slots are needed")
             object.__setattr__(self, "dim_z", slot * (k + 1))
 
     def _check_numbers(self):
-        for name in ("dim_z", "bottom_width", "G_ch", "D_ch", "n_classes"):
+        positive = (
+            "dim_z",
+            "bottom_width",
+            "G_ch",
+            "D_ch",
+            "n_classes",
+            "G_depth",
+            "D_depth",
+            "D_label_dim",
+            "D_label_ch",
+        )
+        for name in positive:
             if getattr(self, name) < 1:
                 raise utils.UserError(f"--{name} {getattr(self, name)}: must be at least 1")
-        for name in ("BN_eps", "SN_eps"):
+        for name in ("BN_eps", "output_BN_eps", "SN_eps"):
             if not 0 < getattr(self, name) < 1:
                 raise utils.UserError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")
         if self.shared_dim < 0 or min((*self.G_ch_mult, *self.D_ch_mult, 1)) < 1:
@@ -123,12 +158,27 @@ class ModelConfig:
             raise utils.UserError(f"--D_ch_mult must be given at resolution {self.resolution}")
         table_of_32 = not self.D_ch_mult and k == 3
         D_num_down = self.D_num_down or (2 if table_of_32 else len(D_ch_mult) - 1)
-        if not 1 <= D_num_down <= min(len(D_ch_mult), (self.resolution & -self.resolution).bit_length() - 1):
-            raise utils.UserError(
-                f"--D_num_down {D_num_down}: D has {len(D_ch_mult)} blocks at resolution {self.resolution}"
-            )
+        stages = len(D_ch_mult) - (1 if self.deep else 0)
+        if not 1 <= D_num_down <= min(stages, (self.resolution & -self.resolution).bit_length() - 1):
+            raise utils.UserError(f"--D_num_down {D_num_down}: D has {stages} stages at resolution {self.resolution}")
         for name, value in (("G_ch_mult", G_ch_mult), ("D_ch_mult", D_ch_mult), ("D_num_down", D_num_down)):
             object.__setattr__(self, name, value)
+
+    def _check_blocks(self):
+        if self.ssm == "group_gain" and any(width % 4 for width in self.G_widths[1:]):
+            raise utils.UserError(f"--ssm group_gain needs widths that divide by 4, not G's {self.G_widths[1:]}")
+        if self.D_cond == "concat" and len(self.D_stages) < 2:
+            raise utils.UserError("--D_cond concat needs a second stage in D; see --D_ch_mult")
+        if self.deep and self.deep_style == "biggan":
+            if sorted(self.G_widths, reverse=True) != list(self.G_widths):
+                raise utils.UserError("--G_ch_mult: BigGANdeep's shortcuts can only narrow towards the image")
+            if any(i > o for i, o, *_ in self.D_stages):
+                raise utils.UserError("--D_ch_mult, --D_cond concat: shortcuts of BigGANdeep's D cannot narrow")
+
+    @property
+    def deep(self):
+        """Whether the blocks are BigGAN-deep's bottlenecks."""
+        return self.model == "BigGANdeep"
 
     @property
     def G_widths(self):
@@ -137,21 +187,55 @@ class ModelConfig:
 
     @property
     def D_widths(self):
-        """Channels of each of D's blocks' output."""
+        """Channels of each of D's blocks' output; in BigGAN-deep, of the first convolution's and each stage's."""
         return tuple(self.D_ch * m for m in self.D_ch_mult)
+
+    @property
+    def G_stages(self):
+        """(input channels, output channels, whether attention follows) of each of G's stages, which double the size."""
+        widths = self.G_widths
+        return [(widths[i], widths[i + 1], self._attention("G", i)) for i in range(len(widths) - 1)]
+
+    @property
+    def D_stages(self):
+        """(input channels, output channels, whether it halves the size, whether attention follows) of D's stages."""
+        widths = self.D_widths if self.deep else (3, *self.D_widths)
+        inputs = [w + (self.D_label_ch if self.D_cond == "concat" and i == 1 else 0) for i, w in enumerate(widths)]
+        return [
+            (inputs[i], widths[i + 1], i < self.D_num_down, self._attention("D", i)) for i in range(len(widths) - 1)
+        ]
+
+    def stage_resolutions(self, network):
+        """The resolution at which each stage of 'G' or 'D' ends; None for a stage of D that keeps the size."""
+        if network == "G":
+            return [self.bottom_width * 2 ** (i + 1) for i in range(len(self.G_widths) - 1)]
+        num_stages = len(self.D_widths) - (1 if self.deep else 0)
+        return [self.resolution // 2 ** (i + 1) if i < self.D_num_down else None for i in range(num_stages)]
+
+    def _attention(self, network, i):
+        wanted, after = getattr(self, f"{network}_attn"), getattr(self, f"{network}_attn_after")
+        return self.stage_resolutions(network)[i] in wanted or i + 1 in after
 
     def notes(self):
         """Lines about options that have no effect here, for the user to read."""
-        G_ends = [self.bottom_width * 2 ** (i + 1) for i in range(len(self.G_widths) - 1)]
-        D_ends = [self.resolution // 2 ** (i + 1) for i in range(self.D_num_down)]
-        attention = (("G", self.G_attn, G_ends), ("D", self.D_attn, D_ends))
-        unconditioned = ["--hier without conditional batch norm and SSM: G sees only the first slot of z"]
-        return (unconditioned if self.hier and not self.G_cbn and self.ssm == "none" else []) + [
-            f"--{network}_attn {resolution}: no attention there, as {network}'s blocks end at {ends}"
-            for network, wanted, ends in attention
-            for resolution in wanted
-            if resolution not in ends
-        ]
+        lines = []
+        if self.hier and not self.deep and not self.G_cbn and self.ssm == "none":
+            lines.append("--hier without conditional batch norm and SSM: G sees only the first slot of z")
+        for network in "GD":
+            resolutions = self.stage_resolutions(network)
+            ends = [r for r in resolutions if r]
+            wanted, after = getattr(self, f"{network}_attn"), getattr(self, f"{network}_attn_after")
+            lines += [
+                f"--{network}_attn {r}: no attention there, as {network}'s blocks end at {ends}"
+                for r in wanted
+                if r not in ends
+            ]
+            lines += [
+                f"--{network}_attn_after {n}: no attention there, as {network} has {len(resolutions)} stages"
+                for n in after
+                if not 1 <= n <= len(resolutions)
+            ]
+        return lines
 
     def to_dict(self):
         """Plain numbers, strings and lists: fit for JSON and for `torch.load(weights_only=True)`."""
@@ -176,6 +260,24 @@ class ModelConfig:
 
 def _option_fields():
     return [f for f in dataclasses.fields(ModelConfig) if "help" in f.metadata]
+
+
+def parse_option(name, text):
+    """The value of a field from text, as its flag reads it; booleans are true or false. Raises: utils.UserError."""
+    fields = {f.name: f for f in dataclasses.fields(ModelConfig)}
+    if name not in fields:
+        raise utils.UserError(f"{name} is not a field of ModelConfig; those are {', '.join(fields)}")
+    kind, choices = fields[name].type, fields[name].metadata.get("choices")
+    try:
+        if kind is bool:
+            value = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        else:
+            value = _numbers(text) if kind is tuple else kind(text)
+    except (KeyError, ValueError, argparse.ArgumentTypeError) as error:
+        raise utils.UserError(f"{name}={text}: not a value of this field") from error
+    if choices and value not in choices:
+        raise utils.UserError(f"{name}={text}: choose from {', '.join(choices)}")
+    return value
 
 
 def add_model_args(parser):

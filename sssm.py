@@ -1,10 +1,14 @@
 """Spatial self-modulation (SSM): a second stream in the generator that modulates every position and channel.
 
 The stream starts from linear([e(y), z]) with a class embedding e of its own and grows beside the main stream, through
-convolutions of the same widths. After each whole main stage, 1x1 convolutions of the stream give a gain map a and a
-bias map b of the main stream's shape, and the main stream is normalised per sample and modulated:
+convolutions of the same widths. After each whole main stage, 1x1 convolutions ("heads") of the stream s give maps, with
+which the main stream h is modulated:
 
-    h <- (h - mean(h)) / std(h),    h <- h * (1 + a) + b        (variant `voxel`, the published form)
+    voxel (the published form)   h <- (h - mean(h)) / std(h),   h <- h * (1 + a) + b     a, b of h's shape; per sample
+    gain                         h <- h * (1 + a)
+    group_gain                   the same, with C'/4 maps that are repeated 4 times along the channels
+    global_voxel                 h <- (h - mean(h)) / std(h) per channel, h <- h * (1 + A) + B with A and B per channel
+                                 from the spatial mean of s; then voxel
 
 Symbols in shape comments: N batch, C and C' channels of the stage before and of this one, H and W this stage's size.
 """
@@ -22,30 +26,77 @@ import layers
 EPS = 1e-12
 
 
-def normalize_sample(h):
-    """h (N,C,H,W) minus its mean, over its unbiased standard deviation, both over (C,H,W) of each sample."""
-    n = h[0].numel()
-    return F.group_norm(h, 1, eps=EPS) * math.sqrt((n - 1) / n)  # group_norm divides by the biased one
+def standardize(h, groups):
+    """h (N,C,H,W) minus its mean, over its unbiased standard deviation, of each sample and group of channels.
+
+    groups 1: over (C,H,W); groups C: over (H,W).
+    """
+    n = h[0].numel() // groups
+    return F.group_norm(h, groups, eps=EPS) * math.sqrt((n - 1) / n)  # group_norm divides by the biased one
 
 
-class VoxelStage(nn.Module):
-    """One stage of the stream and the modulation that it gives to the main stream."""
+class Stage(nn.Module):
+    """One stage of the stream; what it does to the main stream is `modulate`, of the variants below.
 
-    def __init__(self, in_channels, out_channels, sn):
+    With `zero_init` all maps are multiplied by a learned scale that starts at 0. (Heads of zeros would not do: under
+    spectral norm they are 0 / 0.) The normalisation of h stays.
+    """
+
+    def __init__(self, in_channels, out_channels, sn, zero_init):
         super().__init__()
         self.conv1 = layers.UpConv2d(in_channels, out_channels, **sn)
         self.conv2 = layers.Conv2d(out_channels, out_channels, **sn)
-        self.gain = layers.Conv2d(out_channels, out_channels, 1, **sn)
-        self.bias = layers.Conv2d(out_channels, out_channels, 1, **sn)
+        self.scale = nn.Parameter(torch.zeros(())) if zero_init else None
+        self.add_heads(out_channels, sn)
 
     def forward(self, s, h):
         """s (N,C,H/2,W/2) of the stream, h (N,C',H,W) of the main stream; returns the new s (N,C',H,W) and h."""
         s = self.conv2(F.relu(self.conv1(F.relu(s))))
-        h = torch.addcmul(self.bias(s), normalize_sample(h), 1 + self.gain(s))
-        return s, h
+        return s, self.modulate(s, h)
+
+    def scaled(self, maps):
+        return maps if self.scale is None else maps * self.scale
 
 
-STAGES = {"voxel": VoxelStage}
+class VoxelStage(Stage):
+    def add_heads(self, channels, sn):
+        self.gain = layers.Conv2d(channels, channels, 1, **sn)
+        self.bias = layers.Conv2d(channels, channels, 1, **sn)
+
+    def modulate(self, s, h):
+        return torch.addcmul(self.scaled(self.bias(s)), standardize(h, 1), 1 + self.scaled(self.gain(s)))
+
+
+class GainStage(Stage):
+    repeats = 1
+
+    def add_heads(self, channels, sn):
+        self.gain = layers.Conv2d(channels, channels // self.repeats, 1, **sn)
+
+    def modulate(self, s, h):
+        gain = self.scaled(self.gain(s))
+        if self.repeats > 1:
+            gain = gain.repeat(1, self.repeats, 1, 1)  # (N,C',H,W)
+        return torch.addcmul(h, h, gain)
+
+
+class GroupGainStage(GainStage):
+    repeats = 4
+
+
+class GlobalVoxelStage(VoxelStage):
+    def add_heads(self, channels, sn):
+        super().add_heads(channels, sn)
+        self.global_gain = layers.Conv2d(channels, channels, 1, **sn)
+        self.global_bias = layers.Conv2d(channels, channels, 1, **sn)
+
+    def modulate(self, s, h):
+        pooled = s.mean(dim=(2, 3), keepdim=True)  # (N,C',1,1)
+        gain, bias = self.scaled(self.global_gain(pooled)), self.scaled(self.global_bias(pooled))
+        return super().modulate(s, torch.addcmul(bias, standardize(h, h.shape[1]), 1 + gain))
+
+
+STAGES = {"voxel": VoxelStage, "gain": GainStage, "group_gain": GroupGainStage, "global_voxel": GlobalVoxelStage}
 
 
 class SpatialSelfModulation(nn.Module):
@@ -58,7 +109,7 @@ class SpatialSelfModulation(nn.Module):
         self.embedding = layers.Embedding(config.n_classes, config.shared_dim)
         self.linear = layers.Linear(config.shared_dim + config.dim_z, widths[0] * config.bottom_width**2, **sn)
         stage = STAGES[config.ssm]
-        self.stages = nn.ModuleList(stage(i, o, sn) for i, o in pairwise(widths))
+        self.stages = nn.ModuleList(stage(i, o, sn, config.ssm_zero_init) for i, o in pairwise(widths))
 
     def start(self, z, y):
         """z (N,dim_z), all of it also where the main stream splits it, and y (N,) to s (N,C,bottom,bottom)."""

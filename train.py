@@ -8,8 +8,6 @@ weights/. A step is one update of G; step counts are completed steps, so step 0 
 """
 
 import argparse
-import dataclasses
-import functools
 import itertools
 import math
 import os
@@ -21,21 +19,47 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import batches
 import BigGAN
 import checkpoints
+import checks
 import datasets
+import dry_run
 import ema
 import evaluate
+import finetune
 import inception_utils
 import legacy_flags
 import logs
 import losses
+import optimizers
 import sample
 import utils
-from model_config import ModelConfig, add_model_args
+from model_config import add_model_args
 
 
 def parse_args(argv=None):
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.init_from:  # the model's options are those of its checkpoint, unless they are given
+        parser.set_defaults(**finetune.read_source(args.init_from).model_options)
+        args = parser.parse_args(argv)
+    if args.dataset is None:
+        parser.error("--dataset is required: the name of a data set made by make_hdf5.py")
+    if args.class_mapping and not args.init_from:
+        parser.error("--class_mapping goes with --init_from")
+    optimizers.check_optimizer_args(parser, args)
+    if args.seed >= 2**63:
+        parser.error(f"--seed {args.seed} must be below 2^63")
+    for name in ("G_ortho", "D_ortho"):
+        if not 0 <= getattr(args, name) < math.inf:
+            parser.error(f"--{name} {getattr(args, name)} must be 0 or positive")
+    if not 0 <= args.ema_decay < 1:
+        parser.error(f"--ema_decay {args.ema_decay} must lie in [0, 1)")
+    return args
+
+
+def make_parser():
     parser = utils.ArgumentParser(__doc__.splitlines()[0])
     run = parser.add_argument_group("run")
     run.add_argument("--experiment_name", default="", help="name of the run folder; empty: made from the flags")
@@ -50,11 +74,10 @@ def parse_args(argv=None):
     utils.add_device_args(run)
 
     datasets.add_data_args(parser)
-    data = parser.add_argument_group("data in training")
-    data.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="random horizontal flips")
-    data.add_argument("--unconditional", action="store_true", help="ignore labels: one class, and a D without class")
-
+    batches.add_batch_args(parser)
     add_model_args(parser)
+    finetune.add_finetune_args(parser)
+    dry_run.add_dry_run_args(parser)
 
     length = parser.add_argument_group("length (the first that is reached ends the run)")
     length.add_argument("--num_iters", type=utils.positive_int, default=None, help="steps of G")
@@ -62,23 +85,17 @@ def parse_args(argv=None):
         "--num_epochs", type=utils.positive_int, default=None, help="passes of D over the data; 100 if neither is given"
     )
 
-    step = parser.add_argument_group("optimisation")
-    step.add_argument(
-        "--batch_size", type=utils.positive_int, default=64, help="images of one pass, over all processes"
-    )
-    step.add_argument("--G_batch_size", type=utils.count, default=0, help="fakes of one pass of G; 0: batch_size")
+    step = parser.add_argument_group("steps")
+    step.add_argument("--loss", choices=tuple(losses.LOSSES), default="hinge", help="adversarial loss")
     step.add_argument("--num_D_steps", type=utils.positive_int, default=2, help="steps of D per step of G")
     step.add_argument("--num_G_accumulations", type=utils.positive_int, default=1, help="passes per step of G")
     step.add_argument("--num_D_accumulations", type=utils.positive_int, default=1, help="passes per step of D")
-    for network, lr in (("G", 5e-5), ("D", 2e-4)):
-        step.add_argument(f"--{network}_lr", type=float, default=lr, help=f"Adam's learning rate of {network}")
-        step.add_argument(f"--{network}_B1", type=float, default=0.0, help=f"Adam's beta1 of {network}")
-        step.add_argument(f"--{network}_B2", type=float, default=0.999, help=f"Adam's beta2 of {network}")
+    for network in ("G", "D"):
         step.add_argument(f"--{network}_ortho", type=float, default=0.0, help="orthogonal regularisation; BigGAN: 1e-4")
-    step.add_argument("--adam_eps", type=float, default=1e-8, help="Adam's epsilon")
     step.add_argument("--ema", action=argparse.BooleanOptionalAction, default=False, help="keep a moving average of G")
     step.add_argument("--ema_decay", type=float, default=0.9999, help="decay of the moving average")
     step.add_argument("--ema_start", type=utils.count, default=0, help="step until which the average is a plain copy")
+    optimizers.add_optimizer_args(parser)
 
     inception_utils.add_metric_args(parser)
     report = parser.add_argument_group("reports")
@@ -93,30 +110,21 @@ def parse_args(argv=None):
     report.add_argument("--num_best_copies", type=utils.positive_int, default=2, help="newest best ones to keep")
     report.add_argument("--sample_every", type=utils.count, default=2000, help="steps between sheets; 0: only the last")
     report.add_argument("--log_every", type=utils.positive_int, default=50, help="steps between logged losses")
+    report.add_argument(
+        "--sv_log_interval",
+        type=utils.count,
+        default=0,
+        help="steps between logs of the largest singular value of each layer with spectral norm; 0: none",
+    )
     legacy_flags.add_legacy_args(parser)
-
-    args = parser.parse_args(argv)
-    if args.dataset is None:
-        parser.error("--dataset is required: the name of a data set made by make_hdf5.py")
-    for name in ("G_lr", "D_lr", "adam_eps"):
-        if not 0 < getattr(args, name) < 10:
-            parser.error(f"--{name} {getattr(args, name)} must be positive")
-    for name in ("G_ortho", "D_ortho"):
-        if not 0 <= getattr(args, name) < math.inf:
-            parser.error(f"--{name} {getattr(args, name)} must be 0 or positive")
-    if args.seed >= 2**63:
-        parser.error(f"--seed {args.seed} must be below 2^63")
-    for name in ("G_B1", "G_B2", "D_B1", "D_B2", "ema_decay"):
-        if not 0 <= getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)} must lie in [0, 1)")
-    return args
+    return parser
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One step. `forward` is the network itself, or its DistributedDataParallel wrapper, which averages gradients.
 
 
-def d_step(G, D, forward_D, optimizer, passes, num_passes, ortho):
+def d_step(G, D, forward_D, optimizer, passes, num_passes, ortho, loss=losses.d_hinge):
     """One optimizer step of D over accumulated passes; returns the mean of each loss term (0-dim tensors).
 
     passes: iterator of (x (N,3,R,R) in [-1,1], y (N,), z (N,dim_z), fake y (N,)). Real and fake images share a forward,
@@ -130,20 +138,20 @@ def d_step(G, D, forward_D, optimizer, passes, num_passes, ortho):
             fakes = G(z, y_fake)
         with _reduction(forward_D, i == num_passes - 1):
             logits = forward_D(torch.cat([x, fakes]), torch.cat([y, y_fake]))
-            _backward(losses.d_hinge(*logits.split([len(x), len(fakes)])), num_passes, means)
+            _backward(loss(*logits.split([len(x), len(fakes)])), num_passes, means)
     _add_orthogonal_gradient(D.parameters(), ortho)
     optimizer.step()
     return means
 
 
-def g_step(G, D, forward_G, optimizer, passes, num_passes, ortho):
+def g_step(G, D, forward_G, optimizer, passes, num_passes, ortho, loss=losses.g_hinge):
     """One optimizer step of G over accumulated passes of (z (N,dim_z), y (N,)); returns as `d_step`."""
     D.requires_grad_(False)
     optimizer.zero_grad(set_to_none=True)
     means = {}
     for i, (z, y) in enumerate(passes):
         with _reduction(forward_G, i == num_passes - 1):
-            _backward(losses.g_hinge(D(forward_G(z, y), y)), num_passes, means)
+            _backward(loss(D(forward_G(z, y), y)), num_passes, means)
     # As in BigGAN-PyTorch, the shared class embedding is not regularised.
     _add_orthogonal_gradient((p for name, p in G.named_parameters() if not name.startswith("shared.")), ortho)
     optimizer.step()
@@ -170,45 +178,14 @@ def _add_orthogonal_gradient(parameters, strength):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a step sees: functions of the seed and the step, the same for any number of ranks (DESIGN: each pass is drawn
-# whole and every rank takes its slice)
-
-
-def draw_latents(args, config, ranks, step, draw, batch_size):
-    """z (N,dim_z) and y (N,) of this rank for pass `draw` of a step."""
-    z = utils.rng(args.seed, "z", step, draw).standard_normal((batch_size, config.dim_z), dtype="float32")
-    y = utils.rng(args.seed, "y", step, draw).integers(config.n_classes, size=batch_size)
-    return [torch.from_numpy(ranks.slice(array)).to(ranks.device, non_blocking=True) for array in (z, y)]
-
-
-def draw_reals(args, loader, ranks, step, draw):
-    """Real images x (N,3,R,R) in [-1,1] and their classes y (N,) of this rank for a pass of D."""
-    images, y = next(loader)
-    images, y = (tensor.to(ranks.device, non_blocking=True) for tensor in (images, y))
-    if args.flip:
-        flips = utils.rng(args.seed, "flip", step, draw).integers(2, size=args.batch_size)
-        flips = torch.from_numpy(ranks.slice(flips)).to(ranks.device).bool()
-        images = torch.where(flips[:, None, None, None], images.flip(3), images)
-    return utils.to_float(images), torch.zeros_like(y) if args.unconditional else y
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def train(args, ranks):
     # Everything that can be wrong with flags and files is found here, before anything is computed.
-    dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
-    if dataset.num_classes == 1 and not args.unconditional:
-        raise utils.UserError(
-            f"{dataset.path}: all images are of one class; train with --unconditional, or make the data set again "
-            "from a folder with one sub-folder per class"
-        )
-    class_names = ["all"] if args.unconditional else dataset.class_names
-    config = make_config(args, dataset.resolution, len(class_names))
-    G_batch_size = args.G_batch_size or args.batch_size
-    for flag, size in (("batch_size", args.batch_size), ("G_batch_size", G_batch_size)):
-        if size % ranks.world_size:
-            raise utils.UserError(f"--{flag} {size} cannot be split evenly over {ranks.world_size} processes")
+    plan = checks.make_plan(args)
+    dataset, config, source = plan.dataset, plan.config, plan.source
+    checks.check_selection(args)
+    checks.check_batches(args, ranks.world_size)
     feature_network = reference = None
     if args.test_every:
         feature_network, reference = inception_utils.load_evaluation(args, dataset, ranks.device)
@@ -216,22 +193,22 @@ def train(args, ranks):
             args.which_best, inception_utils.metric_keys(feature_network, reference, config.n_classes)
         )
     folder = checkpoints.run_folder(args)
-    images_per_step = args.batch_size * args.num_D_steps * args.num_D_accumulations
-    num_steps = run_length(args, len(dataset), images_per_step)
+    num_steps = checks.run_length(args, len(dataset))
+    images_per_step = checks.images_per_step(args)
 
     # Build.
     torch.manual_seed(args.seed)  # of the initial weights; everything later draws from utils.rng
     # channels_last is the layout that convolutions are fastest in, on CPUs and on GPUs with tensor cores.
     G, D = (net.to(ranks.device, memory_format=torch.channels_last) for net in BigGAN.build(config))
-    opt_G = torch.optim.Adam(G.parameters(), lr=args.G_lr, betas=(args.G_B1, args.G_B2), eps=args.adam_eps)
-    opt_D = torch.optim.Adam(D.parameters(), lr=args.D_lr, betas=(args.D_B1, args.D_B2), eps=args.adam_eps)
+    opt_G, opt_D = optimizers.make_optimizers(G, D, args)
+    d_loss, g_loss = losses.LOSSES[args.loss]
     average = ema.MovingAverage(G, args.ema_decay, args.ema_start) if args.ema else None
     evaluated = average.module if args.ema else G
 
-    # Resume.
+    # Resume, or start from another run's weights.
     about = {  # what every checkpoint says of itself, besides its step and metrics
         "model_config": config.to_dict(),
-        "class_names": class_names,
+        "class_names": plan.class_names,
         "data": {"num_images": len(dataset), "metric_weights": feature_network and feature_network.weights_hash},
         "args": checkpoints.plain(args),
         "images_per_D_step": args.batch_size * args.num_D_accumulations,
@@ -239,6 +216,7 @@ def train(args, ranks):
     }
     utils.on_main(ranks, lambda: checkpoints.prepare_folder(folder, args, G, D))
     start, best = resume(folder, about, G, D, average, opt_G, opt_D)
+    report = finetune.start_from(source, G, D, average, plan.rows) if source and not start else None
     if ranks.is_main:
         print_start(args, config, G, D, dataset, folder, start, num_steps)
     if start >= num_steps:
@@ -249,6 +227,9 @@ def train(args, ranks):
     if ranks.is_main:
         utils.save_json(about, folder / "config.json")
         log = logs.RunLog(folder, start or None)
+        if report:
+            log.write("init_from", 0, {"checkpoint": source.path, "class_rows": plan.rows, **report})
+            print("\n".join(finetune.describe(source, report, plan.rows)))
     forward_G, forward_D = (utils.data_parallel(net, ranks) for net in (G, D))
     loader = datasets.BatchLoader(
         dataset,
@@ -263,20 +244,19 @@ def train(args, ranks):
 
     # The loop.
     metrics = None
-    latents = functools.partial(draw_latents, args, config, ranks)
     bar = tqdm(total=num_steps, initial=start, disable=not ranks.is_main, dynamic_ncols=True, **utils.bar_interval())
     with closing(loader), closing(log) if log else nullcontext(), bar, utils.StopSignal() as stop:
         clock, clock_step = time.perf_counter(), start
         for step in range(start + 1, num_steps + 1):
+            for optimizer, lr in zip((opt_G, opt_D), optimizers.learning_rates(args, step), strict=True):
+                optimizers.set_learning_rate(optimizer, lr)
             draws = itertools.count()  # a number of its own for each pass within the step
             for _ in range(args.num_D_steps):
-                passes = (
-                    (*draw_reals(args, loader, ranks, step, draw), *latents(step, draw, args.batch_size))
-                    for draw in itertools.islice(draws, args.num_D_accumulations)
-                )
-                terms = d_step(G, D, forward_D, opt_D, passes, args.num_D_accumulations, args.D_ortho)
-            passes = (latents(step, d, G_batch_size) for d in itertools.islice(draws, args.num_G_accumulations))
-            terms |= g_step(G, D, forward_G, opt_G, passes, args.num_G_accumulations, args.G_ortho)
+                numbers = itertools.islice(draws, args.num_D_accumulations)
+                passes = batches.D_passes(args, config, ranks, loader, step, numbers)
+                terms = d_step(G, D, forward_D, opt_D, passes, args.num_D_accumulations, args.D_ortho, d_loss)
+            passes = batches.G_passes(args, config, ranks, step, itertools.islice(draws, args.num_G_accumulations))
+            terms |= g_step(G, D, forward_G, opt_G, passes, args.num_G_accumulations, args.G_ortho, g_loss)
             if average:
                 average.update(step)
             bar.update()
@@ -292,10 +272,13 @@ def train(args, ranks):
                 check_finite(terms, step, folder)
             if write and log:
                 speed = (step - clock_step) * images_per_step / (time.perf_counter() - clock)
+                rates = {"G_lr": opt_G.param_groups[0]["lr"], "D_lr": opt_D.param_groups[0]["lr"]}
                 resources = {"images_per_s": round(speed, 1), "memory_mb": logs.peak_memory_mb(ranks.device)}
-                log.write("train", step, {**terms, "images_seen": state["images_seen"], **resources})
+                log.write("train", step, {**terms, **rates, "images_seen": state["images_seen"], **resources})
                 numbers = {**{k: f"{v:.3f}" for k, v in terms.items()}, "images/s": f"{speed:.0f}"}
                 bar.set_postfix(numbers, refresh=False)
+            if args.sv_log_interval and step % args.sv_log_interval == 0 and log:
+                log.write("singular_values", step, logs.singular_values(G=G, D=D))
             if test or sheet or save:  # what leaves this process is rank 0's: its batch-norm statistics too
                 utils.broadcast_buffers([G, evaluated], ranks)
             if test:
@@ -320,7 +303,7 @@ def train(args, ranks):
                     bar.write(f"step {step}: {inception_utils.summary(metrics)}")
             if sheet and log:
                 with evaluate.evaluating(evaluated):
-                    picture = sample.class_sheet(evaluated, 10, args.seed, class_names=class_names)
+                    picture = sample.class_sheet(evaluated, 10, args.seed, class_names=plan.class_names)
                 utils.save_image(picture, folder / "samples" / f"step_{step:08d}.png")
                 log.image("samples", step, picture)
             if save and log:
@@ -357,19 +340,6 @@ def resume(folder, about, G, D, average, opt_G, opt_D):
     return checkpoint["step"], checkpoint["best"]
 
 
-def make_config(args, resolution, n_classes):
-    """The ModelConfig of the flags; --unconditional leaves D without the class."""
-    if not args.unconditional:
-        return ModelConfig.from_args(args, resolution, n_classes)
-    return dataclasses.replace(ModelConfig.from_args(args, resolution, n_classes), D_cond="none")
-
-
-def run_length(args, num_images, images_per_step):
-    """The step at which the run ends: the first of --num_iters and --num_epochs."""
-    num_epochs = args.num_epochs or (math.inf if args.num_iters else 100)
-    return int(min(args.num_iters or math.inf, -(-num_epochs * num_images // images_per_step)))
-
-
 def check_finite(terms, step, folder):
     if not all(math.isfinite(value) for value in terms.values()):
         raise utils.UserError(
@@ -403,6 +373,9 @@ def print_end(folder, step):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.dry_run or args.dry_run_time:
+        dry_run.dry_run(args, d_step, g_step)
+        return
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
         torch.use_deterministic_algorithms(True)

@@ -77,6 +77,91 @@ def test_shapes(resolution, ssm, options):
     assert not unused  # DistributedDataParallel needs every parameter used
 
 
+DEEP = {"model": "BigGANdeep", **BIGGAN}
+# Options that change what the networks are made of.
+VARIANTS = [
+    DEEP,
+    {**DEEP, "deep_style": "studiogan", "D_relu_shortcut": True},
+    {**DEEP, "ssm": "global_voxel", "ssm_zero_init": True},
+    {"ssm": "group_gain", "G_cbn": False},
+    {"model": "BigGANdeep", "G_shared": True, "G_depth": 1, "D_depth": 3},
+    {"model": "BigGANdeep", "G_cbn": False, "deep_style": "studiogan", "D_cond": "concat"},
+    {"D_cond": "concat", "D_pool": "mean", "G_out_cbn": True, "G_param": "none"},
+    {"G_out_cbn": True, "D_wide": False, "D_relu_shortcut": True, **BIGGAN},
+    {"G_attn_after": (1, 2), "D_attn_after": (1, 2, 3, 4), "D_param": "none", "D_cond": "none"},
+]
+
+
+@pytest.mark.parametrize("size", [(32, 4), (24, 3), (64, 4)])
+@pytest.mark.parametrize("options", VARIANTS)
+def test_shapes_of_the_whole_family(size, options):
+    resolution, bottom_width = size
+    config = dataclasses.replace(
+        base(32),
+        resolution=resolution,
+        bottom_width=bottom_width,
+        G_ch_mult=(),
+        D_ch_mult=(),
+        D_num_down=0,
+        G_ch=4,
+        D_ch=4,
+        **options,
+    )
+    G, D = BigGAN.build(config)
+    x, y = G(torch.randn(2, G.config.dim_z), torch.tensor([0, 3])), torch.tensor([0, 3])
+    assert x.shape == (2, 3, resolution, resolution)
+    logits = D(x, y)
+    assert logits.shape == (2,)
+    (logits.sum() + x.sum()).backward()
+    assert not [name for net in (G, D) for name, p in net.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_fused_networks_equal_the_plain_composition(options):
+    G, D = (net.double().eval() for net in BigGAN.build(dataclasses.replace(TINY, **options)))
+    z, y = torch.randn(2, G.config.dim_z, dtype=torch.float64), torch.tensor([0, 3])
+    x = G(z, y)
+    fused = x, D(x, y)
+    for module in (*G.modules(), *D.modules()):
+        if hasattr(module, "fused"):
+            module.fused = False
+    for a, b in zip(fused, (G(z, y), D(x, y)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("resolution", [64, 256, 512])
+@pytest.mark.parametrize("model", ["BigGAN", "BigGANdeep"])
+def test_large_resolutions_are_built(resolution, model):
+    """D ends at 4x4 with BigGAN's tables, and the images have the size that they should (by fake tensors)."""
+    with FakeTensorMode(), torch.no_grad():
+        G, D = BigGAN.build(
+            dataclasses.replace(
+                base(32), resolution=resolution, G_ch_mult=(), D_ch_mult=(), D_num_down=0, model=model, G_ch=8, D_ch=8
+            )
+        )
+        y = torch.zeros(1, dtype=torch.int64)
+        x = G(torch.randn(1, 24), y)
+        assert x.shape == (1, 3, resolution, resolution)
+        last = D.blocks(D.input_conv(x) if D.input_conv else x)
+        assert last.shape == (1, 16 * 8, 4, 4) and D(x, y).shape == (1,)
+
+
+def test_label_joins_the_features_after_the_first_stage():
+    config = dataclasses.replace(TINY, D_cond="concat", D_label_dim=6, D_label_ch=5, D_pool="mean")
+    _, D = BigGAN.build(config)
+    x, y = torch.randn(2, 3, 32, 32), torch.tensor([0, 2])
+    assert D.label_embedding.weight.shape == (4, 6) and not D.label_embedding.sn
+    seen = []
+    hook = D.blocks[D.num_first].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    D.eval()(x, y)
+    hook.remove()
+    label = D.label_linear(D.label_embedding(y))
+    assert seen[0].shape == (2, 16 + 5, 16, 16)
+    torch.testing.assert_close(seen[0][:, 16:], label[:, :, None, None].expand(2, 5, 16, 16))
+    features = F.relu(D.blocks[D.num_first :](seen[0])).mean(dim=(2, 3))
+    torch.testing.assert_close(D(x, y), D.linear(features).squeeze(1))
+
+
 def base(resolution):
     return ModelConfig(resolution=resolution, n_classes=4, dim_z=24, G_ch=2, D_ch=2, G_attn=(16,), D_attn=(16,))
 
@@ -100,24 +185,29 @@ def test_hierarchical_z_reaches_the_stream_whole_and_the_blocks_in_slots():
     assert [c[0, 12:].tolist() for c in conditions] == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
 
 
-def test_published_parameter_counts():
-    """SAGAN-64 ch 32 on ImageNet, without and with SSM, and BigGAN-128 ch 96: counts of the reference code."""
-    sagan = ModelConfig(resolution=64, n_classes=1000, G_ch=32, D_ch=32, G_attn=(32,), D_attn=(32,))
-    biggan = ModelConfig(
-        resolution=128, n_classes=1000, dim_z=120, G_ch=96, D_ch=96, G_shared=True, shared_dim=128, hier=True
-    )
+SHARED = {"G_shared": True, "hier": True, "shared_dim": 128}
+SAGAN_64 = {"resolution": 64, "n_classes": 1000, "G_ch": 32, "D_ch": 32, "G_attn": (32,), "D_attn": (32,)}
+# Options of published configurations -> parameters of G and of D in the reference code.
+COUNTS = [
+    ({"resolution": 128, "dim_z": 120, "G_ch": 96, "D_ch": 96, **SHARED}, 70_433_988, 87_982_370),
+    ({"resolution": 128, "dim_z": 120, "G_ch": 64, "D_ch": 64, **SHARED}, 31_978_628, 39_448_258),
+    ({"resolution": 256, "dim_z": 140, "G_ch": 64, "D_ch": 64, **SHARED}, 37_325_444, 44_445_890),
+    ({"model": "BigGANdeep", "resolution": 128, "G_ch": 128, "D_ch": 128, **SHARED}, 50_244_484, 34_590_210),
+    ({"resolution": 32, "n_classes": 10, "G_attn": (), "D_attn": ()}, 4_304_387, 4_207_361),
+    (SAGAN_64, 13_293_188, 5_401_186),
+    ({**SAGAN_64, "ssm": "voxel"}, 23_267_716, 5_401_186),
+]
+
+
+@pytest.mark.parametrize(("options", "of_G", "of_D"), COUNTS)
+def test_published_parameter_counts(options, of_G, of_D):
     with torch.device("meta"):
-        counts = {
-            name: [sum(p.numel() for p in net.parameters()) for net in BigGAN.build(config)]
-            for name, config in (("sagan", sagan), ("ssm", dataclasses.replace(sagan, ssm="voxel")), ("biggan", biggan))
-        }
-    assert counts["sagan"] == [13_293_188, 5_401_186]
-    assert counts["ssm"] == [23_267_716, 5_401_186]
-    assert counts["biggan"] == [70_433_988, 87_982_370]
+        networks = BigGAN.build(ModelConfig(**{"n_classes": 1000, **options}))
+    assert [sum(p.numel() for p in net.parameters()) for net in networks] == [of_G, of_D]
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("options", [{"ssm": "voxel"}, {"ssm": "voxel", **BIGGAN}])
+@pytest.mark.parametrize("options", [{"ssm": "voxel"}, {"ssm": "voxel", **BIGGAN}, *VARIANTS])
 def test_networks_stay_on_their_device(training, options):
     with FakeTensorMode(), torch.no_grad():
         with torch.device("cuda"):

@@ -3,8 +3,11 @@
 import json
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
+import layers
 import logs
 
 
@@ -44,3 +47,16 @@ def test_curves_are_drawn(tmp_path):
     assert picture.shape[1] > 600 and (picture != 255).any()
     logs.plot_curves(tmp_path / "missing.jsonl", tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_singular_values_are_those_that_spectral_norm_divides_by():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(layers.Linear(6, 5, sn=True), layers.Conv2d(3, 4), layers.Embedding(7, 6, sn=True))
+    for layer in (network[0], network[2]):
+        for _ in range(300):
+            layer.power_iteration()
+    values = logs.singular_values(D=network)
+    assert list(values) == ["D/0", "D/2"]
+    for name, layer in (("D/0", network[0]), ("D/2", network[2])):
+        assert values[name] == pytest.approx(torch.linalg.svdvals(layer.weight)[0].item(), abs=1e-3)
+    assert logs.singular_values(D=network[1]) == {}

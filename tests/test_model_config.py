@@ -5,7 +5,7 @@ import json
 import pytest
 
 import utils
-from model_config import ModelConfig, add_model_args
+from model_config import ModelConfig, add_model_args, parse_option
 
 
 def parse(*flags):
@@ -57,6 +57,12 @@ def test_round_trip_changes_nothing(hier):
         {"D_num_down": 6},
         {"G_ch": -1},
         {"D_ch_mult": (1, 0, 2)},
+        {"D_cond": "concat", "D_ch_mult": (4,), "D_num_down": 1},
+        {"model": "BigGANdeep", "D_cond": "concat"},
+        {"model": "BigGANdeep", "G_ch_mult": (2, 4, 4, 4)},
+        {"model": "BigGANdeep", "D_num_down": 4},
+        {"ssm": "group_gain", "G_ch": 1, "G_ch_mult": (4, 4, 4, 2)},
+        {"D_label_ch": 0},
     ],
 )
 def test_contradictions_are_refused(options):
@@ -67,3 +73,27 @@ def test_contradictions_are_refused(options):
 def test_attention_without_a_block_is_told():
     config = ModelConfig(resolution=32, n_classes=10, G_attn=(32, 64), D_attn=(16,))
     assert len(config.notes()) == 1 and "--G_attn 64" in config.notes()[0]
+    config = ModelConfig(resolution=32, n_classes=10, G_attn=(), D_attn=(4,), D_attn_after=(4, 5))
+    assert ["--D_attn 4" in note or "--D_attn_after 5" in note for note in config.notes()] == [True, True]
+
+
+def test_stages_say_where_attention_is():
+    config = ModelConfig(32, 10, G_ch=1, D_ch=1, G_attn=(16,), G_attn_after=(3,), D_attn=(16, 8), D_attn_after=(4,))
+    assert config.G_stages == [(4, 4, False), (4, 4, True), (4, 4, True)]
+    assert config.D_stages == [(3, 4, True, True), (4, 4, True, True), (4, 4, False, False), (4, 4, False, True)]
+
+
+def test_deep_keeps_z_whole():
+    config = ModelConfig(resolution=64, n_classes=10, model="BigGANdeep", dim_z=128, G_shared=True, hier=True)
+    assert config.dim_z == 128 and len(config.D_stages) == 4 and config.D_num_down == 4
+
+
+def test_parse_option_reads_fields_as_flags_do():
+    read = {
+        name: parse_option(name, text)
+        for name, text in {"G_attn": "32_64", "D_wide": "false", "BN_eps": "1e-4", "D_ch": "7", "ssm": "gain"}.items()
+    }
+    assert read == {"G_attn": (32, 64), "D_wide": False, "BN_eps": 1e-4, "D_ch": 7, "ssm": "gain"}
+    for name, text in (("D_wide", "perhaps"), ("ssm", "other"), ("D_ch", "x"), ("nothing", "1")):
+        with pytest.raises(utils.UserError, match=name):
+            parse_option(name, text)

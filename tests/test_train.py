@@ -185,6 +185,22 @@ def test_a_run_cannot_be_resumed_on_other_data(where, data_root, tmp_path):
         train.main([*flags, "--num_iters", "2"])
 
 
+def test_options_of_the_step_resume_exactly(where, tmp_path):
+    """Every option that draws or depends on the step, stopped at its checkpoint, and not."""
+    decay = "--lr_decay_start 1 --lr_decay_end 3 --lr_decay_to 0.5 --loss non_saturating".split()
+    inputs = "--dequantise --D_fake_labels real --G_batch_size 16 --flip --sv_log_interval 2".split()
+    flags = [*FLAGS, *where, *decay, *inputs, "--test_every", "0", "--sample_every", "0"]
+    for num_iters in ("2", "4"):
+        train.main([*flags, "--num_iters", num_iters])
+    train.main([*flags, "--num_iters", "4", "--experiment_name", "whole"])
+    stopped, whole = (events(tmp_path / "runs" / name) for name in ("run", "whole"))
+    assert stopped == whole
+    assert [e["G_lr"] / 5e-5 for e in whole if e["event"] == "train"] == pytest.approx([1, 1, 0.75, 0.5])
+    sigmas = [e for e in whole if e["event"] == "singular_values"]
+    assert [e["step"] for e in sigmas] == [2, 4]
+    assert sigmas[0]["G/linear"] > 0 and any(name.startswith("D/blocks.0") for name in sigmas[0])
+
+
 def test_from_scratch_moves_the_old_run_aside(where, tmp_path):
     for _ in range(2):
         train.main([*FLAGS, *where, "--num_iters", "1", "--test_every", "0", "--from_scratch"])
@@ -267,16 +283,6 @@ def test_moving_average():
         assert torch.equal(average.module.state_dict()[statistic], state[statistic]) == copies
 
 
-def test_latents_do_not_depend_on_the_number_of_ranks():
-    args = train.parse_args(["--dataset", "x"])
-    config = ModelConfig(resolution=32, n_classes=5, dim_z=6)
-    cpu = torch.device("cpu")
-    whole = train.draw_latents(args, config, utils.Ranks(0, 1, cpu), 3, 1, 8)
-    parts = [train.draw_latents(args, config, utils.Ranks(rank, 2, cpu), 3, 1, 8) for rank in range(2)]
-    for one, two in zip(whole, zip(*parts, strict=True), strict=True):
-        assert torch.equal(one, torch.cat(two))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Bad input: one clear line
 
@@ -295,7 +301,7 @@ def test_latents_do_not_depend_on_the_number_of_ranks():
         (["--ema_decay", "2"], "--ema_decay"),
         (["--num_iter", "5"], "did you mean --num_iters"),
         (["--load_weights", "x"], "resumed by itself"),
-        (["--retention_ratio", "50"], "--retention_ratio 50"),
+        (["--retention_ratio", "50"], "--retention_ratio 50: there is no instance selection"),
         (["--device", "cuda:77"], "--device"),
         (["--dataset", "single", "--unconditional"], "calculate_inception_moments.py"),
         (["--num_inception_images", "5"], "--num_inception_images 5"),
@@ -363,3 +369,27 @@ def test_published_launch_lines_are_accepted(name):
     config = ModelConfig.from_args(args, 64 if name == "SSM" else 128, 1000)
     assert config.dim_z == (128 if name == "SSM" else 120) and len(args.legacy_notes) >= 5
     assert json.dumps(checkpoints.plain(args))
+
+
+# Flags of the published launch scripts and the values they have there.
+PUBLISHED_VALUES = """
+dataset I64_hdf5 I128_hdf5 I256_hdf5 C10 | parallel | shuffle | num_workers 8 | batch_size 50 64 128 256 512
+load_in_mem | num_G_accumulations 1 2 4 8
+num_D_accumulations 1 2 4 8 | num_D_steps 1 2 4 5 | G_lr 1e-4 2e-4 | D_lr 4e-4 2e-4
+G_B2 0.999 0.900 | D_B2 0.999 0.900 | G_attn 0 32 64 | D_attn 0 32 64 | G_nl relu inplace_relu | D_nl relu inplace_relu
+SN_eps 1e-8 1e-6 | BN_eps 1e-5 | adam_eps 1e-8 1e-6 | G_ortho 0.0 | G_shared | G_init xavier ortho N02
+D_init xavier ortho N02 | skip_init | hier | dim_z 120 128 140 | shared_dim 128 | G_eval_mode | G_ch 32 64 96 128
+D_ch 32 64 96 128 | D_thin | ema | use_ema | ema_start 1000 2000 20000 | test_every 2000 5000
+save_every 500 1000 2000 5000 | num_best_copies 5 | num_save_copies 2 | seed 0 | use_multiepoch_sampler | which_best FID
+num_iters 300000 500000 1000000 | num_epochs 100 500 1000 | embedding inceptionv3 | density_measure gaussian
+retention_ratio 40 50 100 | experiment_name a+b | name_suffix SNGAN | data_root /data | base_root /scratch | no_fid
+load_weights | resume
+"""
+
+
+def test_every_published_flag_and_value_is_accepted():
+    for entry in PUBLISHED_VALUES.replace("\n", "|").split("|"):
+        if entry.strip():
+            flag, *values = entry.split()
+            for value in values or [()]:
+                train.parse_args(["--dataset", "x", f"--{flag}", *([value] if value else [])])

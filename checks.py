@@ -1,0 +1,73 @@
+"""What a training command asks for, checked before anything is computed: its data, networks, batches and length."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import datasets
+import finetune
+import utils
+from model_config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The data set and the model of a command; `source` and `rows` (of finetune) are None without --init_from."""
+
+    dataset: datasets.HDF5Dataset
+    class_names: list
+    config: ModelConfig
+    source: finetune.Source | None
+    rows: list | None
+
+
+def make_plan(args):
+    """The Plan of parsed flags. Raises: utils.UserError if the data set or the flags are wrong."""
+    load_in_mem = args.load_in_mem and not (args.dry_run or args.dry_run_time)
+    dataset = datasets.open_dataset(args.dataset, args.data_root, load_in_mem)
+    if dataset.num_classes == 1 and not args.unconditional:
+        raise utils.UserError(
+            f"{dataset.path}: all images are of one class; train with --unconditional, or make the data set again "
+            "from a folder with one sub-folder per class"
+        )
+    class_names = ["all"] if args.unconditional else dataset.class_names
+    source = rows = None
+    if args.init_from:
+        source = finetune.read_source(args.init_from)
+        finetune.check_resolution(source, dataset)
+        rows = finetune.class_rows(source, class_names, args.class_mapping)
+    return Plan(dataset, class_names, make_config(args, dataset.resolution, len(class_names)), source, rows)
+
+
+def make_config(args, resolution, n_classes):
+    """The ModelConfig of the flags; --unconditional leaves D without the class."""
+    if not args.unconditional:
+        return ModelConfig.from_args(args, resolution, n_classes)
+    return dataclasses.replace(ModelConfig.from_args(args, resolution, n_classes), D_cond="none")
+
+
+def check_batches(args, world_size):
+    """Raise utils.UserError unless the batches can be split evenly over the processes."""
+    for flag in ("batch_size", "G_batch_size"):
+        if getattr(args, flag) % world_size:
+            raise utils.UserError(f"--{flag} {getattr(args, flag)} cannot be split evenly over {world_size} processes")
+
+
+def check_selection(args):
+    """Raise utils.UserError where images are to be left out, which cannot be had yet."""
+    if args.retention_ratio < 100:
+        raise utils.UserError(
+            f"--retention_ratio {args.retention_ratio:g}: there is no instance selection here yet; "
+            "--retention_ratio 100 trains on all images, --dry_run checks everything else"
+        )
+
+
+def images_per_step(args):
+    """Real images that D sees for each step of G."""
+    return args.batch_size * args.num_D_steps * args.num_D_accumulations
+
+
+def run_length(args, num_images):
+    """The step at which the run ends: the first of --num_iters and --num_epochs."""
+    num_epochs = args.num_epochs or (math.inf if args.num_iters else 100)
+    return int(min(args.num_iters or math.inf, -(-num_epochs * num_images // images_per_step(args))))

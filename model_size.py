@@ -1,0 +1,96 @@
+"""Size and cost of G and D from their config alone: parameters, multiply-adds, memory in training.
+
+The networks are built on the meta device, whose tensors have shapes but no content: nothing is computed or allocated.
+"""
+
+import dataclasses
+import itertools
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import BigGAN
+import layers
+
+
+def build_on_meta(config):
+    """(Generator, Discriminator) of a ModelConfig, without storage.
+
+    They lack spectral norm, which has no parameters and costs the same for any batch, but takes long to trace.
+    """
+    with torch.device("meta"):
+        return BigGAN.build(dataclasses.replace(config, G_param="none", D_param="none"))
+
+
+def set_fused(networks, fused):
+    """Compute resampling convolutions in their fused form, or as the plain composition (see layers.py)."""
+    for module in itertools.chain.from_iterable(network.modules() for network in networks):
+        if isinstance(module, (layers.UpConv2d, layers.DownConv2d)):
+            module.fused = fused
+
+
+def num_parameters(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def _inputs(config, n):
+    """z (n,dim_z), x (n,3,R,R) and y (n,) on the meta device."""
+    x = torch.empty(n, 3, config.resolution, config.resolution, device="meta")
+    return torch.empty(n, config.dim_z, device="meta"), x, torch.empty(n, dtype=torch.int64, device="meta")
+
+
+@torch.no_grad()
+def multiply_adds(G, D, fused=True):
+    """Multiply-adds of convolutions, linear layers and attention for one image: (of G, of D).
+
+    Counted by PyTorch for a forward in evaluation, with the networks on the meta device and as `set_fused` says. What
+    grows with the number of elements only (norms, ReLU) and what is done once a batch (spectral norm) is left out.
+    """
+    z, x, y = _inputs(G.config, 1)
+    set_fused((G, D), fused)
+    counts = []
+    for network, inputs in ((G.eval(), (z, y)), (D.eval(), (x, y))):
+        with FlopCounterMode(display=False) as counter:
+            network(*inputs)
+        counts.append(counter.get_total_flops() // 2)
+    set_fused((G, D), True)
+    return tuple(counts)
+
+
+def training_bytes(G, D, ema):
+    """Memory of training in float32, as (bytes of the state, bytes of a D pass per image, of a G pass per image).
+
+    The state is weights and buffers, their normalised copy, gradients, Adam's two moments, and the moving average. A
+    pass keeps what autograd saves for its backward, measured by hooks on a forward of the networks on the meta device;
+    D's pass per image is that of a real and a fake. What is needed for a moment only, and the workspaces of
+    convolutions, come on top.
+    """
+    sizes = [sum(t.numel() * t.element_size() for t in network.state_dict().values()) for network in (G, D)]
+    state = 5 * sum(sizes) + (sizes[0] if ema else 0)
+
+    def d_pass(z, x, y):
+        D(torch.cat([x, x]), torch.cat([y, y]))
+
+    def g_pass(z, x, y):
+        D.requires_grad_(False)
+        D(G(z, y), y)
+        D.requires_grad_(True)
+
+    G.train(), D.train()
+    return state, *(_saved_bytes(forward, G.config) for forward in (d_pass, g_pass))
+
+
+def _saved_bytes(forward, config):
+    """Bytes per image that autograd keeps between the forward and the backward of a pass."""
+    n = 1009  # a prime, unlike any number of channels: a tensor that begins with it (or twice it) grows with the batch
+    kept = {}  # by storage: several operations may save one; holding it here keeps its address from being used again
+
+    def pack(tensor):
+        if tensor.shape[:1] in ((n,), (2 * n,)):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward(*_inputs(config, n))
+    return sum(storage.nbytes() for storage in kept.values()) // n
