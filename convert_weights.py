@@ -52,16 +52,19 @@ def _files_of_folder(folder, source):
         found = [file for file in found if "best" in file.name] or found
         if len(found) > 1:
             raise utils.UserError(f"{folder} holds {', '.join(file.name for file in found)}: name one of them")
-        files |= {name: file for file in found}
+        if found:
+            files[name] = found[0]
     if not files:
         raise utils.UserError(f"{folder} holds no {' or '.join(patterns.values())}: name the file itself")
     return files
 
 
 def _networks_of_file(file, name, source):
-    # StudioGAN stores its best score as a number of numpy's: harmless, and the only thing allowed beside torch's own.
-    scalar = [np._core.multiarray.scalar, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
-    with torch.serialization.safe_globals(scalar):
+    # StudioGAN stores its best score as a number of numpy's: harmless, and all that is allowed beside torch's own.
+    scalar = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    dtypes = [np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i8")}]
+    with torch.serialization.safe_globals([*((scalar, name) for name in names), *dtypes]):
         content = utils.load_torch(file)
     if not isinstance(content, dict):
         raise utils.UserError(f"{file} holds no state dict")
@@ -140,7 +143,7 @@ def _infer_condition(weights, num_stages, deep):
     if "shared" not in weights.layers:
         return {"dim_z": dim, "n_classes": gain.weight.shape[0]}
     n_classes, shared_dim = weights.layers["shared"].weight.shape
-    hier = gain.weight.shape[1] > shared_dim
+    hier = weights.joint
     if hier:
         dim = dim - shared_dim if deep else dim * (num_stages + 1)
     return {"dim_z": dim, "n_classes": n_classes, "G_shared": True, "shared_dim": shared_dim, "hier": hier}
@@ -166,7 +169,7 @@ def _depth_of_generator(inputs, outputs):
         widths = (inputs[0], *outputs[depth - 1 :: depth])
         if table and _multipliers(widths, table)[1] == table:
             known.append(depth)
-    return next((d for candidates in (known, fits) for d in candidates if d == 2), (known or fits)[0])
+    return max(known or [d for d in fits if len(inputs) // d >= 3] or fits)
 
 
 def infer_discriminator(weights, fields, source):
@@ -229,10 +232,9 @@ def _num_down(weights, stages, widths, deep, source):
 
 def _multipliers(widths, table):
     """(channel multiplier, multiples), those of the usual table if the widths have its proportions."""
+    if table and widths == tuple(widths[0] // table[0] * multiple for multiple in table):
+        return widths[0] // table[0], tuple(table)
     ch = math.gcd(*widths)
-    if table and len(table) == len(widths) and widths[0] % table[0] == 0:
-        if widths == tuple(widths[0] // table[0] * t for t in table):
-            return widths[0] // table[0], tuple(table)
     return ch, tuple(w // ch for w in widths)
 
 
@@ -298,9 +300,9 @@ def _block_numbers(network):
 def convert(networks, source, overrides, truncation=1.0, gain_offset=None, bgr=False):
     """A checkpoint of ours, as a dict.
 
-    Args: networks: as from `read_networks`; source: a key of peer_weights.SOURCES; overrides: fields of ModelConfig that
-        are known better than from the weights; truncation: for which huggingface's batch-norm statistics are taken;
-        gain_offset: see `peer_weights.rewrite_generator`; bgr: whether the images there are BGR.
+    Args: networks: as from `read_networks`; source: a key of peer_weights.SOURCES; overrides: values of fields
+        of ModelConfig; truncation: for which huggingface's batch-norm statistics are taken; gain_offset: see
+        `peer_weights.rewrite_generator`; bgr: whether the images there are BGR.
     Raises: utils.UserError if the weights do not fit a model of ours.
     """
     weights = {}

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+import utils
+
 SOURCES = {
     "ssm": "the published spatial self-modulation code (BigGAN-PyTorch's layout and a second stream)",
     "ajbrock": "BigGAN-PyTorch: BigGAN, BigGANdeep, SNGAN and SAGAN of one file or folder (G.pth, G_ema.pth, D.pth)",
@@ -33,7 +35,7 @@ NOT_IN_WEIGHTS = ("BN_eps", "output_BN_eps", "SN_eps", "D_relu_shortcut", "D_num
 
 
 def defaults(source, is_sngan):
-    """Values that these fields have in a codebase, save D_num_down. BN_eps is the output's too, where that is not given.
+    """Values that these fields have in a codebase. BN_eps is the output's too where `output_BN_eps` is not among them.
 
     is_sngan: whether an mmgeneration model is an SNGAN or SAGAN.
     """
@@ -145,7 +147,7 @@ def canonical(state, source):
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight (rows, columns, ...), its spectral-norm vectors u (rows,) and v (columns * ...,) or None, and its bias."""
+    """A weight (rows, columns, ...), its spectral norm's u (rows,) and v (columns * ...,) or None, and its bias."""
 
     weight: torch.Tensor
     u: torch.Tensor | None = None
@@ -166,7 +168,7 @@ class Layer:
         return Layer(self.weight / self.sigma, bias=self.bias)
 
     def scaled_to(self, sigma):
-        """With spectral-norm vectors that give this sigma, v the leading one: u is not of unit length, as in averages."""
+        """With vectors that give this sigma: v the leading one, u not of unit length (as it is not in averages)."""
         W = self.weight.flatten(1)
         v = torch.linalg.svd(W, full_matrices=False)[2][0]
         return replace(self, u=W @ v * (sigma / (W @ v).square().sum()), v=v)
@@ -202,7 +204,7 @@ def read_layer(leaves, iterate):
 
 
 class Weights:
-    """The weights of one foreign network by name: `layers` (Layer), and `others`, dicts of norms and attention gains."""
+    """A foreign network's weights by name: `layers` (Layer), and `others`, the tensors of norms and attention gains."""
 
     LAYER = (
         {"weight_orig", "weight_u", "weight_v"},
@@ -218,7 +220,10 @@ class Weights:
             weight = leaves.get("weight_orig", leaves.get("weight"))
             is_layer = weight is not None and weight.ndim > 1 and leaves.keys() - {"bias"} in self.LAYER
             if is_layer:
-                self.layers[name] = read_layer(leaves, iterate=source == "studiogan")
+                try:
+                    self.layers[name] = read_layer(leaves, iterate=source == "studiogan")
+                except RuntimeError as error:
+                    raise utils.UserError(f"{name}: its tensors do not fit one another") from error
             else:
                 self.others[name] = dict(leaves)
 
@@ -233,7 +238,17 @@ class Weights:
         attention = {n for n in numbers if f"blocks.{n}.theta" in self.layers}
         return sorted(numbers - attention), {n - 1 for n in attention}
 
+    @property
+    def joint(self):
+        """Whether G's conditions hold z beside the shared class embedding."""
+        gain, shared = (self.layers.get(name) for name in ("blocks.0.bn1.gain", "shared"))
+        return None not in (gain, shared) and gain.weight.shape[1] > shared.weight.shape[1]
+
     def width(self, name, axis=0):
+        """Rows (axis 0) or columns of a layer. Raises: utils.UserError if it is missing."""
+        if name not in self.layers:
+            theirs = [key for (module, _), key in self.origins.items() if module == name] or ["no part of it is there"]
+            raise utils.UserError(f"the weights of {name} are missing or incomplete: {', '.join(theirs)}")
         return self.layers[name].weight.shape[axis]
 
 
@@ -281,18 +296,13 @@ def _choose_statistics(norm, truncation):
 
 def _reorder_deep(weights):
     """Conditions [z, class] to [class, z], and the first feature map from (H,W,C) to (C,H,W)."""
-    channels, dim_y = weights.width("blocks.0.conv1", 1), weights.width("shared", 1)
+    channels = weights.width("blocks.0.conv1", 1)
     rows, columns = weights.layers["linear"].weight.shape
-    positions = rows // channels
-    weights.rewrite(r"^linear$", lambda layer: layer.rows(torch.arange(rows).view(positions, channels).t().flatten()))
-    for pattern in (r"^linear$", CONDITIONAL):
-        weights.rewrite(pattern, lambda layer: _class_first(layer, columns, dim_y))
-
-
-def _class_first(layer, columns, dim_y):
-    if layer.weight.shape[1] != columns:  # a condition without z
-        return layer
-    return layer.columns(torch.arange(columns).roll(dim_y))
+    weights.rewrite(r"^linear$", lambda layer: layer.rows(torch.arange(rows).view(-1, channels).t().flatten()))
+    if weights.joint:
+        class_first = torch.arange(columns).roll(weights.width("shared", 1))
+        for pattern in (r"^linear$", CONDITIONAL):
+            weights.rewrite(pattern, lambda layer: layer.columns(class_first))
 
 
 def _gain_offset(weights):
