@@ -44,7 +44,7 @@ def dry_run(args, d_step, g_step):
     _attempt(problems, checks.check_batches, args, _num_processes(args))
     if args.test_every:
         _check_metrics(problems, args, plan)
-    config, num_images = (plan.config, len(plan.dataset)) if plan else (_attempt([], _assumed_config, args), None)
+    config, num_images = (plan.config, len(plan.dataset)) if plan else (_attempt([], assumed_config, args), None)
     for note in [*(args.legacy_notes or []), *(config.notes() if config else [])]:
         print(f"note: {note}")
     selection = []
@@ -93,8 +93,11 @@ def _check_metrics(problems, args, plan):
         _attempt(problems, inception_utils.load_reference, statistics, network or unknown)
 
 
-def _assumed_config(args):
-    """The config for data that is missing, where its name says its size: I128 and C10 of the reference family."""
+def assumed_config(args):
+    """The config for data that is missing, where its name says its size: I128 and C10 of the reference family.
+
+    Raises: utils.UserError for another name.
+    """
     known = re.fullmatch(r"I(\d+)(_hdf5)?|C(10)(_hdf5)?", args.dataset)
     if not known:
         raise utils.UserError(f"--dataset {args.dataset}: size unknown")

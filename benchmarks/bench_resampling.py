@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import BigGAN
-import layers
+import model_size
 import train
 import utils
 from model_config import ModelConfig
@@ -50,24 +50,17 @@ def make_step(ssm, args, device):
     return (G, D), step
 
 
-def set_fused(networks, fused):
-    for network in networks:
-        for module in network.modules():
-            if isinstance(module, (layers.UpConv2d, layers.DownConv2d)):
-                module.fused = fused
-
-
 def measure(ssm, args, device):
     networks, step = make_step(ssm, args, device)
     seconds, flops = {True: [], False: []}, {}
     for fused in (True, False):
-        set_fused(networks, fused)
+        model_size.set_fused(networks, fused)
         with FlopCounterMode(display=False) as counter:
             step()
         flops[fused] = counter.get_total_flops()
     for _ in range(args.repeats):
         for fused in (True, False):
-            set_fused(networks, fused)
+            model_size.set_fused(networks, fused)
             start = time.perf_counter()
             step()
             seconds[fused].append(time.perf_counter() - start)

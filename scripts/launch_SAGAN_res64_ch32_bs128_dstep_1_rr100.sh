@@ -10,13 +10,10 @@
 #
 #   bash scripts/launch_SAGAN_res64_ch32_bs128_dstep_1_rr100.sh [any flag of train.py]
 #
-# Run again, it resumes. Flags that follow replace those below: --data_root /scratch/data, --num_iters 250000 ...
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/venv.sh
+# Run again, it resumes. Flags that follow replace those below: --data_root /scratch/data, --num_iters 250000, --dry_run ...
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
-exec "$(find_python)" train.py \
-    --experiment_name SAGAN_res64_ch32_bs128_dstep_1_rr100 \
+launch \
     --ssm voxel \
     --dataset I64_hdf5 --shuffle --num_workers 8 --batch_size 128 --parallel \
     --num_G_accumulations 1 --num_D_accumulations 1 --num_D_steps 1 \

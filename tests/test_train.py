@@ -360,6 +360,18 @@ PUBLISHED = {
     "--G_ortho 0.0 --G_shared --G_init ortho --D_init ortho --hier --dim_z 120 --shared_dim 128 --G_ch 96 "
     "--G_eval_mode --D_ch 96 --ema --use_ema --ema_start 20000 --test_every 2000 --save_every 1000 --num_best_copies 5 "
     "--num_save_copies 2 --seed 0 --use_multiepoch_sampler",
+    "BigGAN-deep": "--model BigGANdeep --dataset I128_hdf5 --parallel --shuffle --num_workers 8 --batch_size 256 "
+    "--num_G_accumulations 8 --num_D_accumulations 8 --num_D_steps 1 --G_lr 1e-4 --D_lr 4e-4 --D_B2 0.999 --G_B2 0.999 "
+    "--G_attn 64 --D_attn 64 --G_ch 128 --D_ch 128 --G_depth 2 --D_depth 2 --G_nl inplace_relu --D_nl inplace_relu "
+    "--SN_eps 1e-6 --BN_eps 1e-5 --adam_eps 1e-6 --G_ortho 0.0 --G_shared --G_init ortho --D_init ortho --skip_init "
+    "--hier --dim_z 128 --shared_dim 128 --ema --use_ema --ema_start 20000 --G_eval_mode --test_every 2000 "
+    "--save_every 500 --num_best_copies 5 --num_save_copies 2 --seed 0 --use_multiepoch_sampler --base_root /scratch",
+    "SAGAN, an old revision": "--G_eval_mode --dataset I128_hdf5 --parallel --shuffle --num_workers 8 --batch_size 256 "
+    "--num_G_accumulations 1 --num_D_accumulations 1 --num_D_steps 1 --G_lr 1e-4 --D_lr 4e-4 --D_B2 0.999 --G_B2 0.999 "
+    "--G_attn 64 --D_attn 64 --G_nl relu --D_nl relu --SN_eps 1e-8 --BN_eps 1e-5 --adam_eps 1e-8 --G_ortho 0.0 "
+    "--G_shared --G_init xavier --D_init xavier --ema --use_ema --ema_start 2000 --test_every 2000 --save_every 1000 "
+    "--num_best_copies 5 --num_save_copies 2 --seed 0 --name_suffix SAGAN_bs256x1_ema --load_weights --resume "
+    "--base_root /scratch",
 }
 
 
@@ -367,7 +379,7 @@ PUBLISHED = {
 def test_published_launch_lines_are_accepted(name):
     args = train.parse_args(PUBLISHED[name].split())
     config = ModelConfig.from_args(args, 64 if name == "SSM" else 128, 1000)
-    assert config.dim_z == (128 if name == "SSM" else 120) and len(args.legacy_notes) >= 5
+    assert config.dim_z == (120 if name == "BigGAN" else 128) and len(args.legacy_notes) >= 5
     assert json.dumps(checkpoints.plain(args))
 
 

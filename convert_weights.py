@@ -1,0 +1,416 @@
+"""Checkpoints of other codebases to ours.
+
+    python convert_weights.py --from ajbrock weights/BigGAN_I128/ biggan128.pth
+    python convert_weights.py --from huggingface biggan-deep-128/ deep128.pth --truncation 0.4
+    python sample.py biggan128.pth
+
+The architecture is read off the names and shapes of the weights (`infer_generator`, `infer_discriminator`), which
+peer_weights.py has brought into one scheme; then each layer of our networks takes its weights (`fill`).
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import BigGAN
+import checkpoints
+import layers
+import peer_weights
+import utils
+from model_config import D_MULTIPLIERS, G_MULTIPLIERS, ModelConfig, parse_option
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def read_networks(path, source):
+    """State dicts of a codebase's own file or folder, or of a {"G": ..., "D": ...} file: {"G" | "G_ema" | "D": dict}.
+
+    Raises: utils.UserError if there is none, or more than one of a kind in the folder.
+    """
+    path = Path(path)
+    files = _files_of_folder(path, source) if path.is_dir() else {None: path}
+    networks = {}
+    for name, file in files.items():
+        networks |= _networks_of_file(file, name, source)
+    return networks
+
+
+def _files_of_folder(folder, source):
+    patterns = {
+        "studiogan": {"G": "model=G-*.pth", "G_ema": "model=G_ema-*.pth", "D": "model=D-*.pth"},
+        "huggingface": {"G": "*.bin"},
+        "mmgen": {None: "*.pth"},
+    }.get(source, {"G": "G.pth", "G_ema": "G_ema.pth", "D": "D.pth"})
+    files = {}
+    for name, pattern in patterns.items():
+        found = sorted(folder.glob(pattern))
+        found = [file for file in found if "best" in file.name] or found
+        if len(found) > 1:
+            raise utils.UserError(f"{folder} holds {', '.join(file.name for file in found)}: name one of them")
+        if found:
+            files[name] = found[0]
+    if not files:
+        raise utils.UserError(f"{folder} holds no {' or '.join(patterns.values())}: name the file itself")
+    return files
+
+
+def _networks_of_file(file, name, source):
+    # StudioGAN stores its best score as a number of numpy's: harmless, and all that is allowed beside torch's own.
+    scalar = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    dtypes = [np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i8")}]
+    with torch.serialization.safe_globals([*((scalar, name) for name in names), *dtypes]):
+        content = utils.load_torch(file)
+    if not isinstance(content, dict):
+        raise utils.UserError(f"{file} holds no state dict")
+    kinds = ("G", "G_ema", "D")
+    if any(isinstance(content.get(kind), dict) for kind in kinds):
+        return {kind: _state(content[kind], file) for kind in kinds if isinstance(content.get(kind), dict)}
+    state = _state(content.get("state_dict", content), file)
+    prefixes = {"generator.": "G", "generator_ema.": "G_ema", "discriminator.": "D"} if source == "mmgen" else {}
+    networks = {
+        kind: {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        for prefix, kind in prefixes.items()
+    }
+    networks = {kind: part for kind, part in networks.items() if part}
+    if networks:
+        if ignored := [key for key in state if not key.startswith(tuple(prefixes))]:
+            raise utils.UserError(f"{file} holds more than networks: {', '.join(ignored)}")
+        return networks
+    is_D = any(key.startswith(("embed.", "linear1.", "decision.", "input_conv.")) for key in state)
+    return {name or ("D" if is_D else "G_ema" if "ema" in file.stem.lower() else "G"): state}
+
+
+def _state(state, file):
+    """A state dict without DataParallel's prefix. Raises: utils.UserError if it holds other things than tensors."""
+    if not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise utils.UserError(f"{file} holds no state dict of tensors")
+    if all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    return dict(state)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The architecture
+
+
+def infer_generator(weights, fields):
+    """Fields of ModelConfig that a generator's weights determine, given those set by hand."""
+    blocks, attention = weights.blocks()
+    first = weights.layers["blocks.0.conv1"]
+    deep = "blocks.0.conv3" in weights.layers
+    outputs = [weights.width(f"blocks.{n}.{'conv4' if deep else 'conv2'}") for n in blocks]
+    inputs = [weights.width(f"blocks.{n}.conv1", 1) for n in blocks]
+    depth = (fields.get("G_depth") or _depth_of_generator(inputs, outputs)) if deep else 1
+    if len(blocks) % depth:
+        raise utils.UserError(f"G_depth={depth} does not divide G's {len(blocks)} blocks")
+    ends = blocks[depth - 1 :: depth]  # the last block of each stage
+    if not attention <= set(ends):
+        raise utils.UserError("attention between two blocks of a resolution has no place here; is G_depth right?")
+    widths = (inputs[0], *outputs[depth - 1 :: depth])
+    bottom_width = math.isqrt(weights.width("linear") // widths[0])
+    ch, mult = _multipliers(widths, G_MULTIPLIERS.get(len(ends)))
+    found = {
+        "model": "BigGANdeep" if deep else "BigGAN",
+        "bottom_width": bottom_width,
+        "resolution": bottom_width * 2 ** len(ends),
+        "G_ch": ch,
+        "G_ch_mult": mult,
+        "G_attn": tuple(bottom_width * 2 ** (i + 1) for i, n in enumerate(ends) if n in attention),
+        "G_param": "none" if first.u is None else "SN",
+        **_infer_condition(weights, len(ends), deep),
+    }
+    if deep:
+        style = "studiogan" if "blocks.0.conv_sc" in weights.layers else "biggan"
+        found |= {"G_depth": depth, "deep_style": style}
+    if "ssm.embedding" in weights.layers:
+        found |= {"ssm": _infer_ssm(weights), "shared_dim": weights.width("ssm.embedding", 1)}
+        found |= {"n_classes": weights.width("ssm.embedding")}
+    return found
+
+
+def _infer_condition(weights, num_stages, deep):
+    """Where z and the class enter."""
+    dim = weights.width("linear", 1)
+    gain = weights.layers.get("blocks.0.bn1.gain")
+    if gain is None:
+        return {"dim_z": dim, "G_cbn": False}
+    if "shared" not in weights.layers:
+        return {"dim_z": dim, "n_classes": gain.weight.shape[0]}
+    n_classes, shared_dim = weights.layers["shared"].weight.shape
+    hier = weights.joint
+    if hier:
+        dim = dim - shared_dim if deep else dim * (num_stages + 1)
+    return {"dim_z": dim, "n_classes": n_classes, "G_shared": True, "shared_dim": shared_dim, "hier": hier}
+
+
+def _infer_ssm(weights):
+    stage = "ssm.stages.0."
+    if stage + "global_gain" in weights.layers:
+        return "global_voxel"
+    if stage + "bias" in weights.layers:
+        return "voxel"
+    grouped = weights.width(stage + "gain") < weights.width(stage + "conv2")
+    return "group_gain" if grouped else "gain"
+
+
+def _depth_of_generator(inputs, outputs):
+    """Blocks per stage: only a stage's last block changes the width, and the stages should have a known width table."""
+    changes = [i for i, (a, b) in enumerate(zip(inputs, outputs, strict=True)) if a != b]
+    fits = [d for d in range(1, len(inputs) + 1) if len(inputs) % d == 0 and all((i + 1) % d == 0 for i in changes)]
+    known = []
+    for depth in fits:
+        table = G_MULTIPLIERS.get(len(inputs) // depth)
+        widths = (inputs[0], *outputs[depth - 1 :: depth])
+        if table and _multipliers(widths, table)[1] == table:
+            known.append(depth)
+    return max(known or [d for d in fits if len(inputs) // d >= 3] or fits)
+
+
+def infer_discriminator(weights, fields, source):
+    """Fields of ModelConfig that a discriminator's weights determine, given those known from G and set by hand."""
+    blocks, attention = weights.blocks()
+    deep = "input_conv" in weights.layers
+    outputs = [weights.width(f"blocks.{n}.{'conv4' if deep else 'conv2'}") for n in blocks]
+    k = (fields["resolution"] // fields["bottom_width"]).bit_length() - 1 if "resolution" in fields else None
+    depth = 1
+    if deep:
+        depth = fields.get("D_depth") or (len(blocks) // k if k and len(blocks) % k == 0 else 2)
+    stages = [blocks[i : i + depth] for i in range(0, len(blocks), depth)]
+    ends = [stage[-1] for stage in stages]
+    widths = tuple(outputs[depth - 1 :: depth])
+    if deep:
+        widths = (weights.width("input_conv"), *widths)
+    # Without a G the resolution follows from the usual number of stages.
+    resolution = fields.get("resolution") or 4 * 2 ** (len(stages) - (0 if deep else 1))
+    ch, mult = _multipliers(widths, D_MULTIPLIERS.get(len(widths) - 1))
+    num_down = fields.get("D_num_down") or _num_down(weights, stages, widths, deep, source)
+    after = [i for i, n in enumerate(ends) if n in attention]
+    found = {
+        "model": "BigGANdeep" if deep else "BigGAN",
+        "resolution": resolution,
+        "D_ch": ch,
+        "D_ch_mult": mult,
+        "D_num_down": num_down,
+        "D_attn": tuple(resolution // 2 ** (i + 1) for i in after if i < num_down),
+        "D_attn_after": tuple(i + 1 for i in after if i >= num_down),
+        "D_param": "none" if weights.layers["blocks.0.conv1"].u is None else "SN",
+        "D_cond": "projection" if "embed" in weights.layers else "none",
+    }
+    if not attention <= set(ends):
+        raise utils.UserError("attention between two blocks of a resolution has no place here; is D_depth right?")
+    if "embed" in weights.layers:
+        found["n_classes"] = weights.width("embed")
+    if deep:
+        found |= {"D_depth": depth, "deep_style": "studiogan" if _full_shortcuts(weights) else "biggan"}
+    else:
+        found["D_wide"] = weights.width("blocks.0.conv1") != 3
+    return found
+
+
+def _full_shortcuts(weights):
+    """Whether deep blocks' shortcut convolutions give all of the channels, as StudioGAN's do."""
+    names = [name for name in weights.layers if name.endswith(".conv_sc")]
+    return any(weights.width(name) == weights.width(name.replace("conv_sc", "conv4")) for name in names)
+
+
+def _num_down(weights, stages, widths, deep, source):
+    """How many stages halve the size: a stage that has no shortcut convolution keeps it, save in BigGAN-deep."""
+    if deep and not _full_shortcuts(weights):  # pooling leaves no trace
+        return 2 if len(stages) == 3 else len(stages)
+    shortcuts = [f"blocks.{stage[0]}.conv_sc" in weights.layers for stage in stages]
+    count = (shortcuts + [False]).index(False)
+    # A last block that changes the width has one too: it keeps the size, but for mmgeneration's SNGAN at 64.
+    last_keeps = not deep and not (source == "mmgen" and weights.is_sngan)
+    return count - 1 if count == len(stages) and last_keeps else count
+
+
+def _multipliers(widths, table):
+    """(channel multiplier, multiples), those of the usual table if the widths have its proportions."""
+    if table and widths == tuple(widths[0] // table[0] * multiple for multiple in table):
+        return widths[0] // table[0], tuple(table)
+    ch = math.gcd(*widths)
+    return ch, tuple(w // ch for w in widths)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The weights
+
+
+def fill(network, weights):
+    """The state dict of one of our networks (it may be on the meta device) with a foreign network's weights, float32.
+
+    Raises: utils.UserError that lists the weights that are missing, of another shape, or left over.
+    """
+    state, problems = {}, []
+    left = dict(weights.layers)
+    left_others = {name: dict(tensors) for name, tensors in weights.others.items()}
+    numbers = _block_numbers(network)
+    for ours, module in network.named_modules():
+        block = next((block for block in numbers if f"{ours}.".startswith(f"{block}.")), "")
+        name = ours.replace(block, numbers[block], 1) if block else ours
+        if isinstance(module, layers.SpectralNorm):
+            tensors = _tensors_of(left.pop(name, None), module)
+        elif isinstance(module, nn.BatchNorm2d | layers.SelfAttention):
+            # Our conditional batch norm keeps its statistics in a part of its own.
+            tensors = left_others.pop(name.removesuffix(".bn"), {})
+            tensors.setdefault("num_batches_tracked", torch.zeros(()))
+        else:
+            continue
+        for leaf, like in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            tensor = tensors.pop(leaf, None)
+            if tensor is None:
+                problems.append(f"{ours}.{leaf} is missing")
+            elif tensor.shape != like.shape and not tensor.numel() == like.numel() == 1:
+                problems.append(f"{ours}.{leaf} has the shape {tuple(tensor.shape)}, not {tuple(like.shape)}")
+            else:
+                state[f"{ours}.{leaf}"] = tensor.reshape(like.shape).to(like.dtype, copy=True).contiguous()
+        problems += [f"{ours}.{leaf} is not used" for leaf in tensors if leaf != "num_batches_tracked"]
+    unused = [key for (module, _), key in weights.origins.items() if module in left or module in left_others]
+    problems += [f"{key} is not used" for key in unused]
+    if problems:
+        raise utils.UserError(f"these weights do not fit the {type(network).__name__}: {'; '.join(problems)}")
+    return state
+
+
+def _tensors_of(layer, module):
+    """The tensors of a Layer for one of our layers, which may differ from it in having spectral norm."""
+    if layer is None:
+        return {}
+    if not module.sn:
+        layer = layer.baked()
+    elif layer.u is None:
+        layer = layer.scaled_to(1.0)
+    return {name: tensor for name, tensor in vars(layer).items() if tensor is not None}
+
+
+def _block_numbers(network):
+    """Our names of blocks, to those of `peer_weights.canonical` where these differ."""
+    if not isinstance(network, BigGAN.Generator):
+        return {}
+    ours = [f"stages.{s}.{i}" for s, stage in enumerate(network.stages) for i in range(len(stage))]
+    return {name: f"blocks.{n}" for n, name in enumerate(ours)}
+
+
+def convert(networks, source, overrides, truncation=1.0, gain_offset=None, bgr=False):
+    """A checkpoint of ours, as a dict.
+
+    Args: networks: as from `read_networks`; source: a key of peer_weights.SOURCES; overrides: values of fields
+        of ModelConfig; truncation: for which huggingface's batch-norm statistics are taken; gain_offset: see
+        `peer_weights.rewrite_generator`; bgr: whether the images there are BGR.
+    Raises: utils.UserError if the weights do not fit a model of ours.
+    """
+    weights = {}
+    for kind, state in networks.items():
+        weights[kind] = peer_weights.Weights(state, source)
+        if "blocks.0.conv1" not in weights[kind].layers or "linear" not in weights[kind].layers:
+            raise utils.UserError(f"{kind} is not a network of {peer_weights.SOURCES[source]}")
+        if kind == "D":
+            peer_weights.rewrite_discriminator(weights[kind], bgr)
+        else:
+            peer_weights.rewrite_generator(weights[kind], source, truncation, gain_offset, bgr)
+    fields = {}
+    for kind in weights:
+        known = fields | overrides
+        if kind == "D":
+            found = infer_discriminator(weights[kind], known, source)
+        else:
+            found = infer_generator(weights[kind], known)
+        for name in found.keys() & fields.keys() - overrides.keys():
+            if found[name] != fields[name]:
+                raise utils.UserError(f"the networks disagree: {name} is {fields[name]}, and in {kind} {found[name]}")
+        fields |= found
+    defaults = peer_weights.defaults(source, any(w.is_sngan for w in weights.values()))
+    fields = {"n_classes": 1, **defaults, **fields, **overrides}
+    if source not in ("ssm", "ajbrock"):  # there BN_eps is not for the output's batch norm, which has 1e-5
+        fields.setdefault("output_BN_eps", fields["BN_eps"])
+    config = ModelConfig(**fields)
+    with torch.device("meta"):
+        G, D = BigGAN.build(config)
+    states = {kind: fill(D if kind == "D" else G, part) for kind, part in weights.items()}
+    return {
+        "format": checkpoints.FORMAT,
+        "step": 0,
+        "images_seen": 0,
+        "model_config": config.to_dict(),
+        "class_names": [str(i) for i in range(config.n_classes)],
+        "args": {},
+        "best": None,
+        "convention": {
+            "source": source,
+            "channel_order": "RGB",
+            "channel_order_there": "BGR" if bgr else "RGB",
+            "truncation_kind": peer_weights.TRUNCATION_KIND[source],
+            "truncation": truncation if source == "huggingface" else None,
+            "spectral_norm": peer_weights.SPECTRAL_NORM[source],
+        },
+        **{kind: states.get(kind) for kind in ("G", "G_ema", "D")},
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The script
+
+
+def parse_args(argv=None):
+    about = "\n".join(f"  {name:<12} {text}" for name, text in peer_weights.SOURCES.items())
+    parser = utils.ArgumentParser(f"Convert a checkpoint of another codebase to one of ours.\n\n{about}")
+    parser.add_argument(
+        "--from", dest="source", required=True, choices=peer_weights.SOURCES, help="whose checkpoint it is"
+    )
+    parser.add_argument("path", metavar="IN", help='its file or folder, or a file {"G": ..., "G_ema": ..., "D": ...}')
+    parser.add_argument("out", metavar="OUT", help="the .pth file to write, for sample.py, evaluate.py and train.py")
+    group = parser.add_argument_group("what weights do not tell")
+    group.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE",
+        help="a field of ModelConfig, that is a model flag of train.py without its dashes; may be repeated",
+    )  # fmt: skip
+    group.add_argument(
+        "--truncation", type=_truncation, default=1.0, help="huggingface: whose batch-norm statistics; 0 < T <= 1"
+    )
+    group.add_argument("--bgr", action="store_true", help="its images are BGR, as in mmgeneration's own training")
+    group.add_argument(
+        "--gain_offset", type=int, choices=(0, 1), default=None,
+        help="mmgen: the gain of batch norm is this plus the embedding; None: seen from the embeddings' mean",
+    )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def _truncation(text):
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
+    return value
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.truncation != 1 and args.source != "huggingface":
+        raise utils.UserError("--truncation: only huggingface's batch-norm statistics depend on it")
+    overrides = {}
+    for setting in args.overrides:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise utils.UserError(f"--set {setting}: not of the form FIELD=VALUE")
+        overrides[name] = parse_option(name, text)
+    networks = read_networks(args.path, args.source)
+    checkpoint = convert(networks, args.source, overrides, args.truncation, args.gain_offset, args.bgr)
+    utils.save_torch(checkpoint, args.out)
+    config = checkpoint["model_config"]
+    print(
+        f"{args.out}: {', '.join(networks)} of a {config['model']} at {config['resolution']}x{config['resolution']} "
+        f"with {config['n_classes']} classes"
+    )
+    shown = {name: value for name, value in config.items() if name in overrides or name in peer_weights.NOT_IN_WEIGHTS}
+    print("not determined by the weights: " + ", ".join(f"{name}={value}" for name, value in shown.items()))
+    if args.source == "mmgen" and not args.bgr:
+        print("note: mmgeneration trains on BGR images, except where a file is named *_cvt_*_rgb; --bgr if this is so")
+
+
+if __name__ == "__main__":
+    utils.run_main(main)
