@@ -358,20 +358,23 @@ def convert(networks, source, overrides, truncation=1.0, gain_offset=None, bgr=F
 
 
 def parse_args(argv=None):
-    about = "\n".join(f"  {name:<12} {text}" for name, text in peer_weights.SOURCES.items())
-    parser = utils.ArgumentParser(f"Convert a checkpoint of another codebase to one of ours.\n\n{about}")
-    parser.add_argument(
-        "--from", dest="source", required=True, choices=peer_weights.SOURCES, help="whose checkpoint it is"
-    )
+    parser = utils.ArgumentParser("Convert a checkpoint of another codebase to one of ours.", "IN OUT")
+    about = "; ".join(f"{name}: {text}" for name, text in peer_weights.SOURCES.items())
+    parser.add_argument("--from", dest="source", required=True, choices=peer_weights.SOURCES, help=about)
     parser.add_argument("path", metavar="IN", help='its file or folder, or a file {"G": ..., "G_ema": ..., "D": ...}')
     parser.add_argument("out", metavar="OUT", help="the .pth file to write, for sample.py, evaluate.py and train.py")
     group = parser.add_argument_group("what weights do not tell")
     group.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE",
-        help="a field of ModelConfig, that is a model flag of train.py without its dashes; may be repeated",
+        "--set", dest="overrides", action="append", metavar="FIELD=VALUE",
+        help="a field of ModelConfig (a model flag of train.py without its dashes); may be repeated. Of mmgeneration: "
+        "D_relu_shortcut=true where act_cfg has inplace=True, BN_eps where norm_eps is given",
     )  # fmt: skip
     group.add_argument(
-        "--truncation", type=_truncation, default=1.0, help="huggingface: whose batch-norm statistics; 0 < T <= 1"
+        "--truncation",
+        type=_truncation,
+        default=1.0,
+        metavar="T",
+        help="huggingface: whose batch-norm statistics; 0 < T <= 1",
     )
     group.add_argument("--bgr", action="store_true", help="its images are BGR, as in mmgeneration's own training")
     group.add_argument(
@@ -393,7 +396,7 @@ def main(argv=None):
     if args.truncation != 1 and args.source != "huggingface":
         raise utils.UserError("--truncation: only huggingface's batch-norm statistics depend on it")
     overrides = {}
-    for setting in args.overrides:
+    for setting in args.overrides or ():
         name, equals, text = setting.partition("=")
         if not equals:
             raise utils.UserError(f"--set {setting}: not of the form FIELD=VALUE")

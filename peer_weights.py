@@ -14,11 +14,11 @@ import torch.nn.functional as F
 import utils
 
 SOURCES = {
-    "ssm": "the published spatial self-modulation code (BigGAN-PyTorch's layout and a second stream)",
-    "ajbrock": "BigGAN-PyTorch: BigGAN, BigGANdeep, SNGAN and SAGAN of one file or folder (G.pth, G_ema.pth, D.pth)",
-    "studiogan": "PyTorch-StudioGAN: resnet, big_resnet, big_resnet_deep_legacy, big_resnet_deep_studiogan",
-    "mmgen": "mmgeneration: SNGAN, SAGAN, BigGAN, BigGANDeep",
-    "huggingface": "pytorch-pretrained-BigGAN: the BigGAN-deep generators",
+    "ssm": "the published spatial self-modulation code",
+    "ajbrock": "BigGAN-PyTorch's BigGAN and BigGANdeep (SNGAN and SAGAN among them)",
+    "studiogan": "PyTorch-StudioGAN's resnet, big_resnet, big_resnet_deep_legacy and _studiogan",
+    "mmgen": "mmgeneration's SNGAN, SAGAN, BigGAN and BigGANDeep",
+    "huggingface": "pytorch-pretrained-BigGAN's generators",
 }
 # What spectral norm divides by there, and what our u and v therefore are.
 _PLAIN = "u'Wv of the stored vectors, which evaluation uses as they are"

@@ -193,7 +193,8 @@ ARCHITECTURES = [
 @pytest.mark.parametrize(("source", "options"), ARCHITECTURES)
 def test_architecture_is_inferred(source, options):
     ch = 4 if options.get("model") else 2
-    config = ModelConfig(**{"n_classes": 5, "dim_z": 16, "G_ch": ch, "D_ch": ch, **options})
+    inits = {"G_init": "xavier", "D_init": "xavier"}
+    config = ModelConfig(**{"n_classes": 5, "dim_z": 16, "G_ch": ch, "D_ch": ch, **inits, **options})
     config = dataclasses.replace(config, D_relu_shortcut=source == "studiogan")
     if source == "studiogan":
         config = dataclasses.replace(config, BN_eps=1e-4, output_BN_eps=1e-4)
@@ -202,7 +203,7 @@ def test_architecture_is_inferred(source, options):
     checkpoint = convert_weights.convert(networks, source, {})
     found = ModelConfig.from_dict(checkpoint["model_config"])
     known = dataclasses.replace(config, SN_eps=found.SN_eps, shared_dim=found.shared_dim)
-    same = ("G_ch", "G_ch_mult", "D_ch", "D_ch_mult", "G_attn", "D_attn")  # the same network, said otherwise
+    same = ("G_ch", "G_ch_mult", "D_ch", "D_ch_mult", "G_attn", "D_attn", *inits)  # the same network, said otherwise
     assert dataclasses.replace(known, **{name: getattr(found, name) for name in same}) == found
     assert (found.G_stages, found.D_stages) == (config.G_stages, config.D_stages)
     for net, kind in ((G, "G"), (D, "D")):
