@@ -112,10 +112,10 @@ def _print_sizes(args, config, num_images):
     # A backward costs twice its forward. D's step: G forward, D on a real and a fake; G's step: both networks, of D the
     # gradients of its input only.
     step = D_images * (macs[0] + 6 * macs[1]) + G_images * (3 * macs[0] + 2 * macs[1])
-    line = f"a step of G with {args.num_D_steps} of D: {D_images} real images, {step / 1e12:.3g} T multiply-adds"
+    line = f"a step of G with {args.num_D_steps} of D: {D_images} real images, {step:.3g} multiply-adds"
     if num_images or args.num_iters:
         steps = _num_steps(args, num_images)
-        line += f"; {steps:,} steps: {steps * step / 1e18:.3g} E"
+        line += f"; {steps:,} steps: {steps * step:.3g}"
     print(line)
     state, *per_image = model_size.training_bytes(config, args.ema)
     largest = max(args.batch_size * per_image[0], _G_batch_size(args) * per_image[1])

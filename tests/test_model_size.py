@@ -58,8 +58,7 @@ def test_multiply_adds_are_those_of_a_real_forward(fused, options):
 
 def test_attention_is_counted():
     with_attention, without = (
-        model_size.multiply_adds(dataclasses.replace(CONFIG, G_attn=resolutions), fused=True)[0]
-        for resolutions in ((16,), ())
+        model_size.multiply_adds(dataclasses.replace(CONFIG, G_attn=where), fused=True)[0] for where in ((16,), ())
     )
     c, positions = 32, 16 * 16
     convolutions = positions * (2 * c * (c // 8) + 2 * c * (c // 2))
