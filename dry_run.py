@@ -54,8 +54,7 @@ def dry_run(args, d_step, g_step):
     if config:
         origin = plan.dataset.path if plan else f"no data, its size assumed from the name {args.dataset}"
         print(f"{config.resolution}x{config.resolution} images, {config.n_classes} classes ({origin})")
-        G, D = model_size.build_on_meta(config)
-        _print_sizes(args, G, D, num_images)
+        _print_sizes(args, config, num_images)
     for problem in problems:
         print(f"train.py: error: {problem}", file=sys.stderr)
     if problems:
@@ -104,21 +103,21 @@ def assumed_config(args):
     return checks.make_config(args, int(known[1] or 32), 1000 if known[1] else 10)
 
 
-def _print_sizes(args, G, D, num_images):
-    """Parameters, multiply-adds and memory of networks on the meta device, and of the whole run."""
-    macs = model_size.multiply_adds(G, D)
-    for name, network, count in zip("GD", (G, D), macs, strict=True):
+def _print_sizes(args, config, num_images):
+    """Parameters, multiply-adds and memory of the networks and of the whole run."""
+    macs = model_size.multiply_adds(config, fused=True)
+    for name, network, count in zip("GD", model_size.build_on_meta(config), macs, strict=True):
         print(f"{name}: {model_size.num_parameters(network):,} parameters, {count:,} multiply-adds an image")
     D_images, G_images = checks.images_per_step(args), _G_batch_size(args) * args.num_G_accumulations
     # A backward costs twice its forward. D's step: G forward, D on a real and a fake; G's step: both networks, of D the
     # gradients of its input only.
     step = D_images * (macs[0] + 6 * macs[1]) + G_images * (3 * macs[0] + 2 * macs[1])
-    line = f"a step of G with {args.num_D_steps} of D: {D_images} real images, {step / 1e12:.3g} T multiply-adds"
+    line = f"a step of G with {args.num_D_steps} of D: {D_images} real images, {step:.3g} multiply-adds"
     if num_images or args.num_iters:
         steps = _num_steps(args, num_images)
-        line += f"; {steps:,} steps: {steps * step / 1e18:.3g} E"
+        line += f"; {steps:,} steps: {steps * step:.3g}"
     print(line)
-    state, *per_image = model_size.training_bytes(G, D, args.ema)
+    state, *per_image = model_size.training_bytes(config, args.ema)
     largest = max(args.batch_size * per_image[0], _G_batch_size(args) * per_image[1])
     processes = sorted({1, 2, 4, 8, _num_processes(args)})
     needs = ", ".join(f"{n}: {(state + largest / n) / 2**30:.1f}" for n in processes)
@@ -162,7 +161,7 @@ def time_passes(args, config, device, d_step, g_step):
     Returns: images of the largest batch that was timed, seconds of a step of D and of G on it, why it was no larger.
     Raises: utils.UserError if not even one image fits.
     """
-    state, *per_image = model_size.training_bytes(*model_size.build_on_meta(config), args.ema)
+    state, *per_image = model_size.training_bytes(config, args.ema)
     time_pass = _pass_timer(args, config, device, d_step, g_step)
     batch, timed, reason = 1, None, "the whole batch"
     while timed is None or timed[0] < args.batch_size:

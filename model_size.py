@@ -4,6 +4,7 @@ The networks are built on the meta device, whose tensors have shapes but no cont
 """
 
 import dataclasses
+import functools
 import itertools
 
 import torch
@@ -39,25 +40,27 @@ def _inputs(config, n):
     return torch.empty(n, config.dim_z, device="meta"), x, torch.empty(n, dtype=torch.int64, device="meta")
 
 
+@functools.cache
 @torch.no_grad()
-def multiply_adds(G, D, fused=True):
+def multiply_adds(config, *, fused):
     """Multiply-adds of convolutions, linear layers and attention for one image: (of G, of D).
 
-    Counted by PyTorch for a forward in evaluation, with the networks on the meta device and as `set_fused` says. What
-    grows with the number of elements only (norms, ReLU) and what is done once a batch (spectral norm) is left out.
+    Counted by PyTorch for a forward in evaluation; `fused` as in `set_fused`. What grows with the number of elements
+    only (norms, ReLU) and what is done once a batch (spectral norm) is left out.
     """
-    z, x, y = _inputs(G.config, 1)
+    G, D = build_on_meta(config)
+    z, x, y = _inputs(config, 1)
     set_fused((G, D), fused)
     counts = []
     for network, inputs in ((G.eval(), (z, y)), (D.eval(), (x, y))):
         with FlopCounterMode(display=False) as counter:
             network(*inputs)
         counts.append(counter.get_total_flops() // 2)
-    set_fused((G, D), True)
     return tuple(counts)
 
 
-def training_bytes(G, D, ema):
+@functools.cache
+def training_bytes(config, ema):
     """Memory of training in float32, as (bytes of the state, bytes of a D pass per image, of a G pass per image).
 
     The state is weights and buffers, their normalised copy, gradients, Adam's two moments, and the moving average. A
@@ -65,6 +68,7 @@ def training_bytes(G, D, ema):
     D's pass per image is that of a real and a fake. What is needed for a moment only, and the workspaces of
     convolutions, come on top.
     """
+    G, D = build_on_meta(config)
     sizes = [sum(t.numel() * t.element_size() for t in network.state_dict().values()) for network in (G, D)]
     state = 5 * sum(sizes) + (sizes[0] if ema else 0)
 
@@ -74,10 +78,8 @@ def training_bytes(G, D, ema):
     def g_pass(z, x, y):
         D.requires_grad_(False)
         D(G(z, y), y)
-        D.requires_grad_(True)
 
-    G.train(), D.train()
-    return state, *(_saved_bytes(forward, G.config) for forward in (d_pass, g_pass))
+    return state, *(_saved_bytes(forward, config) for forward in (d_pass, g_pass))
 
 
 def _saved_bytes(forward, config):

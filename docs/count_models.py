@@ -6,7 +6,6 @@ The configurations are those of the launch scripts, read from the scripts themse
 are built on the meta device.
 """
 
-import functools
 import os
 import subprocess
 import sys
@@ -54,20 +53,12 @@ def script_flags(script, *arguments):
     return flags
 
 
-@functools.cache
-def counts(config):
-    """(parameters of G, of D), fused and plain multiply-adds (of G, of D), of a ModelConfig."""
-    G, D = model_size.build_on_meta(config)
-    sizes = model_size.num_parameters(G), model_size.num_parameters(D)
-    return sizes, model_size.multiply_adds(G, D), model_size.multiply_adds(G, D, fused=False)
-
-
 def row(script):
     """One line of the table."""
     config = dry_run.assumed_config(train.parse_args(script_flags(script, "--dry_run")))
-    (G, D), (G_fused, D_fused), (G_plain, D_plain) = counts(config)
-    cells = [f"`{script.name}`", f"{G:,}", f"{D:,}"]
-    for fused, plain in ((G_fused, G_plain), (D_fused, D_plain)):
+    parameters = map(model_size.num_parameters, model_size.build_on_meta(config))
+    cells = [f"`{script.name}`", *(f"{count:,}" for count in parameters)]
+    for fused, plain in zip(*(model_size.multiply_adds(config, fused=fused) for fused in (True, False)), strict=True):
         cells += [f"{fused / 1e6:,.1f} M", f"{plain / 1e6:,.1f} M", f"{plain / fused:.2f}"]
     return f"| {' | '.join(cells)} |"
 

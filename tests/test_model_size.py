@@ -29,7 +29,7 @@ def saved_bytes(forward, n):
 
 def test_memory_of_a_pass_is_what_autograd_keeps():
     G, D = BigGAN.build(CONFIG)
-    state, d_pass, g_pass = model_size.training_bytes(*model_size.build_on_meta(CONFIG), ema=True)
+    state, d_pass, g_pass = model_size.training_bytes(CONFIG, ema=True)
     real = [
         (saved_bytes(forward, 24) - saved_bytes(forward, 8)) / 16
         for forward in (
@@ -46,8 +46,7 @@ def test_memory_of_a_pass_is_what_autograd_keeps():
 @pytest.mark.parametrize("fused", [True, False])
 def test_multiply_adds_are_those_of_a_real_forward(fused, options):
     config = dataclasses.replace(CONFIG, G_attn=(), D_attn=(), **options)
-    G, D = model_size.build_on_meta(config)
-    counted = model_size.multiply_adds(G, D, fused)
+    counted = model_size.multiply_adds(config, fused=fused)
     G, D = (net.eval() for net in BigGAN.build(config))
     model_size.set_fused((G, D), fused)
     z, x, y = torch.randn(1, config.dim_z), torch.randn(1, 3, 32, 32), torch.tensor([3])
@@ -59,8 +58,7 @@ def test_multiply_adds_are_those_of_a_real_forward(fused, options):
 
 def test_attention_is_counted():
     with_attention, without = (
-        model_size.multiply_adds(*model_size.build_on_meta(dataclasses.replace(CONFIG, G_attn=resolutions)))[0]
-        for resolutions in ((16,), ())
+        model_size.multiply_adds(dataclasses.replace(CONFIG, G_attn=where), fused=True)[0] for where in ((16,), ())
     )
     c, positions = 32, 16 * 16
     convolutions = positions * (2 * c * (c // 8) + 2 * c * (c // 2))
