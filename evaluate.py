@@ -67,8 +67,8 @@ def evaluate_generator(
             num_fake=num_images,
             ema=ema,
             bn_mode="running",
-            truncation=truncation,
-            truncation_kind=sample.TRUNCATION_KIND,
+            truncation=truncation and truncation.limit,
+            truncation_kind=truncation and truncation.kind,
             seed=seed,
         )
     return _broadcast(metrics, device, world_size)
@@ -151,7 +151,7 @@ def main(argv=None):
             args.metric_batch_size,
             args.seed,
             ranks.device,
-            args.truncation,
+            sample.chosen_truncation(args, meta),
             ranks.rank,
             ranks.world_size,
             ema=meta["ema"],

@@ -48,7 +48,7 @@ def defaults(source, is_sngan):
     return {"BN_eps": 1e-5, "output_BN_eps": 1e-5, "SN_eps": 1e-8}
 
 
-# What `--truncation` does to z there, in the terms of sample.py's protocol.
+# What truncating z means there: a kind of sample.TRUNCATION_KINDS.
 TRUNCATION_KIND = {
     "ssm": "scaled_normal",
     "ajbrock": "scaled_normal",

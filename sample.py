@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,23 @@ import utils
 COLUMNS = 10  # of every sheet
 SHEET_BATCH = 20  # images at a time for a sheet: fits wherever training did
 MAX_HEADER = 10  # characters above a column of about 64 pixels
-TRUNCATION_KIND = "truncated_normal"  # what `latents` means by truncation, for the metrics' protocol
+# What truncation to T does to a normal z -> (bound of the distribution drawn from, factor, bound of the result):
+# redrawn beyond T (Brock et al. 2019, section 3.1); redrawn beyond 2, then times T (pytorch-pretrained-BigGAN); times T
+# (BigGAN-PyTorch); clamped to T (mmgeneration).
+TRUNCATION_KINDS = {
+    "truncated_normal": lambda t: (t, 1, t),
+    "scaled_truncated_normal": lambda t: (2, t, 2 * t),
+    "scaled_normal": lambda t: (math.inf, t, math.inf),
+    "clamped_normal": lambda t: (math.inf, 1, t),
+}
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """A truncation of z to `limit` > 0, of a kind of TRUNCATION_KINDS."""
+
+    limit: float
+    kind: str = "truncated_normal"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -40,19 +57,20 @@ TRUNCATION_KIND = "truncated_normal"  # what `latents` means by truncation, for 
 def latents(seed, indices, dim_z, truncation=None):
     """The noise of images number `indices`.
 
-    z is standard normal, restricted to [-truncation, truncation] (Brock et al. 2019, section 3.1). It is drawn through
-    the inverse of the distribution function, so that an image keeps its place in the distribution when the truncation
-    changes: the same image, less or more typical.
+    z is standard normal, or a truncated one. It is drawn through the inverse of the distribution function, so that an
+    image keeps its place in the distribution when the truncation changes: the same image, less or more typical.
 
-    Args: seed: int >= 0; indices: ints >= 0 (n,); truncation: positive, or None for the whole normal distribution.
+    Args: seed: int >= 0; indices: ints >= 0 (n,); truncation: a Truncation, or None for the whole normal distribution.
     Returns: float32 tensor (n, dim_z), on the CPU.
     """
     uniform = np.empty((len(indices), dim_z))
     for row, i in zip(uniform, indices, strict=True):
         row[:] = utils.rng(seed, "sample", int(i)).random(dim_z)
     uniform = np.maximum(2 * uniform - 1, np.nextafter(-1, 0))  # of [-1, 1): -1 would become -infinity
-    limit = math.inf if truncation is None else truncation
-    z = math.sqrt(2) * erfinv(uniform * erf(limit / math.sqrt(2)))
+    drawn, factor, limit = (math.inf, 1, math.inf)
+    if truncation is not None:
+        drawn, factor, limit = TRUNCATION_KINDS[truncation.kind](truncation.limit)
+    z = factor * math.sqrt(2) * erfinv(uniform * erf(drawn / math.sqrt(2)))
     return torch.from_numpy(np.clip(z, -limit, limit).astype(np.float32))
 
 
@@ -217,7 +235,16 @@ def add_sampling_args(parser):
     """Add the flags of how a checkpoint's generator is used; returns their group."""
     group = parser.add_argument_group("sampling")
     group.add_argument(
-        "--truncation", type=_truncation, help="draw z from a normal truncated to [-T, T]; None: not", metavar="T"
+        "--truncation",
+        type=_truncation,
+        help="truncate z to T; None: what a converted checkpoint was made for, else not at all",
+        metavar="T",
+    )
+    group.add_argument(
+        "--truncation_kind",
+        choices=TRUNCATION_KINDS,
+        help="how: redrawn beyond T, redrawn beyond 2 and times T, times T, or clamped to T; "
+        "None: as where a converted checkpoint comes from, else truncated_normal",
     )
     group.add_argument("--ema", action=argparse.BooleanOptionalAction, default=True, help="G's moving average, if any")
     group.add_argument("--seed", type=utils.count, default=0, help="image i depends on the seed and i alone")
@@ -230,6 +257,18 @@ def _truncation(text):
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
+
+
+def chosen_truncation(args, meta):
+    """The Truncation of the flags, or of the convention of a converted checkpoint; None for none.
+
+    Args: args: parsed flags; meta: as from BigGAN.load_generator.
+    """
+    convention = meta.get("convention", {})
+    limit = args.truncation or convention.get("truncation")
+    if limit is None:
+        return None
+    return Truncation(limit, args.truncation_kind or convention.get("truncation_kind", "truncated_normal"))
 
 
 def parse_args(argv=None):
@@ -261,11 +300,12 @@ def main(argv=None):
     classes = _checked_classes(args.classes, G.config.n_classes)
     out = Path(args.out) if args.out else default_out(Path(meta["path"]))
     _check_out(out, args, G.config.resolution)
-    print(describe(G, meta, device))
+    truncation = chosen_truncation(args, meta)
+    print(describe(G, meta, device) + (f", z {truncation.kind} {truncation.limit:g}" if truncation else ""))
     if args.sheets:
-        _write_sheets(G, meta, args, classes, out)
+        _write_sheets(G, meta, args, classes, truncation, out)
     if args.num_samples:
-        _write_samples(G, meta, args, classes, out)
+        _write_samples(G, meta, args, classes, truncation, out)
 
 
 def describe(G, meta, device):
@@ -299,9 +339,9 @@ def _check_out(out, args, resolution):
         raise utils.UserError(f"--out {out}: {needed / 1e9:.1f} GB may be needed, {free / 1e9:.1f} GB are free")
 
 
-def _write_sheets(G, meta, args, classes, out):
+def _write_sheets(G, meta, args, classes, truncation, out):
     chosen = args.classes or spread_classes(G.config.n_classes)
-    common = (G, args.rows, args.seed, args.truncation)
+    common = (G, args.rows, args.seed, truncation)
     named = ", ".join(f"{c} {name}" if (name := meta["class_names"][c]) != str(c) else name for c in chosen)
     if len(chosen) > 1:
         _save(class_sheet(*common, chosen, meta["class_names"]), out / "class_sheet.png", f"columns: {named}")
@@ -317,7 +357,7 @@ def _save(image, path, what):
     print(f"wrote {path} ({what})")
 
 
-def _write_samples(G, meta, args, classes, out):
+def _write_samples(G, meta, args, classes, truncation, out):
     y = balanced_labels(args.num_samples, classes)
     writers = {}
     if args.format != "npz":
@@ -326,7 +366,7 @@ def _write_samples(G, meta, args, classes, out):
         writers[out / "samples.npz"] = npz_writer(out / "samples.npz", y, G.config.resolution)
     with contextlib.ExitStack() as stack, tqdm(total=len(y), unit="img", disable=None) as bar:
         write_functions = [stack.enter_context(writer) for writer in writers.values()]
-        for images in generate(G, y, args.seed, args.batch_size, args.truncation):
+        for images in generate(G, y, args.seed, args.batch_size, truncation):
             for write in write_functions:
                 write(images)
             bar.update(len(images))

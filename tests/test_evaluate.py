@@ -84,7 +84,9 @@ def test_the_seed_of_the_reference_gives_the_reference(G, measure):
 
 
 def test_the_protocol_says_how_images_were_made(G, measure):
-    protocol = evaluate.evaluate_generator(G, *measure, 130, 60, 3, "cpu", 0.5, ema=False)["protocol"]
+    protocol = evaluate.evaluate_generator(G, *measure, 130, 60, 3, "cpu", sample.Truncation(0.5), ema=False)[
+        "protocol"
+    ]
     expected = {"fake_num": 130, "seed": 3, "truncation": 0.5, "truncation_kind": "truncated_normal", "ema": False}
     assert expected.items() <= protocol.items() and protocol["bn_mode"] == "running"
 

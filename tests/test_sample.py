@@ -78,18 +78,41 @@ def test_latents_depend_on_seed_and_index_only():
     assert len(z.unique()) == z.numel()
 
 
-@pytest.mark.parametrize("truncation", [None, 0.02, 0.5, 2.0])
-def test_latents_follow_the_truncated_normal(truncation):
-    z = sample.latents(0, range(400), 10, truncation).flatten().double().numpy()
-    bound = truncation or np.inf
+@pytest.mark.parametrize("limit", [None, 0.02, 0.5, 2.0])
+def test_latents_follow_the_truncated_normal(limit):
+    z = sample.latents(0, range(400), 10, limit and sample.Truncation(limit)).flatten().double().numpy()
+    bound = limit or np.inf
     assert np.abs(z).max() <= bound * (1 + 1e-6)
     assert stats.kstest(z, stats.truncnorm(-bound, bound).cdf).pvalue > 0.01
 
 
+def test_other_kinds_of_truncation():
+    def z(kind, limit=0.4):
+        return sample.latents(0, range(400), 10, sample.Truncation(limit, kind))
+
+    whole = sample.latents(0, range(400), 10)
+    assert torch.equal(z("clamped_normal"), whole.clamp(-0.4, 0.4))
+    torch.testing.assert_close(z("scaled_normal"), whole * 0.4)
+    torch.testing.assert_close(z("scaled_truncated_normal"), 0.4 * z("truncated_normal", 2))
+
+
+def test_truncation_is_that_of_the_convention_unless_flags_say_otherwise():
+    convention = {"convention": {"truncation": 0.4, "truncation_kind": "scaled_truncated_normal"}}
+    for flags, meta, expected in (
+        ((), {}, None),
+        (("--truncation", "0.5"), {}, (0.5, "truncated_normal")),
+        ((), convention, (0.4, "scaled_truncated_normal")),
+        (("--truncation", "0.5"), convention, (0.5, "scaled_truncated_normal")),
+        (("--truncation_kind", "clamped_normal"), convention, (0.4, "clamped_normal")),
+    ):
+        chosen = sample.chosen_truncation(sample.parse_args(["x", *flags]), meta)
+        assert chosen == (expected and sample.Truncation(*expected))
+
+
 def test_truncation_moves_every_image_towards_the_mean():
-    whole, less = sample.latents(0, range(50), 10), sample.latents(0, range(50), 10, 0.5)
+    whole, less = sample.latents(0, range(50), 10), sample.latents(0, range(50), 10, sample.Truncation(0.5))
     assert torch.equal(whole.sign(), less.sign()) and (less.abs() < whole.abs()).all()
-    assert torch.allclose(whole, sample.latents(0, range(50), 10, 30.0))
+    assert torch.allclose(whole, sample.latents(0, range(50), 10, sample.Truncation(30.0)))
 
 
 def test_images_do_not_depend_on_batch_size_or_start(G):
@@ -188,7 +211,7 @@ def test_npz_and_png_hold_the_same_balanced_images(run, tmp_path, G):
         images, y = file["arr_0"], file["arr_1"]
     assert images.dtype == np.uint8 and images.shape == (7, RESOLUTION, RESOLUTION, 3)
     assert y.dtype == np.int64 and y.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    expected = torch.cat(list(sample.generate(G, torch.from_numpy(y), 2, 3, truncation=0.8)))
+    expected = torch.cat(list(sample.generate(G, torch.from_numpy(y), 2, 3, truncation=sample.Truncation(0.8))))
     assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy())
 
     files = sorted(path.relative_to(out / "images").as_posix() for path in out.glob("images/*/*"))
