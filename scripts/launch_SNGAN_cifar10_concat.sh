@@ -2,7 +2,7 @@
 # SNGAN whose D joins an embedded label to its features after the first block, CIFAR-10; no spectral norm in G, conditional
 # batch norm also at its output.
 #
-# Source     watsonyanghx/GAN_Lib_Tensorflow, conditional SNGAN ResNet for CIFAR-10
+# Source     settings as published for a conditional SNGAN ResNet with concatenated labels; initial weights are our choice
 # Published  IS 8.43 +- 0.12 (by the older formula)
 # Needs      data/C10.hdf5 and its reference statistics:
 #            python make_hdf5.py --dataset folder --images CIFAR10_TRAIN_FOLDER --resolution 32 --out data/C10.hdf5
