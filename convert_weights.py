@@ -10,9 +10,7 @@ peer_weights.py has brought into one scheme; then each layer of our networks tak
 
 import argparse
 import math
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,78 +20,6 @@ import layers
 import peer_weights
 import utils
 from model_config import D_MULTIPLIERS, G_MULTIPLIERS, ModelConfig, parse_option
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-
-
-def read_networks(path, source):
-    """State dicts of a codebase's own file or folder, or of a {"G": ..., "D": ...} file: {"G" | "G_ema" | "D": dict}.
-
-    Raises: utils.UserError if there is none, or more than one of a kind in the folder.
-    """
-    path = Path(path)
-    files = _files_of_folder(path, source) if path.is_dir() else {None: path}
-    networks = {}
-    for name, file in files.items():
-        networks |= _networks_of_file(file, name, source)
-    return networks
-
-
-def _files_of_folder(folder, source):
-    patterns = {
-        "studiogan": {"G": "model=G-*.pth", "G_ema": "model=G_ema-*.pth", "D": "model=D-*.pth"},
-        "huggingface": {"G": "*.bin"},
-        "mmgen": {None: "*.pth"},
-    }.get(source, {"G": "G.pth", "G_ema": "G_ema.pth", "D": "D.pth"})
-    files = {}
-    for name, pattern in patterns.items():
-        found = sorted(folder.glob(pattern))
-        found = [file for file in found if "best" in file.name] or found
-        if len(found) > 1:
-            raise utils.UserError(f"{folder} holds {', '.join(file.name for file in found)}: name one of them")
-        if found:
-            files[name] = found[0]
-    if not files:
-        raise utils.UserError(f"{folder} holds no {' or '.join(patterns.values())}: name the file itself")
-    return files
-
-
-def _networks_of_file(file, name, source):
-    # StudioGAN stores its best score as a number of numpy's: harmless, and all that is allowed beside torch's own.
-    scalar = np.float64(0).__reduce__()[0]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    dtypes = [np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i8")}]
-    with torch.serialization.safe_globals([*((scalar, name) for name in names), *dtypes]):
-        content = utils.load_torch(file)
-    if not isinstance(content, dict):
-        raise utils.UserError(f"{file} holds no state dict")
-    kinds = ("G", "G_ema", "D")
-    if any(isinstance(content.get(kind), dict) for kind in kinds):
-        return {kind: _state(content[kind], file) for kind in kinds if isinstance(content.get(kind), dict)}
-    state = _state(content.get("state_dict", content), file)
-    prefixes = {"generator.": "G", "generator_ema.": "G_ema", "discriminator.": "D"} if source == "mmgen" else {}
-    networks = {
-        kind: {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-        for prefix, kind in prefixes.items()
-    }
-    networks = {kind: part for kind, part in networks.items() if part}
-    if networks:
-        if ignored := [key for key in state if not key.startswith(tuple(prefixes))]:
-            raise utils.UserError(f"{file} holds more than networks: {', '.join(ignored)}")
-        return networks
-    is_D = any(key.startswith(("embed.", "linear1.", "decision.", "input_conv.")) for key in state)
-    return {name or ("D" if is_D else "G_ema" if "ema" in file.stem.lower() else "G"): state}
-
-
-def _state(state, file):
-    """A state dict without DataParallel's prefix. Raises: utils.UserError if it holds other things than tensors."""
-    if not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise utils.UserError(f"{file} holds no state dict of tensors")
-    if all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    return dict(state)
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The architecture
@@ -300,8 +226,8 @@ def _block_numbers(network):
 def convert(networks, source, overrides, truncation=1.0, gain_offset=None, bgr=False):
     """A checkpoint of ours, as a dict.
 
-    Args: networks: as from `read_networks`; source: a key of peer_weights.SOURCES; overrides: values of fields
-        of ModelConfig; truncation: for which huggingface's batch-norm statistics are taken; gain_offset: see
+    Args: networks: as from `peer_weights.read_networks`; source: a key of peer_weights.SOURCES; overrides: values of
+        fields of ModelConfig; truncation: for which huggingface's batch-norm statistics are taken; gain_offset: see
         `peer_weights.rewrite_generator`; bgr: whether the images there are BGR.
     Raises: utils.UserError if the weights do not fit a model of ours.
     """
@@ -401,7 +327,7 @@ def main(argv=None):
         if not equals:
             raise utils.UserError(f"--set {setting}: not of the form FIELD=VALUE")
         overrides[name] = parse_option(name, text)
-    networks = read_networks(args.path, args.source)
+    networks = peer_weights.read_networks(args.path, args.source)
     checkpoint = convert(networks, args.source, overrides, args.truncation, args.gain_offset, args.bgr)
     utils.save_torch(checkpoint, args.out)
     config = checkpoint["model_config"]

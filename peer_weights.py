@@ -1,4 +1,4 @@
-"""How other codebases name, store and compute their networks, and the rewrites that make ours compute the same.
+"""How other codebases store, name and compute their networks, and the rewrites that make ours compute the same.
 
 Their keys become names of one scheme, close to ours (`canonical`); each layer becomes a `Layer`; and differences in
 computation become rewrites of the weights, exact up to rounding. convert_weights.py does the rest.
@@ -7,7 +7,9 @@ computation become rewrites of the weights, exact up to rounding. convert_weight
 import math
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -56,6 +58,78 @@ TRUNCATION_KIND = {
     "mmgen": "clamped_normal",
     "huggingface": "scaled_truncated_normal",
 }
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def read_networks(path, source):
+    """State dicts of a codebase's own file or folder, or of a {"G": ..., "D": ...} file: {"G" | "G_ema" | "D": dict}.
+
+    Raises: utils.UserError if there is none, or more than one of a kind in the folder.
+    """
+    path = Path(path)
+    files = _files_of_folder(path, source) if path.is_dir() else {None: path}
+    networks = {}
+    for name, file in files.items():
+        networks |= _networks_of_file(file, name, source)
+    return networks
+
+
+def _files_of_folder(folder, source):
+    patterns = {
+        "studiogan": {"G": "model=G-*.pth", "G_ema": "model=G_ema-*.pth", "D": "model=D-*.pth"},
+        "huggingface": {"G": "*.bin"},
+        "mmgen": {None: "*.pth"},
+    }.get(source, {"G": "G.pth", "G_ema": "G_ema.pth", "D": "D.pth"})
+    files = {}
+    for name, pattern in patterns.items():
+        found = sorted(folder.glob(pattern))
+        found = [file for file in found if "best" in file.name] or found
+        if len(found) > 1:
+            raise utils.UserError(f"{folder} holds {', '.join(file.name for file in found)}: name one of them")
+        if found:
+            files[name] = found[0]
+    if not files:
+        raise utils.UserError(f"{folder} holds no {' or '.join(patterns.values())}: name the file itself")
+    return files
+
+
+def _networks_of_file(file, name, source):
+    # StudioGAN stores its best score as a number of numpy's: harmless, and all that is allowed beside torch's own.
+    scalar = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    dtypes = [np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i8")}]
+    with torch.serialization.safe_globals([*((scalar, name) for name in names), *dtypes]):
+        content = utils.load_torch(file)
+    if not isinstance(content, dict):
+        raise utils.UserError(f"{file} holds no state dict")
+    kinds = ("G", "G_ema", "D")
+    if any(isinstance(content.get(kind), dict) for kind in kinds):
+        return {kind: _state(content[kind], file) for kind in kinds if isinstance(content.get(kind), dict)}
+    state = _state(content.get("state_dict", content), file)
+    prefixes = {"generator.": "G", "generator_ema.": "G_ema", "discriminator.": "D"} if source == "mmgen" else {}
+    networks = {
+        kind: {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        for prefix, kind in prefixes.items()
+    }
+    networks = {kind: part for kind, part in networks.items() if part}
+    if networks:
+        if ignored := [key for key in state if not key.startswith(tuple(prefixes))]:
+            raise utils.UserError(f"{file} holds more than networks: {', '.join(ignored)}")
+        return networks
+    is_D = any(key.startswith(("embed.", "linear1.", "decision.", "input_conv.")) for key in state)
+    return {name or ("D" if is_D else "G_ema" if "ema" in file.stem.lower() else "G"): state}
+
+
+def _state(state, file):
+    """A state dict without DataParallel's prefix. Raises: utils.UserError if it holds other things than tensors."""
+    if not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise utils.UserError(f"{file} holds no state dict of tensors")
+    if all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    return dict(state)
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Names. Blocks, attention among them, are numbered in the order in which they are computed: `blocks.<n>.`.
@@ -259,7 +333,11 @@ CONDITIONAL = r"\.bn\d\.(gain|bias)$"
 
 
 def rewrite_generator(weights, source, truncation, gain_offset, bgr):
-    """Make the weights compute with our operations what theirs do with their own."""
+    """Make the weights compute with our operations what they do with their own.
+
+    truncation: for which a table of running statistics (huggingface) is read; gain_offset: mmgeneration's gain of
+    conditional batch norm is this (0 or 1) plus the embedding, None: seen from the embeddings; bgr: the images are BGR.
+    """
     for other in weights.others.values():
         _choose_statistics(other, truncation)
     if source == "huggingface":

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import BigGAN
 import convert_weights
 import layers
+import peer_weights
 import sample
 import utils
 from model_config import ModelConfig
@@ -250,16 +251,16 @@ def test_codebases_own_files(small, tmp_path):
     mmgen = {f"{prefix}.{key}": tensor for net, prefix in ((G, "generator"), (G, "generator_ema"), (D, "discriminator"))
              for key, tensor in encode(net, "mmgen").items()}  # fmt: skip
     utils.save_torch({"meta": {"mmgen_version": "0"}, "state_dict": mmgen}, tmp_path / "mmgen.pth")
-    assert convert_weights.read_networks(tmp_path / "mmgen.pth", "mmgen").keys() == {"G", "G_ema", "D"}
+    assert peer_weights.read_networks(tmp_path / "mmgen.pth", "mmgen").keys() == {"G", "G_ema", "D"}
     extra = {"best_fid": np.float64(3.0), "optimizer": {}, "seed": 0}
     for kind, net in (("G_ema", G), ("D", D)):
         state = {f"module.{key}": tensor for key, tensor in encode(net, "studiogan").items()}
         torch.save({"state_dict": state, **extra}, tmp_path / f"model={kind}-best-weights-step=7.pth")
         torch.save({"state_dict": state, **extra}, tmp_path / f"model={kind}-current-weights-step=9.pth")
-    networks = convert_weights.read_networks(tmp_path, "studiogan")
+    networks = peer_weights.read_networks(tmp_path, "studiogan")
     assert networks.keys() == {"G_ema", "D"} and "linear0.bias" in networks["G_ema"]
     utils.save_torch(small["D"], tmp_path / "D_best.pth")
-    assert convert_weights.read_networks(tmp_path / "D_best.pth", "ajbrock").keys() == {"D"}
+    assert peer_weights.read_networks(tmp_path / "D_best.pth", "ajbrock").keys() == {"D"}
 
 
 def test_bgr_reverses_the_channels(tmp_path):
@@ -327,9 +328,7 @@ def test_fields_set_by_hand(small, tmp_path):
 def test_spectral_norm_of_part_of_a_network():
     """A layer that has spectral norm on one side only computes the same: sigma goes into the weight, or into u."""
     plain, normed = layers.Conv2d(3, 4), layers.Conv2d(3, 4, sn=True)
-    from peer_weights import Layer
-
-    layer = Layer(plain.weight.detach())
+    layer = peer_weights.Layer(plain.weight.detach())
     normed.weight.data, scaled = plain.weight.data, layer.scaled_to(1.0)
     normed.u, normed.v = scaled.u, scaled.v
     torch.testing.assert_close(normed.eval().normalized_weight(), plain.weight)
