@@ -46,7 +46,8 @@ class Generator(nn.Module):
         def norm(channels, eps=config.BN_eps, conditional=config.G_cbn):
             if not conditional:
                 return layers.BatchNorm2d(channels, eps=eps)
-            return layers.ConditionalBatchNorm2d(channels, condition_dim, config.n_classes, sn, eps)
+            norm_sn = sn if self.shared or config.G_embed_SN else {}
+            return layers.ConditionalBatchNorm2d(channels, condition_dim, config.n_classes, norm_sn, eps)
 
         self.stages = nn.ModuleList()
         for in_channels, out_channels, attention in config.G_stages:

@@ -140,15 +140,15 @@ class ConditionalBatchNorm2d(nn.Module):
     """Batch norm, then a gain and a bias per sample and channel from a condition (de Vries et al. 2017).
 
     The gain is 1 + gain(condition), so that zero weights mean plain batch norm. The condition is a class id (N,) if
-    `condition_dim` is None, looked up in an Embedding of `num_classes` rows without spectral norm; otherwise a vector
-    (N,S), mapped by a Linear without bias.
+    `condition_dim` is None, looked up in an Embedding of `num_classes` rows; otherwise a vector (N,S), mapped by a
+    Linear without bias. `sn` is the spectral norm of either.
     """
 
     def __init__(self, channels, condition_dim, num_classes, sn, eps=1e-5):
         super().__init__()
         self.bn = nn.BatchNorm2d(channels, eps=eps, affine=False)
         if condition_dim is None:
-            self.gain, self.bias = Embedding(num_classes, channels), Embedding(num_classes, channels)
+            self.gain, self.bias = (Embedding(num_classes, channels, **sn) for _ in range(2))
         else:
             self.gain = Linear(condition_dim, channels, bias=False, **sn)
             self.bias = Linear(condition_dim, channels, bias=False, **sn)

@@ -73,6 +73,7 @@ class ModelConfig:
     G_init: str = _option("ortho", "initialisation of G", ("ortho", "xavier", "N02"))
     G_cbn: bool = _option(True, "class-conditional batch norm in G (--no-G_cbn: plain batch norm)")
     G_out_cbn: bool = _option(False, "class-conditional batch norm before G's last convolution too")
+    G_embed_SN: bool = _option(False, "spectral norm on the norms' own class embeddings too (mmgeneration's SAGAN)")
     G_shared: bool = _option(False, "one class embedding shared by all of G's norms (BigGAN)")
     shared_dim: int = _option(0, "dimension of the shared embedding, and of SSM's own; 0: dim_z")
     hier: bool = _option(False, "hierarchical z: a slot of z to each block of G (BigGAN), or all of it (BigGANdeep)")

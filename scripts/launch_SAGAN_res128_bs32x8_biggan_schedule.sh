@@ -8,6 +8,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 variant launch_SAGAN_res128_bs64x4.sh \
-    --no-flip --BN_eps 1e-5 --output_BN_eps 1e-5 --SN_eps 1e-8 --G_init xavier --D_init xavier \
+    --no-flip --no-G_embed_SN --BN_eps 1e-5 --output_BN_eps 1e-5 --SN_eps 1e-8 --G_init xavier --D_init xavier \
     --ema --ema_decay 0.999 --ema_start 2000 \
     "$@"

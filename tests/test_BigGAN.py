@@ -111,6 +111,16 @@ def test_label_joins_the_features_after_the_first_stage():
     torch.testing.assert_close(D(x, y), D.linear(features).squeeze(1))
 
 
+def test_spectral_norm_of_the_norms_own_embeddings():
+    for G_embed_SN in (True, False):
+        G, _ = BigGAN.build(dataclasses.replace(base(32), G_embed_SN=G_embed_SN))
+        embeddings = [part for name, part in G.named_modules() if name.endswith((".gain", ".bias"))]
+        assert len(embeddings) == 12 and all(part.sn == G_embed_SN for part in embeddings)
+        x = G(torch.randn(3, G.config.dim_z), torch.tensor([0, 3, 1]))
+        x.sum().backward()
+        assert all(part.weight.grad is not None for part in embeddings)
+
+
 def base(resolution):
     return ModelConfig(resolution=resolution, n_classes=4, dim_z=24, G_ch=2, D_ch=2, G_attn=(16,), D_attn=(16,))
 
