@@ -48,14 +48,23 @@ def find_checkpoint(path, kinds=("best", "ckpt")):
         raise utils.UserError(f"{path}: no such checkpoint or run folder")
     folder = path / "weights" if (path / "weights").is_dir() else path
     for kind in kinds:
-        if found := sorted(folder.glob(f"{kind}_*.pth")):
+        if found := _of_kind(folder, kind):
             return found[-1]
     raise utils.UserError(f"{path}: no checkpoint in this folder ({' or '.join(f'{kind}_*.pth' for kind in kinds)})")
 
 
+def _of_kind(weights, kind):
+    """The checkpoints 'ckpt' or 'best' of a folder, oldest first; files under a user's own names are not among them."""
+    return sorted(weights.glob(f"{kind}_{'[0-9]' * 8}.pth"))
+
+
+def _step(path):
+    return int(path.stem.rpartition("_")[2])
+
+
 def newest(folder):
     """The newest full checkpoint of a run folder, loaded on the CPU, or None if there is none. Raises: UserError."""
-    found = sorted((folder / "weights").glob("ckpt_*.pth"))
+    found = _of_kind(folder / "weights", "ckpt")
     if not found:
         return None
     try:
@@ -71,7 +80,7 @@ def save(state, folder, kind, copies):
     """Write a checkpoint of `kind` 'ckpt' or 'best' at state["step"], then delete all but the newest `copies`."""
     weights = folder / "weights"
     utils.save_torch({"format": FORMAT, **state}, weights / f"{kind}_{state['step']:08d}.pth")
-    for old in sorted(weights.glob(f"{kind}_*.pth"))[:-copies]:
+    for old in _of_kind(weights, kind)[:-copies]:
         old.unlink()
 
 
@@ -145,21 +154,19 @@ def prepare_folder(folder, args, G, D):
     Raises: utils.UserError if the folder cannot be written to, or its disk has no room for the checkpoints.
     """
     weights = folder / "weights"
-    start = max((_step(path) for path in weights.glob("ckpt_*.pth")), default=None)
-    if args.from_scratch or (start is None and any(weights.glob("best_*.pth"))):
+    full, best = (_of_kind(weights, kind) for kind in ("ckpt", "best"))
+    if args.from_scratch or (best and not full):
         move_aside(folder)
+        full, best = [], []
     for path in [*weights.glob(".ckpt_*"), *weights.glob(".best_*")]:
         path.unlink()
-    for path in weights.glob("best_*.pth"):
-        if _step(path) > start:
-            path.unlink()
-    there = sum(path.stat().st_size for path in weights.glob("*.pth"))
-    full, best = num_bytes(G, D)
-    _check_writable(folder, (args.num_save_copies + 1) * full + (args.num_best_copies + 1) * best - there)
-
-
-def _step(path):
-    return int(path.stem.rpartition("_")[2])
+    kept = [path for path in best if _step(path) <= _step(full[-1])]
+    for path in set(best) - set(kept):
+        path.unlink()
+    there = sum(path.stat().st_size for path in full + kept)
+    full_bytes, best_bytes = num_bytes(G, D)
+    needed = (args.num_save_copies + 1) * full_bytes + (args.num_best_copies + 1) * best_bytes
+    _check_writable(folder, needed - there)
 
 
 def _check_writable(folder, needed):

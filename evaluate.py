@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 import BigGAN
 import datasets
-import feature_networks
 import inception_utils
 import sample
 import utils
@@ -140,7 +139,10 @@ def main(argv=None):
     with quiet, utils.process_group(given.device) as ranks:
         G, meta = BigGAN.load_generator(given.checkpoint, ranks.device, given.ema)
         args = parse_args(argv, meta.get("args"))
-        network, reference = _load_reference(args, ranks.device)
+        if args.dataset is None:
+            raise utils.UserError(f"{args.checkpoint} does not say what it was trained on: name a --dataset")
+        name = datasets.dataset_path(args.dataset, args.data_root).stem
+        network, reference = inception_utils.load_evaluation(args, name, ranks.device)
         if ranks.is_main:
             print(sample.describe(G, meta, ranks.device))
         metrics = evaluate_generator(
@@ -159,18 +161,6 @@ def main(argv=None):
     if ranks.is_main:
         about = {"checkpoint": meta["path"], "step": meta["step"]}
         print(json.dumps(about | metrics, indent=1) if args.json else table(metrics))
-
-
-def _load_reference(args, device):
-    """The feature network and the reference statistics that the flags ask for."""
-    if args.dataset is None:
-        raise utils.UserError(f"{args.checkpoint} does not say what it was trained on: name a --dataset")
-    name = datasets.dataset_path(args.dataset, args.data_root).stem
-    network = feature_networks.load_feature_network(
-        args.feature_network, args.data_root, name, args.inception_weights, args.resize, device
-    )
-    path = inception_utils.reference_path(args.data_root, name, network.name, network.resize)
-    return network, inception_utils.load_reference(path, network)
 
 
 def table(metrics):

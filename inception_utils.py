@@ -268,17 +268,19 @@ def _family_reference(arrays, path, network):
     return Reference(mu, sigma, features, None, None, None, protocol)
 
 
-def load_evaluation(args, dataset, device):
+def load_evaluation(args, name, device, dataset=None):
     """The feature network and the reference statistics that the flags of `add_metric_args` ask for.
 
-    Args: args: parsed flags, those of `datasets.add_data_args` among them; dataset: of `datasets.open_dataset`.
+    Args: args: parsed flags, `data_root` among them; name: of the data set (`HDF5Dataset.name`); dataset: the data set
+        itself where it is at hand, which a classifier must have been fitted to.
+    Raises: utils.UserError if one is missing or does not fit, or if too few images are to be generated.
     """
     network = load_feature_network(
-        args.feature_network, args.data_root, dataset.name, args.inception_weights, args.resize, device
+        args.feature_network, args.data_root, name, args.inception_weights, args.resize, device
     )
-    if network.name == "classifier":
-        classifier.check_fits(network, dataset, classifier.classifier_path(args.data_root, dataset.name))
-    path = reference_path(args.data_root, dataset.name, network.name, network.resize)
+    if dataset is not None and network.name == "classifier":
+        classifier.check_fits(network, dataset, classifier.classifier_path(args.data_root, name))
+    path = reference_path(args.data_root, name, network.name, network.resize)
     reference = load_reference(path, network)
     least = max(reference.protocol["splits"], reference.protocol["k"] + 1)
     if args.num_inception_images < least:

@@ -32,6 +32,7 @@ import inception_utils
 import legacy_flags
 import logs
 import losses
+import model_size
 import optimizers
 import sample
 import utils
@@ -188,7 +189,7 @@ def train(args, ranks):
     checks.check_batches(args, ranks.world_size)
     feature_network = reference = None
     if args.test_every:
-        feature_network, reference = inception_utils.load_evaluation(args, dataset, ranks.device)
+        feature_network, reference = inception_utils.load_evaluation(args, dataset.name, ranks.device, dataset)
         checkpoints.check_which_best(
             args.which_best, inception_utils.metric_keys(feature_network, reference, config.n_classes)
         )
@@ -354,7 +355,7 @@ def print_start(args, config, G, D, dataset, folder, start, num_steps):
         notes.append("without --ema there is no moving average: --ema_start and --ema_decay do nothing")
     for note in notes:
         print(f"note: {note}")
-    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in (("G", G), ("D", D))}
+    sizes = {name: model_size.num_parameters(net) for name, net in (("G", G), ("D", D))}
     print(
         f"{dataset.name}: {len(dataset):,} images {config.resolution}x{config.resolution}, {config.n_classes} classes; "
         f"G {sizes['G']:,} and D {sizes['D']:,} parameters; dim_z {config.dim_z}\n"

@@ -118,7 +118,6 @@ def is_main_process():
 
 # A number per stream, so that no two uses of one seed ever share their draws.
 STREAMS = {
-    "init": 0,
     "z": 1,
     "y": 2,
     "order": 3,

@@ -118,12 +118,12 @@ def test_load_evaluation(fitted):
     datasets.add_data_args(parser)
     inception_utils.add_metric_args(parser)
     args = parser.parse_args(["--feature_network", "classifier", "--data_root", str(fitted)])
-    network, reference = inception_utils.load_evaluation(args, datasets.open_dataset("toy", fitted), "cpu")
+    network, reference = inception_utils.load_evaluation(args, "toy", "cpu", datasets.open_dataset("toy", fitted))
     assert network.weights_hash == reference.protocol["weights_hash"]
     write_dataset(fitted / "larger.hdf5", resolution=32)
     shutil.copy(fitted / "toy_classifier.pth", fitted / "larger_classifier.pth")
     with pytest.raises(utils.UserError, match=r"3 classes at 16x16, but .*larger\.hdf5 has 3 at 32x32"):
-        inception_utils.load_evaluation(args, datasets.open_dataset("larger", fitted), "cpu")
+        inception_utils.load_evaluation(args, "larger", "cpu", datasets.open_dataset("larger", fitted))
 
 
 def test_bad_input_ends_in_one_line(tmp_path, capsys):

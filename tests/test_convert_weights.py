@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import BigGAN
 import convert_weights
 import layers
+import model_size
 import peer_weights
 import sample
 import utils
@@ -41,12 +42,6 @@ PEERS = [
 ]
 
 
-def set_fused(networks, fused):
-    for module in (module for net in networks for module in net.modules()):
-        if hasattr(module, "fused"):
-            module.fused = fused
-
-
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: "-".join(filter(None, peer[1:3])))
 def test_images_and_logits_equal_the_peers(peer, tmp_path):
     source, name, z, image, logits, *flags = (*peer, *("z", "G_out", "D_logits")[len(peer) - 2 :])
@@ -59,7 +54,7 @@ def test_images_and_logits_equal_the_peers(peer, tmp_path):
     if "D_logits" in arrays:
         networks.append(BigGAN.load_discriminator(out)[0])
     for fused in (True, False):
-        set_fused(networks, fused)
+        model_size.set_fused(networks, fused)
         np.testing.assert_allclose(G(torch.from_numpy(arrays[z]), y).numpy(), arrays[image], rtol=0, atol=2e-5)
         if "D_logits" in arrays:
             ours = networks[1](torch.from_numpy(arrays["G_out"]), y).numpy()

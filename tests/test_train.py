@@ -175,6 +175,19 @@ def test_what_a_killed_run_left_is_cleared_away(where, tmp_path):
     assert (tmp_path / "runs" / "run.old1" / "weights" / best.name).exists()
 
 
+def test_checkpoints_under_a_users_own_names_are_left_alone(where, tmp_path):
+    flags = [*FLAGS, *where, "--test_every", "2", "--save_every", "1", "--num_save_copies", "1"]
+    train.main([*flags, "--num_iters", "2"])
+    weights = tmp_path / "runs" / "run" / "weights"
+    mine = [weights / "ckpt_before_paper.pth", weights / "best_mine.pth"]
+    for path in mine:
+        path.write_bytes(b"not one of the run's")
+    train.main([*flags, "--num_iters", "3"])
+    assert all(path.exists() for path in mine)
+    assert (weights / "ckpt_00000003.pth").exists() and not (weights / "ckpt_00000002.pth").exists()
+    assert checkpoints.find_checkpoint(tmp_path / "runs" / "run").name.startswith("best_0000000")
+
+
 def test_a_run_cannot_be_resumed_on_other_data(where, data_root, tmp_path):
     flags = [*FLAGS, *where, "--test_every", "0", "--num_iters", "1"]
     train.main(flags)
