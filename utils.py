@@ -126,6 +126,8 @@ STREAMS = {
     "sample": 6,
     "metric": 7,
     "classifier": 8,
+    "crop": 9,
+    "standing": 10,
 }
 
 
