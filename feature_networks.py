@@ -14,9 +14,8 @@ import classifier
 import utils
 from resizing import RESIZE_RULES
 
-INCEPTION_RULES = ("bilinear_corners", "tf1", "bilinear", "pil_bicubic")
 NETWORK_RESIZE = {  # the rules that a network takes; the first is its default
-    "inception": (*INCEPTION_RULES, "bilinear_corners_transform_input"),
+    "inception": ("bilinear_corners", "tf1", "bilinear", "pil_bicubic", "bilinear_corners_transform_input"),
     "inception_tf": ("tf1", "bilinear", "pil_bicubic", "bilinear_corners"),
     "resnet50": ("bilinear_corners_224",),
     "classifier": ("native",),
@@ -230,26 +229,27 @@ def _load_classifier(data_root, dataset_name, resize):
 
 
 def _load_published(name, weights, resize):
+    from inception_tf import is_script  # here, because importing torchvision takes a second
+
     release = RELEASES[name]
     path, digest = _released_file(release) if weights is None else _named_file(Path(weights))
+    # TorchScript brings code that is run: no file that the user has not named may be one.
+    scripted = is_script(path)
+    if scripted and (name != "inception_tf" or weights is None):
+        raise utils.UserError(f"{path} is TorchScript; it goes with --feature_network inception_tf --inception_weights")
     try:
-        net = _build(name, path, trusted=weights is not None)
+        net = _build(name, path, scripted)
     except (RuntimeError, AttributeError, TypeError) as error:  # other keys or shapes; not a state dict
         raise utils.UserError(f"{path} does not hold the weights of {release.title}") from error
     return FeatureNetwork(net, name=name, resize=resize, weights_hash=digest)
 
 
-def _build(name, path, trusted):
-    """The network of a file. TorchScript brings code that is run, so only a file that the user has named may be one."""
-    if name == "inception":
-        return InceptionV3(utils.load_torch(path))
-    if name == "resnet50":
-        return ResNet50(utils.load_torch(path))
-    from inception_tf import InceptionTF, ScriptedInceptionTF, is_script, load_script  # imports torchvision
+def _build(name, path, scripted):
+    from inception_tf import InceptionTF, ScriptedInceptionTF, load_script
 
-    if trusted and is_script(path):
+    if scripted:
         return ScriptedInceptionTF(load_script(path))
-    return InceptionTF(utils.load_torch(path))
+    return {"inception": InceptionV3, "inception_tf": InceptionTF, "resnet50": ResNet50}[name](utils.load_torch(path))
 
 
 def _named_file(path):
