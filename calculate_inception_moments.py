@@ -16,7 +16,7 @@ import datasets
 import inception_utils
 import prdc
 import utils
-from feature_networks import add_feature_args, load_feature_network
+from feature_networks import add_feature_args, check_choice, load_feature_network
 
 
 def parse_args(argv=None):
@@ -134,6 +134,7 @@ def main(argv=None):
     args = parse_args(argv)
     device = utils.resolve_device(args.device)
     dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
+    check_choice(args.feature_network, args.inception_weights, args.resize)  # before a classifier is fitted
     if args.feature_network == "classifier":
         ensure_classifier(args, dataset, device)
     network = load_feature_network(

@@ -203,19 +203,25 @@ def load_feature_network(name, data_root, dataset_name, weights=None, resize=Non
         resize: a rule of the network, None for its default.
     Raises: UserError for an unknown name or rule, and for missing or foreign weights.
     """
+    name, resize = check_choice(name, weights, resize)
+    if name == "classifier":
+        network = _load_classifier(data_root, dataset_name, resize)
+    else:
+        network = _load_published(name, weights, resize)
+    return network.to(device)
+
+
+def check_choice(name, weights=None, resize=None):
+    """The network's own name and its resize rule, as `load_feature_network` takes them. Raises: UserError."""
     name = network_name(name)
     if name not in NETWORK_RESIZE:
         raise utils.UserError(f"--feature_network {name}: not one of {', '.join(NETWORK_RESIZE)}")
     rules = NETWORK_RESIZE[name]
     if resize not in (None, *rules):
         raise utils.UserError(f"--resize {resize}: the feature network {name} takes {' or '.join(rules)}")
-    if name == "classifier":
-        if weights is not None:
-            raise utils.UserError("--inception_weights: the classifier has weights of its own, beside the data set")
-        network = _load_classifier(data_root, dataset_name, resize or rules[0])
-    else:
-        network = _load_published(name, weights, resize or rules[0])
-    return network.to(device)
+    if name == "classifier" and weights is not None:
+        raise utils.UserError("--inception_weights: the classifier has weights of its own, beside the data set")
+    return name, resize or rules[0]
 
 
 def _load_classifier(data_root, dataset_name, resize):

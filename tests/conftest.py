@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 torch.set_num_threads(1)
 
@@ -23,10 +24,22 @@ def randomise(net):
 
 @pytest.fixture(scope="session")
 def inception_tf_weights(tmp_path_factory):
-    """A file like pytorch-fid's and torch-fidelity's, with random weights: its path."""
+    """A file like pytorch-fid's and torch-fidelity's, with random weights: its path.
+
+    Images share most of their random features; turned away from the common part, the logits tell images apart.
+    """
+    import resizing
     from inception_tf import build_trunk
 
     torch.manual_seed(0)
+    trunk = randomise(build_trunk()).eval()
+    linear, trunk.fc = trunk.fc, nn.Identity()
+    with torch.no_grad():
+        images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+        common = F.normalize(trunk(resizing.tf1(images)).mean(0), dim=0)
+        linear.weight -= torch.outer(linear.weight @ common, common)
+        linear.weight *= 10
+    trunk.fc = linear
     path = tmp_path_factory.mktemp("inception_tf") / "pt_inception.pth"
-    torch.save(randomise(build_trunk()).state_dict(), path)
+    torch.save(trunk.state_dict(), path)
     return path

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import feature_networks
 import resizing
 import utils
-from feature_networks import FeatureNetwork, InceptionV3, ResNet50, load_feature_network
+from feature_networks import FeatureNetwork, InceptionV3, Release, ResNet50, load_feature_network
 
 
 def images_of(resolution, n=3, seed=0):
@@ -309,6 +309,19 @@ def test_torchscript_of_another_network(tmp_path):
     torch.jit.script(other).save(str(path))
     with pytest.raises(utils.UserError, match=r"other\.pt does not hold"):
         load_feature_network("inception_tf", "data", "toy", weights=path)
+
+
+def test_download(tmp_path, inception_tf_weights, monkeypatch):
+    digest = utils.sha256(inception_tf_weights)
+    source = Release(inception_tf_weights.as_uri(), digest[:8], "the network")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setitem(feature_networks.RELEASES, "inception_tf", dataclasses.replace(source, sha256="0" * 8))
+    with pytest.raises(utils.UserError, match="invalid hash value"):
+        load_feature_network("inception_tf", "data", "toy")
+    assert not list((tmp_path / "checkpoints").iterdir())
+    monkeypatch.setitem(feature_networks.RELEASES, "inception_tf", source)
+    assert load_feature_network("inception_tf", "data", "toy").weights_hash == digest
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == [inception_tf_weights.name]
 
 
 def test_cache_under_either_name(cache, inception_tf_weights, script_file, monkeypatch):
