@@ -73,14 +73,13 @@ class ScriptedInceptionTF(nn.Module):
     def __init__(self, script):
         """script: what `load_script` gives. Raises: AttributeError or RuntimeError where it is another network."""
         super().__init__()
-        self.script, self.feature_dim, self.num_classes = script, FEATURES, CLASSES
-        if script.output.weight.shape != (CLASSES, FEATURES):
-            raise RuntimeError(f"the output layer has shape {tuple(script.output.weight.shape)}")
-        self.layers = script.layers
+        self.layers, self.linear, self.feature_dim, self.num_classes = script.layers, script.output, FEATURES, CLASSES
+        if self.linear.weight.shape != (CLASSES, FEATURES):
+            raise RuntimeError(f"the output layer has shape {tuple(self.linear.weight.shape)}")
 
     def forward(self, x):
         features = self.layers(x).flatten(1).float()
-        return features, F.linear(features, self.script.output.weight)
+        return features, F.linear(features, self.linear.weight)
 
 
 def is_script(path):
@@ -93,6 +92,7 @@ def is_script(path):
 
 
 def load_script(path):
+    """The module of a TorchScript archive, on the CPU. Raises: RuntimeError for a damaged one."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # deprecated, but that is the file's format
         return torch.jit.load(str(path), map_location="cpu")

@@ -86,17 +86,16 @@ def test_every_rule_belongs_to_a_network():
 # --- networks --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("resolution", [32, 64])
 @torch.no_grad()
-def test_inception_tf_equals_torch_fidelity(inception_tf_weights, resolution):
+def test_inception_tf_equals_torch_fidelity(inception_tf_weights):
     theirs = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     expected = theirs.FeatureExtractorInceptionV3(
         "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_tf_weights)
     )
     network = load_feature_network("inception_tf", "nowhere", "toy", weights=inception_tf_weights)
-    images = images_of(resolution)
-    for ours, their in zip(network(images), expected(images), strict=True):
-        assert_close(ours, their)
+    for images in (images_of(32, n=2), images_of(64, n=2)):
+        for ours, their in zip(network(images), expected(images), strict=True):
+            assert_close(ours, their)
     assert (network.name, network.resize, network.distance) == ("inception_tf", "tf1", "fid")
     assert (network.feature_dim, network.num_classes) == (2048, 1008)
     assert network.weights_hash == utils.sha256(inception_tf_weights)
@@ -109,7 +108,7 @@ def test_inception_tf_equals_pytorch_fid(inception_tf_weights, monkeypatch):
     monkeypatch.setattr(theirs, "load_state_dict_from_url", lambda *args, **kwargs: state)
     expected = theirs.InceptionV3().eval()
     network = load_feature_network("InceptionV3_tf", "nowhere", "toy", inception_tf_weights, resize="bilinear")
-    images = images_of(48)
+    images = images_of(48, n=2)
     features = network(images)[0]
     assert_close(features, expected(images / 255)[0].flatten(1))
     network.resize = "tf1"
