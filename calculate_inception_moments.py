@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 import classifier
+import dataset_doctor
 import datasets
 import inception_utils
 import prdc
@@ -134,6 +135,7 @@ def main(argv=None):
     args = parse_args(argv)
     device = utils.resolve_device(args.device)
     dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
+    dataset_doctor.introduce(dataset)
     if args.feature_network == "classifier":
         ensure_classifier(args, dataset, device)
     network = load_feature_network(

@@ -210,17 +210,20 @@ def process_group(device_name):
 
 
 def on_main(ranks, function):
-    """Run `function()` on rank 0 while the others wait; a UserError is raised on all of them."""
-    text = [None]
+    """What `function()` returns on rank 0 (small, picklable), on all ranks; so is a UserError that it raises."""
+    result, text = None, None
     if ranks.is_main:
         try:
-            function()
+            result = function()
         except UserError as error:
-            text = [str(error)]
+            text = str(error)
     if ranks.world_size > 1:
-        torch.distributed.broadcast_object_list(text, src=0, device=torch.device("cpu"))
-    if text[0] is not None:
-        raise UserError(text[0])
+        box = [result, text]
+        torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        result, text = box
+    if text is not None:
+        raise UserError(text)
+    return result
 
 
 def data_parallel(module, ranks):
