@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -72,7 +73,7 @@ def introduce(dataset):
 
 def paths(dataset, folder=None):
     """Where the findings are kept, and their picture."""
-    folder = dataset.path.parent if folder is None else folder
+    folder = dataset.path.parent if folder is None else Path(folder)
     return tuple(folder / f"{dataset.path.stem}_doctor{suffix}" for suffix in (".json", ".png"))
 
 
@@ -247,7 +248,7 @@ def warnings(findings):
     duplicates, across, constant = (
         findings[key] for key in ("num_duplicates", "num_duplicates_across_classes", "num_constant")
     )
-    pairs = ", ".join(f"number {index} is number {original}" for index, original in findings["duplicates"][:3])
+    pairs = [f"number {index} is number {original}" for index, original in findings["duplicates"][:3]]
     lines = []
     if empty := findings["empty"]:
         names = ", ".join(map(_quoted, empty[:3])) + (", ..." if len(empty) > 3 else "")
@@ -256,9 +257,9 @@ def warnings(findings):
         ratio = large["count"] // small["count"]
         lines.append(f"class {_quoted(large['name'])} has {ratio:,} times the images of {_quoted(small['name'])}")
     if duplicates > MANY_DUPLICATES * n:
-        lines.append(f"{100 * duplicates / n:.1f} % of the images are duplicates: {pairs}")
+        lines.append(f"{100 * duplicates / n:.1f} % of the images are duplicates: {', '.join(pairs)}")
     if across:
-        lines.append(f"{across:,} of the duplicates are of different classes: {pairs}")
+        lines.append(f"{across:,} of the duplicates are of different classes: {', '.join(pairs[:across])}")
     if constant:
         numbers = ", ".join(map(str, findings["constants"][:3]))
         lines.append(f"{constant:,} of the images are of one colour: number {numbers}")

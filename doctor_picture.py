@@ -140,8 +140,8 @@ def _fonts():
     the usual fonts for Chinese, Japanese and Korean."""
     import matplotlib
 
-    fonts = [ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)]
-    for name in CJK_FONTS:
+    fonts = []
+    for name in (str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), *CJK_FONTS):
         with contextlib.suppress(OSError):  # not on this machine
             fonts.append(ImageFont.truetype(name, FONT_SIZE))
     return fonts
