@@ -40,35 +40,40 @@ def examine(dataset, folder=None, overwrite=False):
 
     Args: dataset: datasets.HDF5Dataset; folder: of the kept findings, None: that of the data set;
         overwrite: make the pass again in any case.
-    Returns: dict of plain Python values, see `full_pass`, with `key` and `fresh`, whether the pass was made now.
+    Returns: dict of plain Python values, see `full_pass`, and `key`; `fresh`: whether the pass was made now;
+        `picture`: path of the picture, None if it could not be written.
     """
-    key = file_key(dataset)
-    findings = None if overwrite else _kept(dataset, folder, key)
-    if findings is not None:
-        return findings | {"fresh": False}
-    findings = full_pass(dataset) | {"key": key}
     json_path, picture_path = paths(dataset, folder)
+    key = file_key(dataset)
+    findings = None if overwrite else _kept(json_path, picture_path, key)
+    if findings is not None:
+        return findings | {"fresh": False, "picture": str(picture_path)}
+    findings = full_pass(dataset) | {"key": key}
+    drawn = None
     try:
-        picture = doctor_picture.draw(dataset, findings["counts"], report(findings))
-        utils.save_image(picture, picture_path)
+        utils.save_image(doctor_picture.draw(dataset, findings["counts"], report(findings)), picture_path)
+        drawn = str(picture_path)
         utils.save_json(findings, json_path)  # last: where there are findings there is a picture
     except utils.UserError as error:
         print(f"note: the findings on {dataset.name} are not kept, the next start examines it again: {error}")
-    return findings | {"fresh": True}
+    return findings | {"fresh": True, "picture": drawn}
 
 
 def introduce(dataset):
     """Examine a data set, print its report if that took a pass over it and one line if not, and return the findings."""
     findings = examine(dataset)
-    picture = paths(dataset)[1]
     if findings["fresh"]:
-        print(report(findings))
-        if picture.exists():
-            print(f"classes and examples: {picture}")
+        _print_report(findings)
     else:
-        warned = warnings(findings)
-        print(f"{dataset.name} was examined before: {f'{len(warned)} warning(s), see ' if warned else ''}{picture}")
+        warned = f"{len(warnings(findings))} warning(s), see " if warnings(findings) else ""
+        print(f"{dataset.name} was examined before: {warned}{findings['picture']}")
     return findings
+
+
+def _print_report(findings):
+    print(report(findings))
+    if findings["picture"]:
+        print(f"classes and examples: {findings['picture']}")
 
 
 def paths(dataset, folder=None):
@@ -88,8 +93,7 @@ def _label_bytes(dataset):
     return np.ascontiguousarray(dataset.labels, dtype="<i8").tobytes()
 
 
-def _kept(dataset, folder, key):
-    json_path, picture_path = paths(dataset, folder)
+def _kept(json_path, picture_path, key):
     if not (json_path.exists() and picture_path.exists()):
         return None
     try:
@@ -297,8 +301,8 @@ def _selection(findings, kept):
 
 
 def _quoted(name):
-    """A class name as part of a line of text: a folder's name may be long, or hold line breaks."""
-    name = " ".join(name.split())
+    """A class name as part of a line of text, however long it is."""
+    name = doctor_picture.on_one_line(name)
     return f"'{name if len(name) <= 40 else name[:39] + '…'}'"
 
 
@@ -325,13 +329,10 @@ def main(argv=None):
     dataset = datasets.open_dataset(args.dataset, args.data_root)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         findings = examine(dataset, overwrite=args.overwrite)
-        if not args.json:
-            print(report(findings))
-        picture = paths(dataset)[1]
-        if picture.exists():
-            print(f"classes and examples: {picture}")
     if args.json:
         print(json.dumps(findings, indent=1))
+    else:
+        _print_report(findings)
 
 
 if __name__ == "__main__":

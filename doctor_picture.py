@@ -26,7 +26,7 @@ def draw(dataset, counts, text):
         or for more than 50 classes their sizes in decreasing order.
     """
     counts = np.asarray(counts)
-    names = [" ".join(name.split()) for name in dataset.class_names]  # on one line
+    names = [on_one_line(name) for name in dataset.class_names]
     tile = min(dataset.resolution * max(1, TILE // dataset.resolution), MAX_TILE)
     width = 2 * MARGIN + NAME_WIDTH + COLUMNS * (tile + PAD)
     parts = [
@@ -40,6 +40,11 @@ def draw(dataset, counts, text):
         sheet.paste(part, (0, y))
         y += part.height
     return sheet
+
+
+def on_one_line(name):
+    """A class name fit to be written out: the name of a folder may hold line breaks, and bytes that are no letters."""
+    return " ".join(name.encode(errors="replace").decode().split())
 
 
 def _head(lines, width):

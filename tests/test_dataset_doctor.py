@@ -130,6 +130,7 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path, planted, capsy
         findings = dataset_doctor.examine(dataset, folder)
         out = capsys.readouterr().out
         assert findings["fresh"] and findings["content"] == expected["content"]
+        assert findings["picture"] == (str(folder / "a_doctor.png") if folder.is_dir() else None)
         assert out.count("\n") == 1 and "not kept" in out and "cannot write" in out
 
 
@@ -163,7 +164,8 @@ def test_an_everyday_report_is_short(tmp_path):
 
 
 def test_warnings(tmp_path, planted):
-    findings = dataset_doctor.examine(write(tmp_path / "a.hdf5", *planted, ["a", "b", "c\n" + 99 * "c", "d"]))
+    findings = dataset_doctor.examine(write(tmp_path / "a.hdf5", *planted, ["a", "b\udcff", "c\n" + 99 * "c", "d"]))
+    assert dataset_doctor.report(findings).encode()
     findings["largest"]["count"] = 201
     lines = dataset_doctor.report(findings).splitlines()
     assert lines[1] == "4 duplicates, 2 of one colour, 2 grey" and len(lines) == 7
