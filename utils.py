@@ -90,6 +90,9 @@ def run_main(main):
         main()
     except UserError as error:
         _exit_with_line(error)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # a disk can fill up under any write
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -97,9 +100,6 @@ def run_main(main):
     except KeyboardInterrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output (head, less) has gone away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
 
 
 def _exit_with_line(text):
