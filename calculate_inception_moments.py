@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 import classifier
+import dataset_doctor
 import datasets
 import inception_utils
 import prdc
@@ -135,6 +136,7 @@ def main(argv=None):
     device = utils.resolve_device(args.device)
     dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
     check_choice(args.feature_network, args.inception_weights, args.resize)  # before a classifier is fitted
+    dataset_doctor.introduce(dataset)
     if args.feature_network == "classifier":
         ensure_classifier(args, dataset, device)
     network = load_feature_network(

@@ -190,13 +190,17 @@ def check_same_run(checkpoint, about):
     pairs = {f"--{k}": (old[k], new[k]) for k in new if k in old and k not in CHANGEABLE}
     old, new = checkpoint["model_config"] | checkpoint["data"], about["model_config"] | about["data"]
     keys = ("resolution", "n_classes", *about["data"])
-    pairs |= {f"the data's {k}": (old[k], new[k]) for k in keys if None not in (old[k], new[k])}
-    differences = [f"{name} was {a} and is now {b}" for name, (a, b) in pairs.items() if a != b]
+    pairs |= {f"the data's {k}": (old.get(k), new[k]) for k in keys if None not in (old.get(k), new[k])}
+    differences = [f"{name} was {_shown(a)} and is now {_shown(b)}" for name, (a, b) in pairs.items() if a != b]
     if differences:
         raise utils.UserError(
             f"cannot resume from step {checkpoint['step']}: {'; '.join(differences)}. "
             "Use another --experiment_name, or --from_scratch to move the old run aside"
         )
+
+
+def _shown(value):
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value  # a SHA-256
 
 
 def plain(args):

@@ -25,11 +25,8 @@ def make_plan(args):
     """The Plan of parsed flags. Raises: utils.UserError if the data set or the flags are wrong."""
     load_in_mem = args.load_in_mem and not (args.dry_run or args.dry_run_time)
     dataset = datasets.open_dataset(args.dataset, args.data_root, load_in_mem)
-    if dataset.num_classes == 1 and not args.unconditional:
-        raise utils.UserError(
-            f"{dataset.path}: all images are of one class; train with --unconditional, or make the data set again "
-            "from a folder with one sub-folder per class"
-        )
+    if not args.unconditional:
+        check_classes(dataset)
     class_names = ["all"] if args.unconditional else dataset.class_names
     source = rows = None
     if args.init_from:
@@ -37,6 +34,17 @@ def make_plan(args):
         finetune.check_resolution(source, dataset)
         rows = finetune.class_rows(source, class_names, args.class_mapping)
     return Plan(dataset, class_names, make_config(args, dataset.resolution, len(class_names)), source, rows)
+
+
+def check_classes(dataset):
+    """Raise utils.UserError where all images are of one class: most often that of a folder nested wrongly."""
+    if dataset.labels.min() == dataset.labels.max():
+        name = dataset.class_names[dataset.labels[0]]
+        raise utils.UserError(
+            f"{dataset.path}: all images are of one class ('{name}'). Make it again from images that lie at "
+            "DIR/<class name>/<image>.png, with --images DIR: a folder for each class directly in DIR (one level too "
+            "many or too few gives a single class); or train with --unconditional"
+        )
 
 
 def make_config(args, resolution, n_classes):

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+import dataset_doctor
 import datasets
 import utils
 
@@ -67,6 +68,7 @@ def main(argv=None):
         pixels = tqdm(pixels, total=len(source.images), desc=out.name, unit="images", disable=None)
         write_hdf5(out, pixels, source.labels, source.class_names, source.description, rule)
     print(f"wrote {out}: {len(source.images)} images of {resolution}x{resolution}, {len(source.class_names)} class(es)")
+    dataset_doctor.introduce(datasets.HDF5Dataset(out))
 
 
 def parse_args(argv):

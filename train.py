@@ -23,6 +23,7 @@ import batches
 import BigGAN
 import checkpoints
 import checks
+import dataset_doctor
 import datasets
 import dry_run
 import ema
@@ -194,6 +195,7 @@ def train(args, ranks):
             args.which_best, inception_utils.metric_keys(feature_network, reference, config.n_classes)
         )
     folder = checkpoints.run_folder(args)
+    findings = utils.on_main(ranks, lambda: dataset_doctor.introduce(dataset))
     num_steps = checks.run_length(args, len(dataset))
     images_per_step = checks.images_per_step(args)
 
@@ -210,7 +212,11 @@ def train(args, ranks):
     about = {  # what every checkpoint says of itself, besides its step and metrics
         "model_config": config.to_dict(),
         "class_names": plan.class_names,
-        "data": {"num_images": len(dataset), "metric_weights": feature_network and feature_network.weights_hash},
+        "data": {
+            "num_images": len(dataset),
+            "content": findings["content"],
+            "metric_weights": feature_network and feature_network.weights_hash,
+        },
         "args": checkpoints.plain(args),
         "images_per_D_step": args.batch_size * args.num_D_accumulations,
         "run": checkpoints.provenance(ranks),

@@ -90,6 +90,9 @@ def run_main(main):
         main()
     except UserError as error:
         _exit_with_line(error)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # a disk can fill up under any write
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -97,9 +100,6 @@ def run_main(main):
     except KeyboardInterrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output (head, less) has gone away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
 
 
 def _exit_with_line(text):
@@ -210,17 +210,20 @@ def process_group(device_name):
 
 
 def on_main(ranks, function):
-    """Run `function()` on rank 0 while the others wait; a UserError is raised on all of them."""
-    text = [None]
+    """What `function()` returns on rank 0 (small, picklable), on all ranks; so is a UserError that it raises."""
+    result, text = None, None
     if ranks.is_main:
         try:
-            function()
+            result = function()
         except UserError as error:
-            text = [str(error)]
+            text = str(error)
     if ranks.world_size > 1:
-        torch.distributed.broadcast_object_list(text, src=0, device=torch.device("cpu"))
-    if text[0] is not None:
-        raise UserError(text[0])
+        box = [result, text]
+        torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        result, text = box
+    if text is not None:
+        raise UserError(text)
+    return result
 
 
 def data_parallel(module, ranks):

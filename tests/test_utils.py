@@ -95,3 +95,12 @@ def test_device_names():
     for name in ("gpu", "cuda:99"):
         with pytest.raises(utils.UserError, match="--device"):
             utils.resolve_device(name)
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    code = "import os, utils\ndef main():\n for _ in range(9999): os.write(1, b'x' * 99)\nutils.run_main(main)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141 and process.stderr.read() == b""

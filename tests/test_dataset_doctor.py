@@ -1,0 +1,279 @@
+"""What the doctor finds in made data sets, when it looks again, what it says, and the picture that it draws."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import matplotlib
+import numpy as np
+import pytest
+
+import checkpoints
+import checks
+import dataset_doctor
+import datasets
+import doctor_picture
+import make_hdf5
+import utils
+
+
+def write(path, images, labels, class_names=None, **storage):
+    """A data set in the given storage; without class names as the reference family writes it."""
+    with h5py.File(path, "w") as file:
+        file.create_dataset("imgs", data=images, **storage)
+        file["labels"] = np.asarray(labels, dtype=np.int64)
+        if class_names:
+            file.attrs["class_names"] = json.dumps(class_names)
+    return datasets.HDF5Dataset(path)
+
+
+def noise(n, resolution=8, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, 3, resolution, resolution), dtype=np.uint8)
+
+
+@pytest.fixture
+def planted():
+    """40 images with oddities, and their labels: classes a (30), b (8), c (none), d (2)."""
+    images, labels = noise(40), np.array([0] * 30 + [1] * 8 + [3] * 2)
+    images[7], images[31], images[9], images[39] = images[3], images[3], images[8], images[31]
+    images[12], images[13] = 200, np.array([1, 2, 3], np.uint8)[:, None, None]  # grey and constant; only constant
+    images[20, 1:] = images[20, 0]  # only grey
+    images[21, :, 0] = 7  # the first row alone is of one colour
+    return images, labels
+
+
+def no_pass(*_):
+    raise AssertionError("a pass over the pixels")
+
+
+# Findings
+
+
+@pytest.mark.parametrize("storage", [{}, {"chunks": (7, 3, 8, 8)}, {"chunks": (7, 3, 8, 8), "compression": "lzf"}])
+@pytest.mark.parametrize("block", [192 * 3, 2**22])
+def test_what_is_in_a_data_set_is_found(tmp_path, planted, monkeypatch, storage, block):
+    monkeypatch.setattr(dataset_doctor, "BLOCK_BYTES", block)
+    findings = dataset_doctor.examine(write(tmp_path / "a.hdf5", *planted, ["a", "b", "c", "d"], **storage))
+    assert findings["num_images"] == 40 and findings["resolution"] == 8 and findings["num_classes"] == 4
+    assert findings["counts"] == [30, 8, 0, 2] and findings["empty"] == ["c"]
+    assert findings["smallest"] == {"name": "d", "count": 2} and findings["largest"] == {"name": "a", "count": 30}
+    assert findings["num_duplicates"] == 4 and findings["num_duplicates_across_classes"] == 2
+    assert findings["duplicates"] == [[31, 3], [39, 3], [7, 3], [9, 8]]  # those across classes first
+    assert findings["num_constant"] == 2 and findings["constants"] == [12, 13] and findings["num_grey"] == 2
+    assert json.loads((tmp_path / "a_doctor.json").read_text()).items() <= findings.items()
+
+
+def test_duplicates_are_those_of_comparing_all_pairs():
+    rng = np.random.default_rng(0)
+    digests = rng.integers(0, 12, (60, 2)).astype(np.uint64) << np.uint64(61)  # also equal in one half only
+    labels = rng.integers(0, 3, 60)
+    equal = np.tril((digests[:, None] == digests).all(2), -1)  # (i, j): j is an earlier image equal to i
+    indices, originals, across = dataset_doctor.find_duplicates(digests, labels)
+    assert 5 < len(indices) < 55 and 0 < across.sum() < len(across)
+    assert np.array_equal(indices, np.flatnonzero(equal.any(1)))
+    assert np.array_equal(originals, equal[indices].argmax(1))
+    assert np.array_equal(across, (equal & (labels[:, None] != labels)).any(1)[indices])
+
+
+def test_content_is_that_of_pixels_and_labels_alone(tmp_path, planted):
+    images, labels = planted
+    content = dataset_doctor.full_pass(write(tmp_path / "a.hdf5", images, labels))["content"]
+    assert len(content) == 64
+    same = write(tmp_path / "b.hdf5", images, labels, list("wxyz"), chunks=(7, 3, 8, 8), compression="gzip")
+    assert dataset_doctor.full_pass(same)["content"] == content
+    changed = images.copy()
+    changed[-1, 2, 7, 7] ^= 1
+    others = [(changed, labels), (images, labels ^ 1), (images[::-1], labels), (images[:-1], labels[:-1])]
+    for number, other in enumerate(others):
+        assert dataset_doctor.full_pass(write(tmp_path / f"{number}.hdf5", *other))["content"] != content
+
+
+# Kept findings
+
+
+def test_a_pass_is_made_once(tmp_path, planted, monkeypatch, capsys):
+    dataset = write(tmp_path / "a.hdf5", *planted)
+    findings = dataset_doctor.introduce(dataset)
+    assert findings["fresh"] and "40 images 8x8" in capsys.readouterr().out
+    monkeypatch.setattr(dataset_doctor, "full_pass", no_pass)
+    again = dataset_doctor.introduce(datasets.HDF5Dataset(tmp_path / "a.hdf5"))
+    assert again == findings | {"fresh": False}
+    assert capsys.readouterr().out.count("\n") == 1
+    with pytest.raises(AssertionError, match="a pass"):
+        dataset_doctor.examine(dataset, overwrite=True)
+
+
+@pytest.mark.parametrize("change", ["pixels", "labels", "cut", "list", "format", "binary", "picture"])
+def test_stale_or_damaged_findings_are_made_again(tmp_path, planted, change):
+    images, labels = planted
+    path, kept = tmp_path / "a.hdf5", tmp_path / "a_doctor.json"
+    old = dataset_doctor.examine(write(path, images, labels))
+    if change in ("pixels", "labels"):
+        write(path, *((images ^ 1, labels) if change == "pixels" else (images, labels ^ 1)))
+    elif change == "picture":
+        (tmp_path / "a_doctor.png").unlink()
+    elif change == "format":
+        kept.write_text(json.dumps(json.loads(kept.read_text()) | {"format": 0}))
+    else:
+        kept.write_bytes({"cut": kept.read_bytes()[:100], "list": b"[]", "binary": b"\xff\x00"}[change])
+    new = dataset_doctor.examine(datasets.HDF5Dataset(path))
+    assert new["fresh"] and (new["content"] != old["content"]) == (change in ("pixels", "labels"))
+    assert not dataset_doctor.examine(datasets.HDF5Dataset(path))["fresh"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path, planted, capsys):
+    dataset = write(tmp_path / "a.hdf5", *planted)
+    expected = dataset_doctor.full_pass(dataset)
+    for folder in (tmp_path / "a.hdf5", tmp_path / "blocked"):
+        (tmp_path / "blocked" / "a_doctor.json").mkdir(parents=True, exist_ok=True)  # in the way of a file
+        findings = dataset_doctor.examine(dataset, folder)
+        out = capsys.readouterr().out
+        assert findings["fresh"] and findings["content"] == expected["content"]
+        assert findings["picture"] == (str(folder / "a_doctor.png") if folder.is_dir() else None)
+        assert out.count("\n") == 1 and "not kept" in out and "cannot write" in out
+
+
+def test_a_broken_off_pass_leaves_nothing(tmp_path, planted, monkeypatch):
+    monkeypatch.setattr(dataset_doctor, "BLOCK_BYTES", 192 * 3)
+    dataset = write(tmp_path / "a.hdf5", *planted)
+    read = dataset.read
+
+    def interrupted(indices):
+        if indices[0] > 20:
+            raise KeyboardInterrupt
+        return read(indices)
+
+    dataset.read = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        dataset_doctor.examine(dataset)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.hdf5"]
+
+
+# Report
+
+
+def test_an_everyday_report_is_short(tmp_path):
+    dataset = write(tmp_path / "birds.hdf5", noise(12), [0] * 5 + [1] * 7, ["robin", "wren"])
+    text = dataset_doctor.report(dataset_doctor.examine(dataset), kept=[2, 3])
+    assert text.splitlines() == [
+        "birds: 12 images 8x8, 2 classes; smallest 'robin' (5), largest 'wren' (7)",
+        "no duplicates, none of one colour",
+        "instance selection keeps 5 of 12 images; 2 to 3 a class (smallest 'robin')",
+    ]
+
+
+def test_warnings(tmp_path, planted):
+    findings = dataset_doctor.examine(write(tmp_path / "a.hdf5", *planted, ["a", "b\udcff", "c\n" + 99 * "c", "d"]))
+    assert dataset_doctor.report(findings).encode()
+    findings["largest"]["count"] = 201
+    lines = dataset_doctor.report(findings).splitlines()
+    assert lines[1] == "4 duplicates, 2 of one colour, 2 grey" and len(lines) == 7
+    assert lines[2].startswith("warning: 1 of 4 classes have no images: 'c ccc") and len(lines[2]) < 100
+    assert lines[3:] == [
+        "warning: class 'a' has 100 times the images of 'd'",
+        "warning: 10.0 % of the images are duplicates: "
+        "number 31 is number 3, number 39 is number 3, number 7 is number 3",
+        "warning: 2 of the duplicates are of different classes: number 31 is number 3, number 39 is number 3",
+        "warning: 2 of the images are of one colour: number 12, 13",
+    ]
+    findings["largest"]["count"] = 200  # 100 times as many is still fine, and so is one duplicate in a hundred
+    findings |= {"num_images": 400, "num_duplicates_across_classes": 0, "num_constant": 0, "empty": []}
+    assert dataset_doctor.warnings(findings) == []
+
+
+# Picture
+
+
+@pytest.mark.parametrize(
+    ("resolution", "num_classes", "per_class"), [(8, 2, 30), (32, 10, 12), (256, 3, 4), (16, 70, 3), (64, 1, 200)]
+)
+def test_the_picture_shows_images_of_classes_spread_over_all(tmp_path, resolution, num_classes, per_class):
+    labels = np.arange(num_classes * per_class) % num_classes
+    colours = np.stack([labels + 100, 255 - labels, labels * 0 + 7], axis=1).astype(np.uint8)  # of each class its own
+    images = np.broadcast_to(colours[:, :, None, None], (len(labels), 3, resolution, resolution))
+    names = [f"{'very long ünïcodé ' * 9}{i}" for i in range(num_classes)]
+    dataset = write(tmp_path / "a.hdf5", images, labels, names)
+    picture = np.asarray(doctor_picture.draw(dataset, np.bincount(labels), "one\ntwo"))
+    tile = {8: 64, 16: 64, 32: 64, 64: 64, 256: 96}[resolution]
+    codes, where, sizes = np.unique(picture @ [65536, 256, 1], return_index=True, return_counts=True)
+    of_class = colours[:num_classes] @ [65536, 256, 1]
+    shown = np.flatnonzero(np.isin(of_class, codes))
+    assert len(shown) == min(num_classes, 16) and shown[0] == 0 and shown[-1] == num_classes - 1
+    found = np.searchsorted(codes, of_class[shown])
+    assert (sizes[found] == min(per_class, 10 * max(1, 8 // len(shown))) * tile**2).all()
+    assert (np.diff(where[found]) > 0).all()  # from top to bottom
+    assert picture.shape[1] < 1400 and (picture[:, :8] == 255).all() and (picture[:, -8:] == 255).all()
+
+
+@pytest.mark.parametrize("num_classes", [3, 300])
+def test_bars_are_as_long_as_classes_are_large(num_classes):
+    counts = np.arange(num_classes) + num_classes
+    names = [str(i) for i in range(num_classes)]
+    draw = doctor_picture._bars if num_classes == 3 else doctor_picture._histogram
+    part = (np.asarray(draw(names, counts, 900)) == doctor_picture.BAR).all(2)
+    lengths = part.sum(1 if num_classes == 3 else 0)
+    lengths = np.unique(lengths[lengths > 0])  # the grid crosses bars, by at most three lines
+    assert abs(lengths[0] / lengths[-1] - counts[0] / counts[-1]) < 0.03
+
+
+def test_letters_that_the_font_lacks_are_looked_for_in_others(monkeypatch):
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    monkeypatch.setattr(doctor_picture, "CJK_FONTS", ("missing.ttc", str(fonts / "LastResortHE-Regular.ttf")))
+    doctor_picture._fonts.cache_clear()
+    assert "DejaVu" in doctor_picture._font("собака").path and "LastResort" in doctor_picture._font("猫").path
+    doctor_picture._fonts.cache_clear()
+
+
+# Scripts
+
+
+def test_the_script(tmp_path, planted, monkeypatch, capsys):
+    write(tmp_path / "a.hdf5", *planted)
+    flags = ["--dataset", "a", "--data_root", str(tmp_path)]
+    dataset_doctor.main([*flags, "--json"])
+    findings = json.loads(capsys.readouterr().out)
+    assert findings["num_duplicates"] == 4
+    dataset_doctor.main(flags)
+    out = capsys.readouterr().out
+    assert out.startswith("a: 40 images") and str(tmp_path / "a_doctor.png") in out
+    monkeypatch.setattr(dataset_doctor, "full_pass", no_pass)
+    with pytest.raises(AssertionError):
+        dataset_doctor.main([*flags, "--overwrite"])
+    with pytest.raises(utils.UserError, match=r"holds a; make it with"):
+        dataset_doctor.main(["--dataset", "b", "--data_root", str(tmp_path)])
+
+
+def test_make_hdf5_ends_with_the_report(tmp_path, monkeypatch, capsys):
+    flags = ["--dataset", "digits", "--data_root", str(tmp_path)]
+    make_hdf5.main(flags)
+    assert "digits: 1,797 images 32x32, 10 classes; smallest '8' (174), largest '3' (183)" in capsys.readouterr().out
+    monkeypatch.setattr(dataset_doctor, "full_pass", no_pass)
+    assert not dataset_doctor.examine(datasets.open_dataset("digits", tmp_path))["fresh"]
+    make_hdf5.main(flags)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_single_class_in_a_conditional_run_is_refused(tmp_path, label):
+    write(tmp_path / "a.hdf5", noise(4), [label] * 4, ["only", "other"])
+    args = SimpleNamespace(
+        dataset="a", data_root=tmp_path, load_in_mem=False, dry_run=False, dry_run_time=False, unconditional=False
+    )
+    with pytest.raises(utils.UserError, match=r"DIR/<class name>/<image>\.png.*--unconditional") as error:
+        checks.make_plan(args)
+    assert "\n" not in str(error.value) and ["'only'", "'other'"][label] in str(error.value)
+
+
+def test_resuming_on_changed_data_is_refused():
+    model = {"resolution": 8, "n_classes": 2}
+
+    def state(**data):
+        return {"args": {}, "model_config": model, "data": {"num_images": 4, **data}, "step": 5}
+
+    now = state(content="a" * 64)
+    checkpoints.check_same_run(state(content="a" * 64), now)
+    checkpoints.check_same_run(state(), now)  # of before there was such a key
+    with pytest.raises(
+        utils.UserError, match=r"the data's content was bbbbbbbbbbbb\.\.\. and is now aaaaaaaaaaaa\.\.\.;?"
+    ):
+        checkpoints.check_same_run(state(content="b" * 64), now)
