@@ -9,7 +9,6 @@ Symbols: N images of the data set.
 
 import hashlib
 import json
-import math
 import os
 import zipfile
 from pathlib import Path
@@ -88,13 +87,14 @@ def compute_scores(dataset, network, density_measure, batch_size, ranks):
 
 
 def _class_scores(features, density_measure, class_name):
+    if not features.isfinite().all():
+        raise utils.UserError(f"class {class_name}: its features are not finite; are these the embedding's weights?")
     try:
-        scores = DENSITY_MEASURES[density_measure](features)
-    except torch.linalg.LinAlgError:
-        scores = torch.tensor(math.nan)
-    if not scores.isfinite().all():
-        raise utils.UserError(f"class {class_name}: its features have no finite {density_measure} density")
-    return scores
+        return DENSITY_MEASURES[density_measure](features)
+    except torch.linalg.LinAlgError as error:
+        raise utils.UserError(
+            f"class {class_name}: its features are too large for --density_measure {density_measure}; try nn_dist"
+        ) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -120,10 +120,9 @@ class Selection:
         return classes, images, np.bincount(self.subset.labels, minlength=classes[-1] + 1)[classes]
 
     def record(self):
-        """What tells this selection from another: a dict of plain values."""
-        about = {name: getattr(self, name) for name in ("retention_ratio", "embedding", "density_measure")}
+        """Text that tells this selection from another, by other images or weights too."""
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
-        return about | {"num_images": len(self.subset), "scores": digest[:16]}
+        return f"{len(self.subset)} images of {self.name}, scores {digest[:16]}"
 
     def describe(self):
         """One line: how many images are kept."""
@@ -211,7 +210,9 @@ def table(selection):
         {"class": names[c], "num_images": n, "kept": kept}
         for c, n, kept in zip(*(array.tolist() for array in selection.counts()), strict=True)
     ]
-    return {"dataset": selection.dataset.name, **selection.record(), "key": selection.key, "classes": rows}
+    flags = {name: getattr(selection, name) for name in ("retention_ratio", "embedding", "density_measure")}
+    counts = {"num_images": len(selection.dataset), "kept": len(selection.subset)}
+    return {"dataset": selection.dataset.name, **flags, **counts, "scores_key": selection.key, "classes": rows}
 
 
 def score_sheet(dataset, scores):
@@ -241,7 +242,9 @@ def check_out(args, dataset):
     out = Path(args.out)
     if out.suffix not in (".hdf5", ".h5"):
         raise utils.UserError(f"--out {out}: the name must end in .hdf5")
-    if out.exists() and (not args.overwrite or out.samefile(dataset.path)):
+    if out.exists() and out.samefile(dataset.path):
+        raise utils.UserError(f"--out {out} is the data set itself; name another file")
+    if out.exists() and not args.overwrite:
         raise utils.UserError(f"--out {out} exists; name another file, or replace a former result with --overwrite")
 
 
