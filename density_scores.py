@@ -163,6 +163,8 @@ def load_scores(args, dataset, ranks, weights=None, overwrite=False):
         torch.distributed.broadcast_object_list(found, src=0, device=torch.device("cpu"))
     scores, key = found
     if scores is None:
+        if ranks.is_main:
+            print(f"scoring {len(dataset):,} images ({args.embedding}, {args.density_measure}) for {path}", flush=True)
         scores = compute_scores(dataset, network, args.density_measure, args.metric_batch_size, ranks)
         utils.on_main(ranks, lambda: save_scores(path, scores, key))
     return scores, key

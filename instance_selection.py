@@ -200,7 +200,7 @@ def report(selection):
     classes, images, kept = selection.counts()
     names = selection.dataset.class_names
     few, many = (f"{names[classes[i]]} ({kept[i]:,} of {images[i]:,})" for i in (kept.argmin(), kept.argmax()))
-    return f"{selection.describe()}\nfewest of {few}, most of {many}"
+    return f"{selection.describe()}\nfewest of class {few}, most of class {many}"
 
 
 def table(selection):

@@ -139,7 +139,7 @@ def test_scores_are_computed_once(script, monkeypatch):
     assert "keeps 30 of 60 images (classifier, gaussian); 10 to 10 a class" in first
     with monkeypatch.context() as without:
         without.delattr(density_scores, "compute_scores")
-        assert script("--retention_ratio", "50") == first
+        assert first.endswith(script("--retention_ratio", "50"))
         assert "keeps 15 of 60" in script("--retention_ratio", "25")
 
     path = script.root / "made_classifier_gaussian_scores.npz"
