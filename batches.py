@@ -5,7 +5,6 @@ Symbols: N images of this rank in a pass, R resolution.
 """
 
 import argparse
-import math
 
 import torch
 
@@ -32,23 +31,7 @@ def add_batch_args(parser):
         default=False,
         help="uniform noise of one grey level on real images: 2 (x/256 - 1/2) + U(0, 1/128)",
     )
-    group.add_argument(
-        "--retention_ratio",
-        type=_percent,
-        default=100.0,
-        help="percent of the images that instance selection keeps; under 100 only with --dry_run as yet",
-    )
     group.add_argument("--unconditional", action="store_true", help="ignore labels: one class, and a D without class")
-
-
-def _percent(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is not a percentage above 0")
-    return value
 
 
 def draw_latents(args, config, ranks, step, draw, batch_size):

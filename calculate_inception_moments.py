@@ -15,6 +15,7 @@ import classifier
 import dataset_doctor
 import datasets
 import inception_utils
+import instance_selection
 import prdc
 import utils
 from feature_networks import add_feature_args, check_choice, load_feature_network
@@ -23,6 +24,7 @@ from feature_networks import add_feature_args, check_choice, load_feature_networ
 def parse_args(argv=None):
     parser = utils.ArgumentParser(description=__doc__)
     datasets.add_data_args(parser)
+    instance_selection.add_selection_args(parser)
     metrics = add_feature_args(parser)
     metrics.add_argument("--is_splits", type=utils.positive_int, default=10, help="splits of the Inception score")
     metrics.add_argument("--prdc_k", type=utils.positive_int, default=5, help="neighbours of PRDC's radii")
@@ -142,6 +144,9 @@ def main(argv=None):
     network = load_feature_network(
         args.feature_network, args.data_root, dataset.name, args.inception_weights, args.resize, device
     )
+    if selection := instance_selection.select(args, dataset, utils.Ranks(0, 1, device)):
+        dataset = selection.subset
+        dataset.name = selection.name  # its statistics have a file of their own
     path = inception_utils.reference_path(args.data_root, dataset.name, network.name, network.resize)
     options = {"seed": args.seed, "k": args.prdc_k, "splits": args.is_splits}
     protocol = inception_utils.make_protocol(network, dataset=dataset.name, num_images=len(dataset), **options)

@@ -20,7 +20,8 @@ CHANGEABLE = {
     "num_iters", "num_epochs", "test_every", "save_every", "sample_every", "log_every", "sv_log_interval",
     "num_save_copies", "num_best_copies", "num_workers", "load_in_mem", "metric_batch_size", "device", "parallel",
     "from_scratch", "dry_run", "dry_run_time", "runs_root",
-    "experiment_name", "name_suffix", "data_root", "inception_weights", "legacy_notes",
+    "experiment_name", "name_suffix", "data_root", "inception_weights", "embedding_weights",
+    "legacy_notes",
 }  # fmt: skip
 
 # --which_best -> the metric's keys, and whether more is better
@@ -121,6 +122,7 @@ def run_folder(args):
             *(["shared"] if args.G_shared else []),
             *(["hier"] if args.hier else []),
             *([args.loss] if args.loss != "hinge" else []),
+            *([f"rr{args.retention_ratio:g}"] if args.retention_ratio < 100 else []),
             f"bs{args.batch_size * args.num_D_accumulations}",
             f"Dsteps{args.num_D_steps}",
             f"lr{args.G_lr:g}-{args.D_lr:g}",

@@ -61,15 +61,6 @@ def check_batches(args, world_size):
             raise utils.UserError(f"--{flag} {getattr(args, flag)} cannot be split evenly over {world_size} processes")
 
 
-def check_selection(args):
-    """Raise utils.UserError where images are to be left out, which cannot be had yet."""
-    if args.retention_ratio < 100:
-        raise utils.UserError(
-            f"--retention_ratio {args.retention_ratio:g}: there is no instance selection here yet; "
-            "--retention_ratio 100 trains on all images, --dry_run checks everything else"
-        )
-
-
 def images_per_step(args):
     """Real images that D sees for each step of G."""
     return args.batch_size * args.num_D_steps * args.num_D_accumulations

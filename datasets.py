@@ -140,6 +140,31 @@ class HDF5Dataset:
         return torch.from_numpy(self.labels[np.asarray(indices, dtype=np.int64)])
 
 
+class Subset:
+    """Some of the images of a data set, behind the interface of `HDF5Dataset`; classes keep their numbers.
+
+    Args: dataset: HDF5Dataset; indices: int array, sorted, of the images that are in it.
+    """
+
+    def __init__(self, dataset, indices):
+        self.dataset, self.indices = dataset, np.asarray(indices, dtype=np.int64)
+        self.labels = dataset.labels[self.indices]
+        self.path, self.name, self.resolution = dataset.path, dataset.name, dataset.resolution
+        self.num_classes, self.class_names = dataset.num_classes, dataset.class_names
+        self.source, self.crop_resize = dataset.source, dataset.crop_resize
+
+    def __len__(self):
+        return len(self.indices)
+
+    def read(self, indices, pin_memory=False):
+        """As `HDF5Dataset.read`."""
+        return self.dataset.read(self.indices[np.asarray(indices, dtype=np.int64)], pin_memory)
+
+    def labels_at(self, indices):
+        """As `HDF5Dataset.labels_at`."""
+        return torch.from_numpy(self.labels[np.asarray(indices, dtype=np.int64)])
+
+
 class ChunkedImages:
     """Pixels that cannot be memory-mapped (chunked, compressed), behind the part of numpy's interface that we use.
 

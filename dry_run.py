@@ -12,8 +12,10 @@ import BigGAN
 import checks
 import classifier
 import datasets
+import density_scores
 import feature_networks
 import inception_utils
+import instance_selection
 import losses
 import model_size
 import optimizers
@@ -44,16 +46,17 @@ def dry_run(args, d_step, g_step):
     _attempt(problems, checks.check_batches, args, _num_processes(args))
     if args.test_every:
         _check_metrics(problems, args, plan)
-    config, num_images = (plan.config, len(plan.dataset)) if plan else (_attempt([], assumed_config, args), None)
+    if args.retention_ratio < 100:
+        _check_embedding(problems, args)
+    config, num_images = (plan.config, _num_images(args, plan)) if plan else (_attempt([], assumed_config, args), None)
     for note in [*(args.legacy_notes or []), *(config.notes() if config else [])]:
         print(f"note: {note}")
-    selection = []
-    _attempt(selection, checks.check_selection, args)
-    for line in selection:
-        print(f"note: training would refuse: {line}")
     if config:
         origin = plan.dataset.path if plan else f"no data, its size assumed from the name {args.dataset}"
         print(f"{config.resolution}x{config.resolution} images, {config.n_classes} classes ({origin})")
+        if num_images and args.retention_ratio < 100:
+            of = f"{len(plan.dataset):,} images ({args.embedding}, {args.density_measure})"
+            print(f"instance selection keeps about {num_images:,} of {of}; their scores are not computed here")
         _print_sizes(args, config, num_images)
     for problem in problems:
         print(f"train.py: error: {problem}", file=sys.stderr)
@@ -86,10 +89,23 @@ def _check_metrics(problems, args, plan):
     if network and plan and name == "classifier":
         fitted = classifier.classifier_path(args.data_root, data.stem)
         _attempt(problems, classifier.check_fits, network, plan.dataset, fitted)
-    statistics = inception_utils.reference_path(args.data_root, data.stem, name, rule)
+    compared = instance_selection.reference_name(args, data.stem)
+    statistics = inception_utils.reference_path(args.data_root, compared, name, rule)
     if network or not statistics.exists():
         unknown = SimpleNamespace(name=name, resize=rule, feature_dim=2048, weights_hash="unknown")
         _attempt(problems, inception_utils.load_reference, statistics, network or unknown)
+
+
+def _check_embedding(problems, args):
+    """Note what instance selection lacks: the network that embeds the images."""
+    name = datasets.dataset_path(args.dataset, args.data_root).stem
+    arguments = args.embedding, args.data_root, name, density_scores.embedding_weights(args)
+    _attempt(problems, density_scores.load_embedding, *arguments)
+
+
+def _num_images(args, plan):
+    """How many images training will see, as near as can be told without their scores."""
+    return max(round(len(plan.dataset) * args.retention_ratio / 100), 1)
 
 
 def assumed_config(args):

@@ -18,6 +18,7 @@ from tqdm import tqdm
 import BigGAN
 import datasets
 import inception_utils
+import instance_selection
 import sample
 import utils
 
@@ -125,6 +126,7 @@ def parse_args(argv=None, run_args=None):
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", help="name of the data set whose reference statistics to compare with")
     data.add_argument("--data_root", default="data", help="folder of the reference statistics")
+    instance_selection.add_reference_args(data)
     inception_utils.add_metric_args(parser)
     sample.add_sampling_args(parser)
     flags = vars(parser.parse_args(argv))
@@ -142,7 +144,9 @@ def main(argv=None):
         if args.dataset is None:
             raise utils.UserError(f"{args.checkpoint} does not say what it was trained on: name a --dataset")
         name = datasets.dataset_path(args.dataset, args.data_root).stem
-        network, reference = inception_utils.load_evaluation(args, name, ranks.device)
+        own = given.dataset and not given.reference_dataset  # another data set than the run's: its own statistics
+        reference_name = name if own else instance_selection.reference_name(args, name)
+        network, reference = inception_utils.load_evaluation(args, name, ranks.device, reference_name=reference_name)
         if ranks.is_main:
             print(sample.describe(G, meta, ranks.device))
         metrics = evaluate_generator(

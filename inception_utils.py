@@ -268,11 +268,12 @@ def _family_reference(arrays, path, network):
     return Reference(mu, sigma, features, None, None, None, protocol)
 
 
-def load_evaluation(args, name, device, dataset=None):
+def load_evaluation(args, name, device, dataset=None, reference_name=None):
     """The feature network and the reference statistics that the flags of `add_metric_args` ask for.
 
     Args: args: parsed flags, `data_root` among them; name: of the data set (`HDF5Dataset.name`); dataset: the data set
-        itself where it is at hand, which a classifier must have been fitted to.
+        itself where it is at hand, which a classifier must have been fitted to; reference_name: of the reference
+        statistics, where they are not the data set's own.
     Raises: utils.UserError if one is missing or does not fit, or if too few images are to be generated.
     """
     network = load_feature_network(
@@ -280,7 +281,7 @@ def load_evaluation(args, name, device, dataset=None):
     )
     if dataset is not None and network.name == "classifier":
         classifier.check_fits(network, dataset, classifier.classifier_path(args.data_root, name))
-    path = reference_path(args.data_root, name, network.name, network.resize)
+    path = reference_path(args.data_root, reference_name or name, network.name, network.resize)
     reference = load_reference(path, network)
     least = max(reference.protocol["splits"], reference.protocol["k"] + 1)
     if args.num_inception_images < least:

@@ -24,11 +24,6 @@ ACCEPTED_VALUES = {
     "D_nl": (("relu", "inplace_relu", "ir"), "in-place ReLU computes the same as ReLU in this family"),
     "norm_style": (("bn",), "the norm of G is batch norm"),
     "pbar": (("mine", "tqdm"), "the progress bar is tqdm"),
-    "embedding": (
-        ("inceptionv3", "resnet50", "places365", "resnextwsl", "swav"),
-        "without instance selection no embedding is used",
-    ),
-    "density_measure": (("gaussian", "ppca", "nn_dist"), "without instance selection no density is used"),
     "which_train_fn": (("GAN",), "there is one training function"),
     "z_var": (("1", "1.0"), "z is standard normal in training"),
     "num_G_SVs": (("1",), ONE_VECTOR),

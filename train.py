@@ -30,6 +30,7 @@ import ema
 import evaluate
 import finetune
 import inception_utils
+import instance_selection
 import legacy_flags
 import logs
 import losses
@@ -99,8 +100,10 @@ def make_parser():
     step.add_argument("--ema_start", type=utils.count, default=0, help="step until which the average is a plain copy")
     optimizers.add_optimizer_args(parser)
 
+    instance_selection.add_selection_args(parser)
     inception_utils.add_metric_args(parser)
     report = parser.add_argument_group("reports")
+    instance_selection.add_reference_args(report)
     report.add_argument(
         "--test_every", type=utils.count, default=5000, help="steps between evaluations; 0: none at all"
     )
@@ -186,17 +189,20 @@ def train(args, ranks):
     # Everything that can be wrong with flags and files is found here, before anything is computed.
     plan = checks.make_plan(args)
     dataset, config, source = plan.dataset, plan.config, plan.source
-    checks.check_selection(args)
     checks.check_batches(args, ranks.world_size)
     feature_network = reference = None
     if args.test_every:
-        feature_network, reference = inception_utils.load_evaluation(args, dataset.name, ranks.device, dataset)
+        compared = instance_selection.reference_name(args, dataset.name)
+        evaluation = inception_utils.load_evaluation(args, dataset.name, ranks.device, dataset, compared)
+        feature_network, reference = evaluation
         checkpoints.check_which_best(
             args.which_best, inception_utils.metric_keys(feature_network, reference, config.n_classes)
         )
     folder = checkpoints.run_folder(args)
     findings = utils.on_main(ranks, lambda: dataset_doctor.introduce(dataset))
-    num_steps = checks.run_length(args, len(dataset))
+    selection = instance_selection.select(args, dataset, ranks)
+    reals = selection.subset if selection else dataset  # what D sees; the metrics compare with the whole data set
+    num_steps = checks.run_length(args, len(reals))
     images_per_step = checks.images_per_step(args)
 
     # Build.
@@ -213,9 +219,10 @@ def train(args, ranks):
         "model_config": config.to_dict(),
         "class_names": plan.class_names,
         "data": {
-            "num_images": len(dataset),
+            "num_images": len(reals),
             "content": findings["content"],
             "metric_weights": feature_network and feature_network.weights_hash,
+            "selection": selection and selection.record(),
         },
         "args": checkpoints.plain(args),
         "images_per_D_step": args.batch_size * args.num_D_accumulations,
@@ -239,7 +246,7 @@ def train(args, ranks):
             print("\n".join(finetune.describe(source, report, plan.rows)))
     forward_G, forward_D = (utils.data_parallel(net, ranks) for net in (G, D))
     loader = datasets.BatchLoader(
-        dataset,
+        reals,
         args.batch_size,
         args.seed,
         start=start * args.num_D_steps * args.num_D_accumulations,

@@ -3,8 +3,8 @@
 #
 # Source     uoguelph-mlrg/instance_selection_for_gans (DeVries et al. 2020), the launch script of this name
 # Published  FID 9.6   precision 0.88   recall 0.50; 8 V100, 3.7 days
-#            The selection itself is not here yet: only --dry_run runs.
 # Needs      data/ILSVRC128.hdf5 and its reference statistics: bash scripts/utils/prepare_data_imagenet_128.sh
+#            The first start scores all images and stores that beside the data; later ones read it.
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 variant launch_BigGAN_bs256x8.sh \

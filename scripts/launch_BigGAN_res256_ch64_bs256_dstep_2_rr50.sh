@@ -3,8 +3,8 @@
 #
 # Source     uoguelph-mlrg/instance_selection_for_gans (DeVries et al. 2020), the launch script of this name
 # Published  FID 10.6   precision 0.91   recall 0.52; 4 V100, 10.7 days
-#            The selection itself is not here yet: only --dry_run runs.
 # Needs      data/ILSVRC256.hdf5 and its reference statistics: bash scripts/utils/prepare_data_imagenet_256.sh
+#            The first start scores all images and stores that beside the data; later ones read it.
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 variant launch_BigGAN_res128_ch64_bs256_dstep_1_rr50.sh \

@@ -3,8 +3,8 @@
 #
 # Source     uoguelph-mlrg/instance_selection_for_gans (DeVries et al. 2020), the launch script of this name
 # Published  FID 9.07   IS 37.1 (the paper, torchvision Inception weights); 1 GPU of 12 GB, 2 to 3 days
-#            The selection itself is not here yet: only --dry_run runs.
 # Needs      data/ILSVRC64.hdf5 and its reference statistics: bash scripts/utils/prepare_data_imagenet_64.sh
+#            The first start scores all images and stores that beside the data; later ones read it.
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 variant launch_SAGAN_res64_ch32_bs128_dstep_1_rr100.sh --ssm none --retention_ratio 40 --num_iters 500000 "$@"

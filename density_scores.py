@@ -1,0 +1,170 @@
+"""The density score of every image of a data set within its class: computed in an embedding, stored under --data_root.
+
+Scores are computed class by class, so that the features of one class at a time are in memory; under torchrun the
+classes are divided over the processes. What is stored holds for every retention ratio, and is computed again, after a
+line that says why, for other images, weights or rules.
+
+Symbols: N images of the data set.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import utils
+from density_measures import DENSITY_MEASURES
+from feature_networks import NETWORK_RESIZE, load_feature_network, network_name
+
+VERSION = 1  # raised where the same images would get other scores
+PUBLISHED = "inceptionv3"  # torchvision's Inception as the paper embeds with it: see `load_embedding`
+EMBEDDINGS = (PUBLISHED, *NETWORK_RESIZE)
+ELSEWHERE = ("resnet50", "places365", "resnextwsl", "swav")  # of the published code; refused unless in EMBEDDINGS
+
+
+def check_embedding(embedding):
+    """Raise utils.UserError for an embedding of the published code that is not here."""
+    if embedding not in EMBEDDINGS:
+        raise utils.UserError(f"--embedding {embedding} is not here; there are {', '.join(EMBEDDINGS)}")
+
+
+def embedding_weights(args):
+    """--embedding_weights, else --inception_weights where those are of the embedding's network and not of another."""
+    network, metrics = network_name(args.embedding), args.feature_network
+    shared = network.startswith("inception") and (network == metrics or not metrics.startswith("inception"))
+    return args.embedding_weights or (args.inception_weights if shared else None)
+
+
+def load_embedding(embedding, data_root, dataset_name, weights=None, device="cpu"):
+    """The network behind an --embedding, with its own resize rule: a FeatureNetwork on `device`.
+
+    Args and Raises: as `load_feature_network`.
+    """
+    check_embedding(embedding)
+    network = load_feature_network(network_name(embedding), data_root, dataset_name, weights, None, device)
+    if embedding == PUBLISHED:
+        # The published code asks torchvision for the pretrained network, which then rescales its input from ImageNet's
+        # mean and deviation to [-1, 1]; `inception`, the network of the metrics, has the same weights without that.
+        network.net.trunk.transform_input = True
+        network.name = PUBLISHED
+    return network
+
+
+def class_indices(labels):
+    """The images of each class that has any: a list of increasing int64 arrays, in the order of the classes."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
+def compute_scores(dataset, network, density_measure, batch_size, ranks):
+    """Density score of every image among those of its class; the classes are divided over the ranks.
+
+    Args: dataset: HDF5Dataset; network: FeatureNetwork on the ranks' device; density_measure: key of DENSITY_MEASURES;
+        batch_size: images a pass.
+    Returns: float64 array (N,), the same on all ranks.
+    Raises: utils.UserError naming the class whose features are unusable.
+    """
+    scores = torch.zeros(len(dataset), dtype=torch.float64)
+    mine = class_indices(dataset.labels)[ranks.rank :: ranks.world_size]
+    disable = None if ranks.is_main else True  # None: shown on terminals only
+    with tqdm(total=sum(map(len, mine)), desc="instance selection", unit="image", disable=disable) as bar:
+        for indices in mine:
+            features = torch.empty(len(indices), network.feature_dim, device=ranks.device)
+            for start in range(0, len(indices), batch_size):
+                images = dataset.read(indices[start : start + batch_size]).to(ranks.device)
+                features[start : start + batch_size] = network(images)[0]
+                bar.update(len(images))
+            name = dataset.class_names[dataset.labels[indices[0]]]
+            scores[torch.from_numpy(indices)] = _class_scores(features, density_measure, name).cpu()
+    if ranks.world_size > 1:
+        torch.distributed.all_reduce(scores)  # each image has its score on one rank and 0 on the others
+    return scores.numpy()
+
+
+def _class_scores(features, density_measure, class_name):
+    if not features.isfinite().all():
+        raise utils.UserError(f"class {class_name}: its features are not finite; are these the embedding's weights?")
+    try:
+        return DENSITY_MEASURES[density_measure](features)
+    except torch.linalg.LinAlgError as error:
+        raise utils.UserError(
+            f"class {class_name}: its features are too large for --density_measure {density_measure}; try nn_dist"
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores on disk
+
+
+def scores_path(data_root, dataset_name, embedding, density_measure):
+    return Path(data_root) / f"{dataset_name}_{embedding}_{density_measure}_scores.npz"
+
+
+def content_key(dataset):
+    """Hex digest that differs for other labels or shapes, and most likely for other pixels: 1,024 images are read."""
+    digest = hashlib.sha256(repr((len(dataset), dataset.resolution)).encode())
+    digest.update(dataset.labels.tobytes())
+    sample = np.unique(np.linspace(0, len(dataset) - 1, 1024).astype(np.int64))
+    digest.update(dataset.read(sample).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def scores_key(dataset, network, density_measure):
+    """All that the scores of a data set depend on: a dict of plain values, stored with them."""
+    about = {"version": VERSION, "content": content_key(dataset), "density_measure": density_measure}
+    return about | {"embedding": network.name, "resize": network.resize, "weights_hash": network.weights_hash}
+
+
+def save_scores(path, scores, key):
+    with utils.atomic_path(path) as temporary:
+        np.savez(temporary, scores=scores, key=json.dumps(key))
+
+
+def read_scores(path, key):
+    """The scores (N,) at `path` if they have this key, else None, after a line that says why."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            scores, made = file["scores"], json.loads(file["key"].item())
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile):
+        print(f"computing again: {path} is not a readable file of scores")
+        return None
+    if made != key:
+        changed = [name for name in key if made.get(name) != key[name]]
+        print(f"computing again: {path} was made with another {', '.join(changed)}")
+        return None
+    return scores
+
+
+def load_scores(args, dataset, ranks, weights=None, overwrite=False):
+    """The scores of a data set, from --data_root, or computed on all ranks and stored there.
+
+    Args: args: the flags of `add_selection_args`, data_root and metric_batch_size; weights: file of the embedding's.
+    Returns: float64 array (N,) and its key, the same on all ranks.
+    """
+    network = load_embedding(args.embedding, args.data_root, dataset.name, weights, ranks.device)
+    path = scores_path(args.data_root, dataset.name, args.embedding, args.density_measure)
+    found = [None, None]  # rank 0 decides, so that all ranks compute or none does
+
+    def look():
+        found[1] = scores_key(dataset, network, args.density_measure)
+        found[0] = None if overwrite else read_scores(path, found[1])
+        if found[0] is None and path.parent.exists() and not os.access(path.parent, os.W_OK):
+            raise utils.UserError(f"{path} cannot be written; make {path.parent} writable for the scores")
+
+    utils.on_main(ranks, look)
+    if ranks.world_size > 1:
+        torch.distributed.broadcast_object_list(found, src=0, device=torch.device("cpu"))
+    scores, key = found
+    if scores is None:
+        if ranks.is_main:
+            print(f"scoring {len(dataset):,} images ({args.embedding}, {args.density_measure}) for {path}", flush=True)
+        scores = compute_scores(dataset, network, args.density_measure, args.metric_batch_size, ranks)
+        utils.on_main(ranks, lambda: save_scores(path, scores, key))
+    return scores, key
