@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import datasets
+import hdf5_dataset
 import make_hdf5
 import utils
 
@@ -52,9 +53,11 @@ def test_names_follow_the_family():
     "storage, kind",
     [
         ({}, np.ndarray),
-        ({"chunks": (20, 3, R, R)}, datasets.ChunkedImages),
-        ({"chunks": (20, 3, R, R), "compression": "lzf"}, datasets.ChunkedImages),
-        ({"chunks": (7, 3, 4, R), "compression": "gzip", "shuffle": True}, datasets.ChunkedImages),
+        ({"chunks": (20, 3, R, R)}, hdf5_dataset.MappedChunks),
+        ({"chunks": (20, 3, R, R), "maxshape": (None, 3, R, R)}, hdf5_dataset.MappedChunks),
+        ({"chunks": (7, 3, 4, R)}, hdf5_dataset.UnmappedImages),
+        ({"chunks": (20, 3, R, R), "compression": "lzf"}, hdf5_dataset.UnmappedImages),
+        ({"chunks": (7, 3, 4, R), "compression": "gzip", "shuffle": True}, hdf5_dataset.UnmappedImages),
     ],
 )
 def test_every_storage_reads_the_same(tmp_path, storage, kind):
@@ -122,7 +125,7 @@ def test_damaged_files_are_refused(tmp_path, family_file):
 
 def test_pixels_past_the_end_of_the_file_are_refused(family_file, monkeypatch):
     """HDF5 notices most truncations itself; where it does not, the memory map must not be touched."""
-    real = datasets._open_hdf5
+    real = hdf5_dataset._open_hdf5
     whole = family_file.read_bytes()
 
     def open_then_truncate(path, chunk_cache=0):
@@ -130,7 +133,7 @@ def test_pixels_past_the_end_of_the_file_are_refused(family_file, monkeypatch):
         family_file.write_bytes(whole[: len(whole) // 2])
         return file
 
-    monkeypatch.setattr(datasets, "_open_hdf5", open_then_truncate)
+    monkeypatch.setattr(hdf5_dataset, "_open_hdf5", open_then_truncate)
     refused(family_file, "truncated|damaged")
 
 
