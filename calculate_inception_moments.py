@@ -134,6 +134,8 @@ def main(argv=None):
     args = parse_args(argv)
     device = utils.resolve_device(args.device)
     dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
+    if args.crop_size:
+        dataset = datasets.CentreCrop(dataset, args.crop_size)
     if args.feature_network == "classifier":
         ensure_classifier(args, dataset, device)
     network = load_feature_network(

@@ -13,6 +13,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import utils
 from hdf5_dataset import HDF5Dataset
@@ -37,6 +38,13 @@ def add_data_args(parser):
         default=False,
         help="read the whole file into memory first (of use for compressed files and slow disks)",
     )
+    group.add_argument(
+        "--crop_size",
+        type=utils.positive_int,
+        default=None,
+        help="side of the images to train on where those of the file are larger: random crops in training (with "
+        "--augment), the centre for statistics and classifier",
+    )
     group.add_argument("--num_workers", type=utils.positive_int, default=1, help="threads that read batches ahead")
 
 
@@ -51,6 +59,13 @@ def dataset_path(name, data_root):
         return Path(name)
     stem = name.removesuffix("_hdf5")
     return Path(data_root) / FAMILY_FILES.get(f"{stem}_hdf5", f"{stem}.hdf5")
+
+
+def reference_name(name, data_root, crop_size=None):
+    """The name under which statistics and the classifier of a data set are stored: `HDF5Dataset.name` of its file, or,
+    where training crops to crop_size, `CentreCrop.name`. The file need not be there."""
+    stem = dataset_path(name, data_root).stem
+    return f"{stem}_crop{crop_size}" if crop_size else stem
 
 
 def open_dataset(name, data_root, load_in_mem=False):
@@ -75,6 +90,71 @@ def _make_command(path):
     if path.stem == "digits":
         return f"python make_hdf5.py --dataset digits --out {path}"
     return f"python make_hdf5.py --dataset folder --images FOLDER --resolution R --out {path}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts and crops of a data set, with its interface
+
+
+class Subset:
+    """Some images of a data set, without copying any.
+
+    Attributes: as `HDF5Dataset`, `images` excepted; labels: int64 array (n,); classes keep their numbers and names.
+    Args: dataset: HDF5Dataset, Subset or CentreCrop; indices: int array (n,), ascending, which images.
+    Raises: IndexError for an index outside the data set.
+    """
+
+    def __init__(self, dataset, indices):
+        self.dataset, self.indices = dataset, np.asarray(indices, dtype=np.int64)
+        self.labels = dataset.labels[self.indices]
+        self.path, self.name, self.resolution = dataset.path, dataset.name, dataset.resolution
+        self.num_classes, self.class_names = dataset.num_classes, dataset.class_names
+        self.source, self.crop_resize = dataset.source, dataset.crop_resize
+
+    def __len__(self):
+        return len(self.indices)
+
+    def read(self, indices, pin_memory=False):
+        """Pixels of some images, as `HDF5Dataset.read`."""
+        return self.dataset.read(self.indices[np.asarray(indices, dtype=np.int64)], pin_memory)
+
+    def labels_at(self, indices):
+        """Class ids of some images, as `HDF5Dataset.labels_at`."""
+        return torch.from_numpy(self.labels[np.asarray(indices, dtype=np.int64)])
+
+
+class CentreCrop:
+    """The centres of a data set's images: what statistics are computed on where training crops at random.
+
+    Attributes: as `HDF5Dataset`, `images` excepted; resolution: size; name: that of `reference_name`.
+    Args: dataset: HDF5Dataset or Subset; size: side of the crops, below the data set's resolution.
+    Raises: utils.UserError unless there is something to crop.
+    """
+
+    def __init__(self, dataset, size):
+        if size >= dataset.resolution:
+            raise utils.UserError(
+                f"--crop_size {size}: the images of {dataset.path} are {dataset.resolution}x{dataset.resolution}; "
+                f"make a file of larger ones: make_hdf5.py --resolution R, with R above {size}"
+            )
+        self.dataset, self.resolution = dataset, size
+        self.path, self.name = dataset.path, f"{dataset.name}_crop{size}"
+        self.labels, self.num_classes, self.class_names = dataset.labels, dataset.num_classes, dataset.class_names
+        self.source, self.crop_resize = dataset.source, dataset.crop_resize
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def read(self, indices, pin_memory=False):
+        """Pixels of some images, as `HDF5Dataset.read`: uint8 (B,3,size,size)."""
+        start = (self.dataset.resolution - self.resolution) // 2
+        centre = slice(start, start + self.resolution)
+        crops = self.dataset.read(indices)[:, :, centre, centre].contiguous()
+        return crops.pin_memory() if pin_memory else crops
+
+    def labels_at(self, indices):
+        """Class ids of some images, as `HDF5Dataset.labels_at`."""
+        return self.dataset.labels_at(indices)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

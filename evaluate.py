@@ -125,6 +125,7 @@ def parse_args(argv=None, run_args=None):
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", help="name of the data set whose reference statistics to compare with")
     data.add_argument("--data_root", default="data", help="folder of the reference statistics")
+    data.add_argument("--crop_size", type=utils.positive_int, default=None, help="that of the reference statistics")
     inception_utils.add_metric_args(parser)
     sample.add_sampling_args(parser)
     flags = vars(parser.parse_args(argv))
@@ -141,7 +142,7 @@ def main(argv=None):
         args = parse_args(argv, meta.get("args"))
         if args.dataset is None:
             raise utils.UserError(f"{args.checkpoint} does not say what it was trained on: name a --dataset")
-        name = datasets.dataset_path(args.dataset, args.data_root).stem
+        name = datasets.reference_name(args.dataset, args.data_root, args.crop_size)
         network, reference = inception_utils.load_evaluation(args, name, ranks.device)
         if ranks.is_main:
             print(sample.describe(G, meta, ranks.device))

@@ -80,13 +80,24 @@ def test_every_storage_reads_the_same(tmp_path, storage, kind):
             dataset.read(bad)
 
 
-def test_pixels_after_a_user_block_are_found(tmp_path):
+@pytest.mark.parametrize("chunks", [None, (20, 3, R, R)])
+def test_pixels_after_a_user_block_are_found(tmp_path, chunks):
     images, labels = random_images()
     with h5py.File(tmp_path / "a.hdf5", "w", userblock_size=512) as file:
-        file["imgs"], file["labels"] = images, labels
+        file.create_dataset("imgs", data=images, chunks=chunks)
+        file["labels"] = labels
     dataset = datasets.open_dataset("a", tmp_path)
-    assert isinstance(dataset.images, np.ndarray)
+    assert isinstance(dataset.images, hdf5_dataset.UnmappedImages if chunks else np.ndarray)
     assert torch.equal(dataset.read(range(N)), torch.from_numpy(images))
+
+
+def test_chunks_that_were_never_written_read_as_zeros(tmp_path):
+    images, labels = random_images()
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file.create_dataset("imgs", images.shape, "uint8", chunks=(20, 3, R, R))[:20] = images[:20]
+        file["labels"] = labels
+    batch = datasets.open_dataset("a", tmp_path).read(range(N))
+    assert torch.equal(batch[:20], torch.from_numpy(images[:20])) and not batch[20:].any()
 
 
 def test_memory_map_is_shared_with_the_file_and_read_only(family_file):
@@ -244,18 +255,102 @@ def test_ranks_together_see_the_batch_of_one_process(dataset):
         datasets.BatchLoader(dataset, 10, seed=0, world_size=4)
 
 
-def test_batch_may_exceed_the_data_set(dataset):
-    ((x, y),) = take(datasets.BatchLoader(dataset, 3 * N, seed=0), 1)
-    assert len(x) == 3 * N and torch.equal(y.bincount(), 3 * torch.from_numpy(dataset.labels).bincount())
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_batch_may_exceed_the_data_set(dataset, world_size):
+    ranks = [
+        take(datasets.BatchLoader(dataset, 3 * N, seed=0, rank=rank, world_size=world_size), 2)
+        for rank in range(world_size)
+    ]
+    for parts in zip(*ranks, strict=True):
+        assert all(len(x) == 3 * N // world_size for x, _ in parts)
+        labels = torch.cat([y for _, y in parts])
+        assert torch.equal(labels.bincount(), 3 * torch.from_numpy(dataset.labels).bincount())
 
 
-def test_chunked_compressed_file_loads_the_same_from_many_threads(tmp_path, dataset):
-    write(tmp_path / "lzf.hdf5", *random_images(), chunks=(20, 3, R, R), compression="lzf")
-    compressed = datasets.open_dataset("lzf", tmp_path)
-    assert equal(
-        take(datasets.BatchLoader(dataset, 16, seed=0), 20),
-        take(datasets.BatchLoader(compressed, 16, seed=0, num_workers=4), 20),
-    )
+def test_passes_of_an_accumulated_step_are_whole_batches(dataset):
+    """However many passes a step reads, each is a full batch, and together they go on through the epochs."""
+    whole = take(datasets.BatchLoader(dataset, 4 * 16, seed=0), 3)
+    passes = take(datasets.BatchLoader(dataset, 16, seed=0), 4 * 3)
+    steps = [tuple(torch.cat(parts) for parts in zip(*passes[i : i + 4], strict=True)) for i in range(0, 12, 4)]
+    assert equal(whole, steps)
+
+
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_files_of_the_family_load_the_same_from_any_number_of_threads(tmp_path, num_workers):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 4, (1203, 3, R, R), dtype=np.uint8)  # compressible; the last chunk is not full
+    labels = rng.integers(0, 7, 1203)
+
+    def batches(name, storage, load_in_mem=False):
+        if not (tmp_path / f"{name}.hdf5").exists():
+            write(tmp_path / f"{name}.hdf5", images, labels, **storage)
+        dataset = datasets.open_dataset(name, tmp_path, load_in_mem)
+        return take(datasets.BatchLoader(dataset, 64, seed=0, num_workers=num_workers), 40)
+
+    contiguous = batches("contiguous", {})
+    chunks = {"chunks": (500, 3, R, R), "maxshape": (None, 3, R, R)}
+    for name, storage in (("chunked", {}), ("lzf", {"compression": "lzf"}), ("gzip", {"compression": "gzip"})):
+        for load_in_mem in (False, True):
+            assert equal(contiguous, batches(name, chunks | storage, load_in_mem))
+
+
+def test_replacing_the_file_does_not_disturb_its_reader(tmp_path):
+    for name, storage in (("contiguous", {}), ("chunked", {"chunks": (20, 3, R, R)})):
+        path = write(tmp_path / f"{name}.hdf5", *random_images(), **storage)
+        reader = datasets.HDF5Dataset(path)
+        with utils.atomic_path(path) as temporary:
+            write(temporary, *random_images(seed=1), **storage)
+        assert torch.equal(reader.read(range(N)), torch.from_numpy(random_images()[0]))
+        assert torch.equal(datasets.HDF5Dataset(path).read(range(N)), torch.from_numpy(random_images(seed=1)[0]))
+
+
+# Parts and crops
+
+
+@pytest.fixture
+def named(tmp_path):
+    images, labels = random_images()
+    make_hdf5.write_hdf5(tmp_path / "named.hdf5", iter(images), labels, list("abcdefg"), "made here", "as they are")
+    return datasets.open_dataset("named", tmp_path)
+
+
+def same_attributes(view, dataset, *names):
+    return all(getattr(view, name) == getattr(dataset, name) for name in names)
+
+
+def test_subset_reads_its_images_only(named):
+    images, labels = random_images()
+    chosen = np.array([0, 3, 4, 17, 49])
+    part = datasets.Subset(named, chosen)
+    assert len(part) == 5 and np.array_equal(part.labels, labels[chosen])
+    assert same_attributes(part, named, "path", "name", "num_classes", "class_names", "resolution", "source")
+    assert part.crop_resize == "as they are"
+    for indices in ([4, 1, 1], range(5), []):
+        indices = np.array(indices, dtype=int)
+        assert torch.equal(part.read(indices), torch.from_numpy(images[chosen[indices]]))
+        assert torch.equal(part.labels_at(indices), torch.from_numpy(labels[chosen[indices]]))
+    seen = [tuple(x.numpy().tobytes() for x in batch) for batch, _ in take(datasets.BatchLoader(part, 5, seed=0), 3)]
+    assert all(set(batch) == {image.tobytes() for image in images[chosen]} for batch in seen)  # an epoch each
+    nested = datasets.Subset(part, [1, 3])
+    assert torch.equal(nested.read([0, 1]), torch.from_numpy(images[[3, 17]]))
+    with pytest.raises(IndexError):
+        datasets.Subset(named, [0, N])
+
+
+def test_centre_crop_reads_the_middle(named, tmp_path):
+    images, labels = random_images()
+    crop = datasets.CentreCrop(named, 5)  # one pixel off at the top and left, two at the bottom and right
+    assert (len(crop), crop.resolution, crop.name) == (N, 5, "named_crop5")
+    assert crop.name == datasets.reference_name("named_hdf5", tmp_path, 5)
+    assert datasets.reference_name("I64_hdf5", tmp_path) == "ILSVRC64"
+    assert same_attributes(crop, named, "path", "num_classes", "class_names", "source", "crop_resize")
+    pairs = list(datasets.iterate(datasets.Subset(crop, np.arange(3, 9)), 4))
+    assert np.array_equal(torch.cat([x for x, _ in pairs]).numpy(), images[3:9, :, 1:6, 1:6])
+    assert np.array_equal(torch.cat([y for _, y in pairs]).numpy(), labels[3:9])
+    assert crop.read([1]).is_contiguous()
+    for size in (R, R + 1):
+        with pytest.raises(utils.UserError, match=f"--crop_size {size}: the images of .*named.hdf5 are 8x8"):
+            datasets.CentreCrop(named, size)
 
 
 def loader_threads():
