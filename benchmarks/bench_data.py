@@ -1,6 +1,6 @@
 """How fast training images come out of a file, and in how much memory: this loader against its alternatives.
 
-    python benchmarks/bench_data.py [--resolutions 64 128 --gigabytes 0.5 --memory_gigabytes 0.25 1 --repeats 5]
+    python benchmarks/bench_data.py [--resolutions 64 128 --gigabytes 0.5 --memory_gigabytes 0.25 2 --repeats 5]
 
 Random access, every image once or as many as fit into --seconds, in batches of uint8 tensors:
   ours          HDF5Dataset and BatchLoader with one thread, from opening the file
@@ -9,11 +9,13 @@ Random access, every image once or as many as fit into --seconds, in batches of 
   plain copies  of the same images out of a numpy memory map of the contiguous file into one buffer: the bound
 
 Every measurement is a process of its own, forked after the imports and before anything else, so that each maps its
-pages and grows its memory from nothing; the three alternate, so that a machine whose speed drifts slows them all, and
-medians are compared. The files have just been written, so the system's cache holds them: disks are not measured.
+pages and grows its memory from nothing. The three alternate, so that a machine whose speed drifts slows them all;
+speeds and ratios are medians over the rounds. The files have just been written, so the system's cache holds them: disks
+are not measured. Up to 2 GB of temporary files (TMPDIR says where).
 
 Then the memory: a process that limits its own data (RLIMIT_DATA) to little more than it has reads files of some sizes
-at random. Its private memory (RssAnon of /proc/self/status) must not grow with the file; --load_in_mem must fail.
+at random. Its private memory (RssAnon of /proc/self/status) must not grow with the file, apart from 24 bytes an image
+for labels and order; --load_in_mem must fail.
 """
 
 import argparse
@@ -148,8 +150,13 @@ def in_fresh_process(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
+def images_in(gigabytes, resolution, batch_size):
+    """How many images make a file of that size; at least one batch."""
+    return max(batch_size, int(gigabytes * GB) // (3 * resolution**2))
+
+
 def compare_speed(resolution, args, folder):
-    num_images = int(args.gigabytes * GB) // (3 * resolution**2)
+    num_images = images_in(args.gigabytes, resolution, args.batch_size)
     plain = folder / "contiguous.hdf5"
     for name, storage in STORAGE.items():
         path = folder / f"{name}.hdf5"
@@ -163,10 +170,14 @@ def compare_speed(resolution, args, folder):
                 )
                 rates[method].append(rate)
         our, per_item, copies = (statistics.median(rates[method]) for method in jobs)
+        gain, share = (
+            statistics.median(a / b for a, b in zip(rates[ours], rates[method], strict=True))
+            for method in (open_per_item, plain_copies)
+        )
         memory = " ".join(f"{growth[method] / MB:5.0f}" for method in jobs)
         print(
-            f"{resolution:>4}  {name:<19}{our:>10,.0f}{per_item:>15,.0f}{copies:>14,.0f}{our / per_item:>15.1f}x"
-            f"{our / copies:>13.2f}x   {memory}",
+            f"{resolution:>4}  {name:<19}{our:>10,.0f}{per_item:>15,.0f}{copies:>14,.0f}{gain:>15.1f}x"
+            f"{share:>13.2f}x   {memory}",
             flush=True,
         )
         if path != plain:
@@ -178,7 +189,7 @@ def compare_memory(args, folder):
     resolution = args.resolutions[0]
     path = folder / "memory.hdf5"
     for gigabytes in args.memory_gigabytes:
-        num_images = int(gigabytes * GB) // (3 * resolution**2)
+        num_images = images_in(gigabytes, resolution, args.batch_size)
         write_file(path, num_images, resolution, {})
         num_batches = 2 * num_images // args.batch_size  # two epochs touch every page
         for load_in_mem in (False, True):
@@ -196,10 +207,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--resolutions", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--gigabytes", type=float, default=0.5, help="size of the files of the speed test")
-    parser.add_argument("--memory_gigabytes", type=float, nargs="+", default=[0.25, 1.0], help="of the memory test")
+    parser.add_argument("--memory_gigabytes", type=float, nargs="+", default=[0.25, 2.0], help="of the memory test")
     parser.add_argument("--headroom_megabytes", type=int, default=64, help="what the memory test may add")
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--seconds", type=float, default=1.0, help="longest measurement")
+    parser.add_argument("--seconds", type=float, default=0.75, help="longest measurement")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench_data_") as folder:
