@@ -7,8 +7,11 @@ Symbols: N images of this rank in a pass, R resolution.
 import argparse
 
 import torch
+from torch.nn import functional as F
 
 import utils
+
+CIFAR_RESOLUTION, CIFAR_PADDING = 32, 4  # files of this resolution are padded by so much where --augment crops them
 
 
 def add_batch_args(parser):
@@ -25,6 +28,13 @@ def add_batch_args(parser):
         help="classes of the fakes in a step of D: drawn at random, or those of the real images beside them",
     )
     group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="random horizontal flips")
+    group.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="random horizontal flips and random crops: of --crop_size from larger images, or, at 32x32 (CIFAR), of "
+        "the image padded by 4 black pixels",
+    )
     group.add_argument(
         "--dequantise",
         action=argparse.BooleanOptionalAction,
@@ -45,16 +55,36 @@ def draw_reals(args, loader, ranks, step, draw):
     """Real images x (N,3,R,R) in [-1,1] and their classes y (N,) of this rank for a pass of D."""
     images, y = next(loader)
     images, y = (tensor.to(ranks.device, non_blocking=True) for tensor in (images, y))
-    if args.flip:
-        flips = utils.rng(args.seed, "flip", step, draw).integers(2, size=args.batch_size)
-        flips = torch.from_numpy(ranks.slice(flips)).to(ranks.device).bool()
-        images = torch.where(flips[:, None, None, None], images.flip(3), images)
+    images = augment(images, args, ranks, step, draw)
     y = torch.zeros_like(y) if args.unconditional else y
     if not args.dequantise:
         return utils.to_float(images), y
     noise = utils.rng(args.seed, "dequantise", step, draw).random((args.batch_size, *images.shape[1:]), dtype="float32")
     noise = torch.from_numpy(ranks.slice(noise)).to(ranks.device)
     return (images.float() + noise) / 128 - 1, y
+
+
+def augment(images, args, ranks, step, draw):
+    """What --augment and --flip make of the real images of a pass.
+
+    Crops are uniform over all positions: in images larger than --crop_size, without that flag in images padded by 4
+    black pixels on every side, as torchvision's RandomCrop(32, padding=4). Flips are horizontal, with probability 1/2.
+    Args: images: uint8 (N,3,S,S) of this rank, S the resolution of the file. Returns: uint8 (N,3,R,R).
+    """
+
+    def drawn(stream, high, *shape):
+        numbers = utils.rng(args.seed, stream, step, draw).integers(high, size=(args.batch_size, *shape))
+        return torch.from_numpy(ranks.slice(numbers)).to(ranks.device, non_blocking=True)
+
+    if args.augment:
+        size = args.crop_size or images.shape[-1]
+        padded = images if args.crop_size else F.pad(images, [CIFAR_PADDING] * 4)
+        top, left = drawn("crop", padded.shape[-1] - size + 1, 2).T
+        windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # a view (N,3,positions,positions,size,size)
+        images = windows[torch.arange(len(images), device=images.device), :, top, left]
+    if args.augment or args.flip:
+        images = torch.where(drawn("flip", 2).bool()[:, None, None, None], images.flip(3), images)
+    return images
 
 
 def D_passes(args, config, ranks, loader, step, draws):

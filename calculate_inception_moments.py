@@ -139,6 +139,8 @@ def main(argv=None):
     dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
     check_choice(args.feature_network, args.inception_weights, args.resize)  # before a classifier is fitted
     dataset_doctor.introduce(dataset)
+    if args.crop_size:
+        dataset = datasets.CentreCrop(dataset, args.crop_size)
     if args.feature_network == "classifier":
         ensure_classifier(args, dataset, device)
     network = load_feature_network(

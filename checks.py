@@ -4,6 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import batches
 import datasets
 import finetune
 import utils
@@ -12,9 +13,13 @@ from model_config import ModelConfig
 
 @dataclass(frozen=True)
 class Plan:
-    """The data set and the model of a command; `source` and `rows` (of finetune) are None without --init_from."""
+    """The data set and the model of a command; `source` and `rows` (of finetune) are None without --init_from.
+
+    `dataset` is what D is shown, `reference` what metrics compare with: other than `dataset` where training crops.
+    """
 
     dataset: datasets.HDF5Dataset
+    reference: datasets.HDF5Dataset | datasets.CentreCrop
     class_names: list
     config: ModelConfig
     source: finetune.Source | None
@@ -27,13 +32,21 @@ def make_plan(args):
     dataset = datasets.open_dataset(args.dataset, args.data_root, load_in_mem)
     if not args.unconditional:
         check_classes(dataset)
+    reference = datasets.CentreCrop(dataset, args.crop_size) if args.crop_size else dataset
+    if args.augment and not args.crop_size and dataset.resolution != batches.CIFAR_RESOLUTION:
+        raise utils.UserError(
+            f"--augment: {dataset.path} has images of {dataset.resolution}x{dataset.resolution}; only 32x32 (CIFAR) is "
+            f"padded. For a model of {dataset.resolution} make a file of larger images (make_hdf5.py --resolution) and "
+            f"give --crop_size {dataset.resolution}"
+        )
     class_names = ["all"] if args.unconditional else dataset.class_names
     source = rows = None
     if args.init_from:
         source = finetune.read_source(args.init_from)
-        finetune.check_resolution(source, dataset)
+        finetune.check_resolution(source, reference)
         rows = finetune.class_rows(source, class_names, args.class_mapping)
-    return Plan(dataset, class_names, make_config(args, dataset.resolution, len(class_names)), source, rows)
+    config = make_config(args, reference.resolution, len(class_names))
+    return Plan(dataset, reference, class_names, config, source, rows)
 
 
 def check_classes(dataset):

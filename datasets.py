@@ -1,4 +1,4 @@
-"""Data sets: names and paths, opening an HDF5 file, the order of training images, and prefetching loaders.
+"""Data sets: names and paths, parts and crops of them, the order of training images, and prefetching loaders.
 
 A data set is one HDF5 file with `imgs` uint8 (N,3,R,R) and `labels` int64 (N,), the layout of the BigGAN-PyTorch
 family; `make_hdf5.py` writes it. Resolution and number of classes come from the file, never from a table.
@@ -10,16 +10,13 @@ import argparse
 import collections
 import concurrent.futures
 import functools
-import itertools
-import json
-import math
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 
 import utils
+from hdf5_dataset import HDF5Dataset
 
 # The names under which the family's launch scripts know ImageNet.
 FAMILY_FILES = {f"I{resolution}_hdf5": f"ILSVRC{resolution}.hdf5" for resolution in (32, 64, 128, 256)}
@@ -41,6 +38,13 @@ def add_data_args(parser):
         default=False,
         help="read the whole file into memory first (of use for compressed files and slow disks)",
     )
+    group.add_argument(
+        "--crop_size",
+        type=utils.positive_int,
+        default=None,
+        help="side of the images to train on where those of the file are larger: random crops in training (with "
+        "--augment), the centre for statistics and classifier",
+    )
     group.add_argument("--num_workers", type=utils.positive_int, default=1, help="threads that read batches ahead")
 
 
@@ -55,6 +59,13 @@ def dataset_path(name, data_root):
         return Path(name)
     stem = name.removesuffix("_hdf5")
     return Path(data_root) / FAMILY_FILES.get(f"{stem}_hdf5", f"{stem}.hdf5")
+
+
+def reference_name(name, data_root, crop_size=None):
+    """The name under which statistics and the classifier of a data set are stored: `HDF5Dataset.name` of its file, or,
+    where training crops to crop_size, `CentreCrop.name`. The file need not be there."""
+    stem = dataset_path(name, data_root).stem
+    return f"{stem}_crop{crop_size}" if crop_size else stem
 
 
 def open_dataset(name, data_root, load_in_mem=False):
@@ -82,68 +93,15 @@ def _make_command(path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One file
-
-
-class HDF5Dataset:
-    """Images and labels of one HDF5 file, read a batch at a time from any number of threads.
-
-    Contiguous, uncompressed pixels are memory-mapped: the system's file cache then is the only copy, shared by all
-    processes. Chunked or compressed files, as the family makes them, are read through h5py.
-
-    Attributes: path; name: file stem; images: uint8 (N,3,R,R), a memory map, an array (load_in_mem) or a
-        `ChunkedImages`; labels: int64 array (N,); num_classes; resolution: R; class_names: list of str;
-        source and crop_resize: where the images came from and how they were brought to RxR (None: the file is silent).
-    Raises: UserError with one line that names the file and what is wrong with it.
-    """
-
-    def __init__(self, path, load_in_mem=False):
-        self.path = Path(path)
-        self.name = self.path.stem
-        try:
-            with _open_hdf5(self.path) as file:
-                pixels, self.labels = _checked(file, self.path)
-                self.resolution = pixels.shape[-1]
-                self.class_names = _class_names(file, self.labels, self.path)
-                self.num_classes = len(self.class_names)
-                self.source = file.attrs.get("source")
-                self.crop_resize = file.attrs.get("crop_resize")
-                self.images = pixels[()] if load_in_mem else _memory_map(pixels, self.path)
-                chunk_cache = _chunk_cache(pixels)
-            if self.images is None:
-                self.images = ChunkedImages(self.path, chunk_cache)
-        except (OSError, RuntimeError) as error:  # what h5py raises for damage inside a file
-            raise utils.UserError(f"{self.path}: damaged HDF5 file ({_first_line(error)})") from error
-
-    def __len__(self):
-        return len(self.labels)
-
-    def read(self, indices, pin_memory=False):
-        """Pixels of some images.
-
-        Args: indices: int array (B,), in any order, repeats allowed; pin_memory: page-lock the result, so that copies
-            to a GPU overlap with its work.
-        Returns: uint8 tensor (B,3,R,R).
-        Raises: IndexError for an index outside 0..N-1.
-        """
-        indices = np.asarray(indices, dtype=np.int64)
-        if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
-            raise IndexError(f"{self.path} has images 0 to {len(self) - 1}, asked for {indices.min()}..{indices.max()}")
-        shape = (len(indices), 3, self.resolution, self.resolution)
-        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
-        # The indices are checked above: "clip" only spares numpy the extra copy that its own check would cost.
-        self.images.take(indices, axis=0, out=batch.numpy(), mode="clip")
-        return batch
-
-    def labels_at(self, indices):
-        """Class ids of some images: int array (B,) to int64 tensor (B,)."""
-        return torch.from_numpy(self.labels[np.asarray(indices, dtype=np.int64)])
+# Parts and crops of a data set, with its interface
 
 
 class Subset:
-    """Some of the images of a data set, behind the interface of `HDF5Dataset`; classes keep their numbers.
+    """Some images of a data set, without copying any.
 
-    Args: dataset: HDF5Dataset; indices: int array, sorted, of the images that are in it.
+    Attributes: as `HDF5Dataset`, `images` excepted; labels: int64 array (n,); classes keep their numbers and names.
+    Args: dataset: HDF5Dataset, Subset or CentreCrop; indices: int array (n,), ascending, which images.
+    Raises: IndexError for an index outside the data set.
     """
 
     def __init__(self, dataset, indices):
@@ -157,112 +115,46 @@ class Subset:
         return len(self.indices)
 
     def read(self, indices, pin_memory=False):
-        """As `HDF5Dataset.read`."""
+        """Pixels of some images, as `HDF5Dataset.read`."""
         return self.dataset.read(self.indices[np.asarray(indices, dtype=np.int64)], pin_memory)
 
     def labels_at(self, indices):
-        """As `HDF5Dataset.labels_at`."""
+        """Class ids of some images, as `HDF5Dataset.labels_at`."""
         return torch.from_numpy(self.labels[np.asarray(indices, dtype=np.int64)])
 
 
-class ChunkedImages:
-    """Pixels that cannot be memory-mapped (chunked, compressed), behind the part of numpy's interface that we use.
+class CentreCrop:
+    """The centres of a data set's images: what statistics are computed on where training crops at random.
 
-    h5py serialises calls into HDF5 by itself, so any thread may read.
+    Attributes: as `HDF5Dataset`, `images` excepted; resolution: size; name: that of `reference_name`.
+    Args: dataset: HDF5Dataset or Subset; size: side of the crops, below the data set's resolution.
+    Raises: utils.UserError unless there is something to crop.
     """
 
-    def __init__(self, path, chunk_cache):
-        self.pixels = _open_hdf5(path, chunk_cache)["imgs"]  # keeps its file open
-        self.shape, self.dtype = self.pixels.shape, self.pixels.dtype
+    def __init__(self, dataset, size):
+        if size >= dataset.resolution:
+            raise utils.UserError(
+                f"--crop_size {size}: the images of {dataset.path} are {dataset.resolution}x{dataset.resolution}; "
+                f"make a file of larger ones: make_hdf5.py --resolution R, with R above {size}"
+            )
+        self.dataset, self.resolution = dataset, size
+        self.path, self.name = dataset.path, f"{dataset.name}_crop{size}"
+        self.labels, self.num_classes, self.class_names = dataset.labels, dataset.num_classes, dataset.class_names
+        self.source, self.crop_resize = dataset.source, dataset.crop_resize
 
-    def take(self, indices, axis, out, mode):
-        """`numpy.ndarray.take` along axis 0 for indices within range."""
-        del axis, mode
-        # In increasing order each chunk is unpacked once. Runs of neighbours are read one by one, since h5py's own
-        # selection by a list of indices is slower by a factor of 3 (LZF) to 100 (plain chunks).
-        unique, inverse = np.unique(indices, return_inverse=True)
-        rows = np.empty((len(unique), *self.shape[1:]), dtype=self.dtype)
-        borders = [0, *(np.flatnonzero(np.diff(unique) != 1) + 1), len(unique)]
-        try:
-            for start, stop in itertools.pairwise(borders):
-                if start < stop:
-                    self.pixels.read_direct(rows, np.s_[unique[start] : unique[stop - 1] + 1], np.s_[start:stop])
-        except OSError as error:
-            raise utils.UserError(f"{self.pixels.file.filename}: damaged chunk ({_first_line(error)})") from error
-        return np.take(rows, inverse, axis=0, out=out, mode="clip")
+    def __len__(self):
+        return len(self.dataset)
 
+    def read(self, indices, pin_memory=False):
+        """Pixels of some images, as `HDF5Dataset.read`: uint8 (B,3,size,size)."""
+        start = (self.dataset.resolution - self.resolution) // 2
+        centre = slice(start, start + self.resolution)
+        crops = self.dataset.read(indices)[:, :, centre, centre].contiguous()
+        return crops.pin_memory() if pin_memory else crops
 
-def _open_hdf5(path, chunk_cache=0):
-    try:
-        # No lock: files are replaced, never changed in place, and some network file systems cannot lock.
-        return h5py.File(path, "r", locking=False, rdcc_nbytes=chunk_cache)
-    except OSError as error:
-        if path.is_dir():
-            raise utils.UserError(f"{path} is a folder, not an HDF5 file") from error
-        if error.errno is not None:  # the system's refusal: permissions, a broken disk
-            raise utils.UserError(f"cannot read {path}: {error.strerror or _first_line(error)}") from error
-        if "truncated" in str(error):
-            raise utils.UserError(f"{path} is truncated (an unfinished copy?); copy or make it again") from error
-        raise utils.UserError(f"{path} is not an HDF5 file") from error
-
-
-def _checked(file, path):
-    """The h5py data set of the pixels and the labels, int64 (N,), of an open file, if they are what they should be."""
-    if not file.attrs.get("complete", True):  # no such attribute: a file of the family
-        raise utils.UserError(f"{path} was never finished; make it again with make_hdf5.py --overwrite")
-    for key in ("imgs", "labels"):
-        if not isinstance(file.get(key), h5py.Dataset):
-            found = ", ".join(file) or "nothing"
-            raise utils.UserError(f"{path} has no data set '{key}' (it has {found}); make_hdf5.py makes such files")
-    pixels, labels = file["imgs"], file["labels"]
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3]:
-        raise utils.UserError(f"{path}: 'imgs' must be uint8 (N,3,R,R), not {pixels.dtype} {pixels.shape}")
-    if labels.dtype.kind not in "iu" or labels.shape != pixels.shape[:1]:
-        raise utils.UserError(
-            f"{path}: 'labels' must be integers ({len(pixels)},), one an image, not {labels.dtype} {labels.shape}"
-        )
-    if not pixels.size:
-        raise utils.UserError(f"{path} holds no images")
-    labels = labels[()].astype(np.int64)
-    if labels.min() < 0:
-        raise utils.UserError(f"{path}: 'labels' go down to {labels.min()}; class ids start at 0")
-    return pixels, labels
-
-
-def _class_names(file, labels, path):
-    num_classes = int(labels.max()) + 1
-    text = file.attrs.get("class_names")
-    if text is None:
-        return [str(i) for i in range(num_classes)]
-    try:
-        names = json.loads(text)
-    except (TypeError, ValueError) as error:
-        raise utils.UserError(f"{path}: the attribute 'class_names' is not a JSON list") from error
-    if not isinstance(names, list) or len(names) < num_classes:
-        raise utils.UserError(f"{path}: 'labels' go up to {num_classes - 1}, but 'class_names' does not name that many")
-    return [str(name) for name in names]
-
-
-def _memory_map(pixels, path):
-    """The pixels as an array over a memory map of the file, or None where they are not one plain block of it."""
-    offset = pixels.id.get_offset()
-    if offset is None or pixels.chunks is not None:
-        return None
-    if path.stat().st_size < offset + pixels.size:  # touching a page that is not there would kill the process
-        raise utils.UserError(f"{path} is truncated: its pixels do not fit in it; copy or make it again")
-    # A plain array over the map: np.memmap's own class makes every operation slower.
-    return np.asarray(np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=pixels.shape))
-
-
-def _chunk_cache(pixels):
-    """Bytes for HDF5's cache of chunks: room for two if they are compressed, so that neighbours do not unpack a chunk
-    again (the usual 6 MB at 64x64 exceed HDF5's default); none for plain chunks, which it can read a part of."""
-    compressed = pixels.chunks is not None and pixels.id.get_create_plist().get_nfilters() > 0
-    return 2 * math.prod(pixels.chunks) if compressed else 0
-
-
-def _first_line(error):
-    return (str(error) or type(error).__name__).splitlines()[0]
+    def labels_at(self, indices):
+        """Class ids of some images, as `HDF5Dataset.labels_at`."""
+        return self.dataset.labels_at(indices)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

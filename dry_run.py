@@ -82,14 +82,14 @@ def _num_processes(args):
 
 def _check_metrics(problems, args, plan):
     """Note what evaluation lacks: the feature network, the reference statistics."""
-    data = datasets.dataset_path(args.dataset, args.data_root)
+    reference = datasets.reference_name(args.dataset, args.data_root, args.crop_size)
     name, rule = args.feature_network, args.resize or feature_networks.NETWORK_RESIZE[args.feature_network][0]
-    arguments = name, args.data_root, data.stem, args.inception_weights, args.resize
+    arguments = name, args.data_root, reference, args.inception_weights, args.resize
     network = _attempt(problems, feature_networks.load_feature_network, *arguments)
     if network and plan and name == "classifier":
-        fitted = classifier.classifier_path(args.data_root, data.stem)
-        _attempt(problems, classifier.check_fits, network, plan.dataset, fitted)
-    compared = instance_selection.reference_name(args, data.stem)
+        fitted = classifier.classifier_path(args.data_root, reference)
+        _attempt(problems, classifier.check_fits, network, plan.reference, fitted)
+    compared = instance_selection.reference_name(args, reference)
     statistics = inception_utils.reference_path(args.data_root, compared, name, rule)
     if network or not statistics.exists():
         unknown = SimpleNamespace(name=name, resize=rule, feature_dim=2048, weights_hash="unknown")
@@ -116,7 +116,7 @@ def assumed_config(args):
     known = re.fullmatch(r"I(\d+)(_hdf5)?|C(10)(_hdf5)?", args.dataset)
     if not known:
         raise utils.UserError(f"--dataset {args.dataset}: size unknown")
-    return checks.make_config(args, int(known[1] or 32), 1000 if known[1] else 10)
+    return checks.make_config(args, args.crop_size or int(known[1] or 32), 1000 if known[1] else 10)
 
 
 def _print_sizes(args, config, num_images):

@@ -127,6 +127,7 @@ def parse_args(argv=None, run_args=None):
     data.add_argument("--dataset", help="name of the data set whose reference statistics to compare with")
     data.add_argument("--data_root", default="data", help="folder of the reference statistics")
     instance_selection.add_reference_args(data)
+    data.add_argument("--crop_size", type=utils.positive_int, default=None, help="that of the reference statistics")
     inception_utils.add_metric_args(parser)
     sample.add_sampling_args(parser)
     flags = vars(parser.parse_args(argv))
@@ -143,7 +144,7 @@ def main(argv=None):
         args = parse_args(argv, meta.get("args"))
         if args.dataset is None:
             raise utils.UserError(f"{args.checkpoint} does not say what it was trained on: name a --dataset")
-        name = datasets.dataset_path(args.dataset, args.data_root).stem
+        name = datasets.reference_name(args.dataset, args.data_root, args.crop_size)
         own = given.dataset and not given.reference_dataset  # another data set than the run's: its own statistics
         reference_name = name if own else instance_selection.reference_name(args, name)
         network, reference = inception_utils.load_evaluation(args, name, ranks.device, reference_name=reference_name)

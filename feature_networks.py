@@ -4,6 +4,7 @@ Symbols: N images, R resolution, d features, K classes of the feature network.
 """
 
 import contextlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,6 +190,10 @@ class ResNet50(nn.Module):
 
 
 def statistics_command(dataset_name, data_root, name):
+    """The command that makes reference statistics; dataset_name may be that of centre crops, as X_crop64 is of X."""
+    cropped = re.fullmatch(r"(.+)_crop(\d+)", dataset_name)
+    if cropped and not (Path(data_root) / f"{dataset_name}.hdf5").exists():
+        dataset_name = f"{cropped[1]} --crop_size {cropped[2]}"
     return (
         f"python calculate_inception_moments.py --dataset {dataset_name} --data_root {data_root} "
         f"--feature_network {name}"

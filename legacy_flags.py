@@ -42,7 +42,6 @@ REFUSED = {
     "hashname": "use --experiment_name",
     "config_from_name": "use --experiment_name",
     "logstyle": "log.jsonl holds plain numbers",
-    "augment": "use --flip",
     "hdf5": "data sets are always HDF5 files; see make_hdf5.py",
     "dataset_root": "use --data_root",
 }

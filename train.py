@@ -51,6 +51,8 @@ def parse_args(argv=None):
         parser.error("--dataset is required: the name of a data set made by make_hdf5.py")
     if args.class_mapping and not args.init_from:
         parser.error("--class_mapping goes with --init_from")
+    if args.crop_size and not args.augment:
+        parser.error("--crop_size goes with --augment: training crops at random, statistics at the centre")
     optimizers.check_optimizer_args(parser, args)
     if args.seed >= 2**63:
         parser.error(f"--seed {args.seed} must be below 2^63")
@@ -192,9 +194,10 @@ def train(args, ranks):
     checks.check_batches(args, ranks.world_size)
     feature_network = reference = None
     if args.test_every:
-        compared = instance_selection.reference_name(args, dataset.name)
-        evaluation = inception_utils.load_evaluation(args, dataset.name, ranks.device, dataset, compared)
-        feature_network, reference = evaluation
+        compared = instance_selection.reference_name(args, plan.reference.name)
+        feature_network, reference = inception_utils.load_evaluation(
+            args, plan.reference.name, ranks.device, plan.reference, compared
+        )
         checkpoints.check_which_best(
             args.which_best, inception_utils.metric_keys(feature_network, reference, config.n_classes)
         )
@@ -369,8 +372,10 @@ def print_start(args, config, G, D, dataset, folder, start, num_steps):
     for note in notes:
         print(f"note: {note}")
     sizes = {name: model_size.num_parameters(net) for name, net in (("G", G), ("D", D))}
+    crops = f" in random crops of {config.resolution}x{config.resolution}" if args.augment else ""
     print(
-        f"{dataset.name}: {len(dataset):,} images {config.resolution}x{config.resolution}, {config.n_classes} classes; "
+        f"{dataset.name}: {len(dataset):,} images {dataset.resolution}x{dataset.resolution}{crops}, "
+        f"{config.n_classes} classes; "
         f"G {sizes['G']:,} and D {sizes['D']:,} parameters; dim_z {config.dim_z}\n"
         f"an optimizer step of D sees {args.batch_size * args.num_D_accumulations} images; "
         f"{'resuming at' if start else 'from'} step {start} to {num_steps} in {folder}"

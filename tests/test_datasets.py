@@ -1,4 +1,4 @@
-"""Opening HDF5 files, the order of training images, and the prefetching loader."""
+"""Names of data sets, the order of training images, the prefetching loader, parts and crops."""
 
 import itertools
 import threading
@@ -48,52 +48,6 @@ def test_names_follow_the_family():
     assert path("other/birds.h5") == "other/birds.h5"
 
 
-@pytest.mark.parametrize(
-    "storage, kind",
-    [
-        ({}, np.ndarray),
-        ({"chunks": (20, 3, R, R)}, datasets.ChunkedImages),
-        ({"chunks": (20, 3, R, R), "compression": "lzf"}, datasets.ChunkedImages),
-        ({"chunks": (7, 3, 4, R), "compression": "gzip", "shuffle": True}, datasets.ChunkedImages),
-    ],
-)
-def test_every_storage_reads_the_same(tmp_path, storage, kind):
-    images, labels = random_images()
-    write(tmp_path / "a.hdf5", images, labels, **storage)
-    dataset = datasets.open_dataset("a", tmp_path)
-    in_memory = datasets.open_dataset("a_hdf5", tmp_path, load_in_mem=True)
-    assert isinstance(dataset.images, kind)
-    assert (dataset.num_classes, dataset.resolution, len(dataset)) == (7, R, N)
-    assert dataset.class_names == [str(i) for i in range(7)]
-    assert dataset.source is None and dataset.name == "a"
-    for indices in ([3], [9, 3, 9, 49, 0, 10, 11], range(N), [], [5, 5]):
-        indices = np.array(indices, dtype=int)
-        expected = torch.from_numpy(images[indices])
-        for each in (dataset, in_memory):
-            assert torch.equal(each.read(indices), expected)
-            assert torch.equal(each.labels_at(indices), torch.from_numpy(labels[indices]))
-    for bad in ([-1], [N]):
-        with pytest.raises(IndexError, match="images 0 to 49"):
-            dataset.read(bad)
-
-
-def test_pixels_after_a_user_block_are_found(tmp_path):
-    images, labels = random_images()
-    with h5py.File(tmp_path / "a.hdf5", "w", userblock_size=512) as file:
-        file["imgs"], file["labels"] = images, labels
-    dataset = datasets.open_dataset("a", tmp_path)
-    assert isinstance(dataset.images, np.ndarray)
-    assert torch.equal(dataset.read(range(N)), torch.from_numpy(images))
-
-
-def test_memory_map_is_shared_with_the_file_and_read_only(family_file):
-    dataset = datasets.HDF5Dataset(family_file)
-    assert not dataset.images.flags.owndata and not dataset.images.flags.writeable
-    batch = dataset.read([0])
-    batch.zero_()  # a copy: the file is out of reach
-    assert dataset.images[0].any()
-
-
 def test_missing_file_names_what_is_there_and_the_command(tmp_path, family_file):
     with pytest.raises(utils.UserError, match=r"holds made; .*make_hdf5.py --dataset folder"):
         datasets.open_dataset("birds", tmp_path)
@@ -101,82 +55,6 @@ def test_missing_file_names_what_is_there_and_the_command(tmp_path, family_file)
         datasets.open_dataset("digits_hdf5", tmp_path / "nowhere")
     with pytest.raises(utils.UserError, match=r"make_hdf5.py --dataset I128 --images"):
         datasets.open_dataset("I128_hdf5", tmp_path)
-
-
-def refused(path, message):
-    with pytest.raises(utils.UserError, match=message) as error:
-        datasets.HDF5Dataset(path)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_damaged_files_are_refused(tmp_path, family_file):
-    whole = family_file.read_bytes()
-    for size in (0, 100, 2000, len(whole) // 2, len(whole) - 1):
-        family_file.write_bytes(whole[:size])
-        refused(family_file, "truncated|not an HDF5 file")
-    text = tmp_path / "text.hdf5"
-    text.write_text("images\n" * 500)
-    refused(text, "not an HDF5 file")
-    refused(tmp_path, "is a folder")
-
-
-def test_pixels_past_the_end_of_the_file_are_refused(family_file, monkeypatch):
-    """HDF5 notices most truncations itself; where it does not, the memory map must not be touched."""
-    real = datasets._open_hdf5
-    whole = family_file.read_bytes()
-
-    def open_then_truncate(path, chunk_cache=0):
-        file = real(path, chunk_cache)
-        family_file.write_bytes(whole[: len(whole) // 2])
-        return file
-
-    monkeypatch.setattr(datasets, "_open_hdf5", open_then_truncate)
-    refused(family_file, "truncated|damaged")
-
-
-def test_damaged_chunk_is_named(tmp_path):
-    path = write(tmp_path / "a.hdf5", *random_images(), chunks=(N, 3, R, R), compression="gzip")
-    with h5py.File(path) as file:
-        chunk = file["imgs"].id.get_chunk_info(0)
-    content = bytearray(path.read_bytes())
-    content[chunk.byte_offset + 20 : chunk.byte_offset + chunk.size] = bytes(chunk.size - 20)
-    path.write_bytes(content)
-    with pytest.raises(utils.UserError, match=r"a.hdf5: damaged chunk"):
-        datasets.HDF5Dataset(path).read([1])
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda images, labels: (images.astype(np.float32), labels), "must be uint8"),
-        (lambda images, labels: (images[:, :1], labels), "must be uint8"),
-        (lambda images, labels: (images[..., :4], labels), "must be uint8"),
-        (lambda images, labels: (images.transpose(0, 2, 3, 1), labels), "must be uint8"),
-        (lambda images, labels: (images, labels[1:]), "one an image"),
-        (lambda images, labels: (images, labels / 2), "must be integers"),
-        (lambda images, labels: (images, labels - 1), "class ids start at 0"),
-        (lambda images, labels: (images[:0], labels[:0]), "no images"),
-    ],
-)
-def test_wrong_content_is_refused(tmp_path, change, message):
-    refused(write(tmp_path / "a.hdf5", *change(*random_images())), message)
-
-
-def test_missing_keys_marks_and_names_are_refused(family_file):
-    with h5py.File(family_file, "a") as file:
-        file.attrs["complete"] = False
-    refused(family_file, "never finished")
-    with h5py.File(family_file, "a") as file:
-        file.attrs["complete"] = True
-        file.attrs["class_names"] = '["one", "two"]'
-    refused(family_file, "does not name that many")
-    with h5py.File(family_file, "a") as file:
-        file.attrs["class_names"] = "one, two"
-    refused(family_file, "not a JSON list")
-    with h5py.File(family_file, "a") as file:
-        del file["labels"]
-        file.create_group("labels")
-    refused(family_file, "no data set 'labels'")
 
 
 # Order
@@ -241,18 +119,92 @@ def test_ranks_together_see_the_batch_of_one_process(dataset):
         datasets.BatchLoader(dataset, 10, seed=0, world_size=4)
 
 
-def test_batch_may_exceed_the_data_set(dataset):
-    ((x, y),) = take(datasets.BatchLoader(dataset, 3 * N, seed=0), 1)
-    assert len(x) == 3 * N and torch.equal(y.bincount(), 3 * torch.from_numpy(dataset.labels).bincount())
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_batch_may_exceed_the_data_set(dataset, world_size):
+    ranks = [
+        take(datasets.BatchLoader(dataset, 3 * N, seed=0, rank=rank, world_size=world_size), 2)
+        for rank in range(world_size)
+    ]
+    for parts in zip(*ranks, strict=True):
+        assert all(len(x) == 3 * N // world_size for x, _ in parts)
+        labels = torch.cat([y for _, y in parts])
+        assert torch.equal(labels.bincount(), 3 * torch.from_numpy(dataset.labels).bincount())
 
 
-def test_chunked_compressed_file_loads_the_same_from_many_threads(tmp_path, dataset):
-    write(tmp_path / "lzf.hdf5", *random_images(), chunks=(20, 3, R, R), compression="lzf")
-    compressed = datasets.open_dataset("lzf", tmp_path)
-    assert equal(
-        take(datasets.BatchLoader(dataset, 16, seed=0), 20),
-        take(datasets.BatchLoader(compressed, 16, seed=0, num_workers=4), 20),
-    )
+def test_passes_of_an_accumulated_step_are_whole_batches(dataset):
+    """However many passes a step reads, each is a full batch, and together they go on through the epochs."""
+    whole = take(datasets.BatchLoader(dataset, 4 * 16, seed=0), 3)
+    passes = take(datasets.BatchLoader(dataset, 16, seed=0), 4 * 3)
+    steps = [tuple(torch.cat(parts) for parts in zip(*passes[i : i + 4], strict=True)) for i in range(0, 12, 4)]
+    assert equal(whole, steps)
+
+
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_files_of_the_family_load_the_same_from_any_number_of_threads(tmp_path, num_workers):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 4, (1203, 3, R, R), dtype=np.uint8)  # compressible; the last chunk is not full
+    labels = rng.integers(0, 7, 1203)
+
+    def batches(name, storage, load_in_mem=False):
+        if not (tmp_path / f"{name}.hdf5").exists():
+            write(tmp_path / f"{name}.hdf5", images, labels, **storage)
+        dataset = datasets.open_dataset(name, tmp_path, load_in_mem)
+        return take(datasets.BatchLoader(dataset, 64, seed=0, num_workers=num_workers), 40)
+
+    contiguous = batches("contiguous", {})
+    chunks = {"chunks": (500, 3, R, R), "maxshape": (None, 3, R, R)}
+    for name, storage in (("chunked", {}), ("lzf", {"compression": "lzf"}), ("gzip", {"compression": "gzip"})):
+        for load_in_mem in (False, True):
+            assert equal(contiguous, batches(name, chunks | storage, load_in_mem))
+
+
+# Parts and crops
+
+
+@pytest.fixture
+def named(tmp_path):
+    images, labels = random_images()
+    make_hdf5.write_hdf5(tmp_path / "named.hdf5", iter(images), labels, list("abcdefg"), "made here", "as they are")
+    return datasets.open_dataset("named", tmp_path)
+
+
+def same_attributes(view, dataset, *names):
+    return all(getattr(view, name) == getattr(dataset, name) for name in names)
+
+
+def test_subset_reads_its_images_only(named):
+    images, labels = random_images()
+    chosen = np.array([0, 3, 4, 17, 49])
+    part = datasets.Subset(named, chosen)
+    assert len(part) == 5 and np.array_equal(part.labels, labels[chosen])
+    assert same_attributes(part, named, "path", "name", "num_classes", "class_names", "resolution", "source")
+    assert part.crop_resize == "as they are"
+    for indices in ([4, 1, 1], range(5), []):
+        indices = np.array(indices, dtype=int)
+        assert torch.equal(part.read(indices), torch.from_numpy(images[chosen[indices]]))
+        assert torch.equal(part.labels_at(indices), torch.from_numpy(labels[chosen[indices]]))
+    seen = [tuple(x.numpy().tobytes() for x in batch) for batch, _ in take(datasets.BatchLoader(part, 5, seed=0), 3)]
+    assert all(set(batch) == {image.tobytes() for image in images[chosen]} for batch in seen)  # an epoch each
+    nested = datasets.Subset(part, [1, 3])
+    assert torch.equal(nested.read([0, 1]), torch.from_numpy(images[[3, 17]]))
+    with pytest.raises(IndexError):
+        datasets.Subset(named, [0, N])
+
+
+def test_centre_crop_reads_the_middle(named, tmp_path):
+    images, labels = random_images()
+    crop = datasets.CentreCrop(named, 5)  # one pixel off at the top and left, two at the bottom and right
+    assert (len(crop), crop.resolution, crop.name) == (N, 5, "named_crop5")
+    assert crop.name == datasets.reference_name("named_hdf5", tmp_path, 5)
+    assert datasets.reference_name("I64_hdf5", tmp_path) == "ILSVRC64"
+    assert same_attributes(crop, named, "path", "num_classes", "class_names", "source", "crop_resize")
+    pairs = list(datasets.iterate(datasets.Subset(crop, np.arange(3, 9)), 4))
+    assert np.array_equal(torch.cat([x for x, _ in pairs]).numpy(), images[3:9, :, 1:6, 1:6])
+    assert np.array_equal(torch.cat([y for _, y in pairs]).numpy(), labels[3:9])
+    assert crop.read([1]).is_contiguous()
+    for size in (R, R + 1):
+        with pytest.raises(utils.UserError, match=f"--crop_size {size}: the images of .*named.hdf5 are 8x8"):
+            datasets.CentreCrop(named, size)
 
 
 def loader_threads():
@@ -329,14 +281,3 @@ def test_flags():
     args = parser.parse_args([])
     assert (args.dataset, args.data_root, args.load_in_mem, args.num_workers) == (None, "data", False, 1)
     assert parser.parse_args(["--load_in_mem", "--num_workers", "8"]).load_in_mem
-
-
-def test_written_files_are_memory_mapped_with_their_attributes(tmp_path):
-    images, labels = random_images()
-    names = [f"class {i} with a rather long name, and ünïcödé" for i in range(3000)]
-    make_hdf5.write_hdf5(tmp_path / "a.hdf5", iter(images), labels, names, "made here", "as they are")
-    dataset = datasets.open_dataset("a", tmp_path)
-    assert isinstance(dataset.images, np.ndarray) and not dataset.images.flags.owndata
-    assert dataset.class_names == names and dataset.num_classes == 3000
-    assert (dataset.source, dataset.crop_resize) == ("made here", "as they are")
-    assert torch.equal(dataset.read(range(N)), torch.from_numpy(images))
