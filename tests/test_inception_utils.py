@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import urllib.error
 
 import pytest
 import torch
@@ -45,61 +44,6 @@ def test_classifier_takes_any_resolution(resolution):
     assert features.shape == (2, 128) and logits.shape == (2, 7)
     h = net.blocks(net.stem(torch.rand(1, 3, resolution, resolution)))
     assert h.shape[-1] in (3, 4)
-
-
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory):
-    """A random network in a file like torchvision's (auxiliary head included), and the network."""
-    from torchvision.models import inception_v3
-
-    torch.manual_seed(0)
-    net = inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=False).eval()
-    path = tmp_path_factory.mktemp("inception") / "inception.pth"
-    torch.save(net.state_dict(), path)
-    return path, net
-
-
-@torch.no_grad()
-def test_inception_equals_torchvision(inception_file):
-    path, theirs = inception_file
-    network = load_feature_network("inceptionv3", "nowhere", "toy", weights=path)
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    # The family: [-1,1], back to [0,1], normalised, then interpolated with aligned corners.
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    x = (((images / 127.5 - 1) + 1) / 2 - mean[:, None, None]) / std[:, None, None]
-    x = F.interpolate(x, (299, 299), mode="bilinear", align_corners=True)
-    pooled = []
-    theirs.avgpool.register_forward_hook(lambda module, args, output: pooled.append(output.flatten(1)))
-    expected = theirs(x)
-    features, logits = network(images)
-    torch.testing.assert_close(features, pooled[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
-    assert (network.name, network.resize, network.distance) == ("inception", "bilinear_corners", "fid")
-    assert (network.feature_dim, network.num_classes) == (2048, 1000)
-    assert network.weights_hash == utils.sha256(path)
-
-
-def test_inception_weights_that_cannot_be_had(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-
-    def offline(*args, **kwargs):
-        raise urllib.error.URLError("no network here")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    cached = tmp_path / "checkpoints" / "inception_v3_google-0cc3c7bd.pth"
-    with pytest.raises(utils.UserError, match="no network here") as error:
-        load_feature_network("inception", "data", "toy")
-    assert str(cached) in str(error.value) and "--inception_weights" in str(error.value)
-    cached.write_bytes(b"half a file")
-    with pytest.raises(utils.UserError, match="damaged"):
-        load_feature_network("inception", "data", "toy")
-    with pytest.raises(utils.UserError, match="no such file"):
-        load_feature_network("inception", "data", "toy", weights=tmp_path / "missing.pth")
-    foreign = tmp_path / "foreign.pth"
-    for content in ({"weight": torch.zeros(3)}, [1, 2], {"format": "something"}):
-        torch.save(content, foreign)
-        with pytest.raises(utils.UserError, match=r"foreign\.pth does not hold"):
-            load_feature_network("inception", "data", "toy", weights=foreign)
 
 
 def test_names_and_resize_rules_are_checked(tmp_path):
