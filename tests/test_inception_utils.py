@@ -231,8 +231,8 @@ def test_scores_equal_torch_fidelity_from_the_pixels_on(inception_tf_weights):
     )
     ours = load_feature_network("inception_tf", "nowhere", "toy", inception_tf_weights)
     g = torch.Generator().manual_seed(0)
-    fake = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=g)
-    real = torch.randint(64, 192, (7, 3, 32, 32), dtype=torch.uint8, generator=g)
+    fake = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=g)
+    real = torch.randint(64, 192, (5, 3, 32, 32), dtype=torch.uint8, generator=g)
     (fake_features, fake_logits), (real_features, _) = ours(fake), ours(real)
     (their_fake, their_logits), (their_real, _) = theirs(fake), theirs(real)
 
@@ -244,13 +244,13 @@ def test_scores_equal_torch_fidelity_from_the_pixels_on(inception_tf_weights):
     assert metrics.frechet_distance(*(m for pair in moments for m in pair)) == pytest.approx(expected, rel=1e-3)
 
     expected = metric_kid.kid_features_to_metric(
-        their_fake, their_real, kid_subsets=5, kid_subset_size=5, rng_seed=2020, verbose=False
+        their_fake, their_real, kid_subsets=5, kid_subset_size=4, rng_seed=2020, verbose=False
     )
     random = np.random.RandomState(2020)
-    draws = [tuple(random.choice(7, 5, replace=False) for _ in range(2)) for _ in range(5)]
+    draws = [tuple(random.choice(5, 4, replace=False) for _ in range(2)) for _ in range(5)]
     distance = metrics.kernel_distance(fake_features, real_features, draws=draws)
     assert distance == pytest.approx(tuple(expected.values()), rel=1e-3)
 
     expected = metric_isc.isc_features_to_metric(their_logits, splits=2, shuffle=True, rng_seed=2020)
-    score = metrics.inception_score(fake_logits[np.random.RandomState(2020).permutation(7)], 2)
+    score = metrics.inception_score(fake_logits[np.random.RandomState(2020).permutation(5)], 2)
     assert score == pytest.approx(tuple(expected.values()), rel=1e-3)
