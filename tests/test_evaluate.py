@@ -20,7 +20,19 @@ import utils
 from metrics import RunningMoments
 
 NUM_IMAGES = 150
-METRICS = {"fd", "is_mean", "is_std", "kid_mean", "kid_std", "precision", "recall", "density", "coverage", "accuracy", "protocol"}
+METRICS = {
+    "fd",
+    "is_mean",
+    "is_std",
+    "kid_mean",
+    "kid_std",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "accuracy",
+    "protocol",
+}
 
 
 @pytest.fixture(scope="module")
