@@ -48,7 +48,9 @@ def add_score_args(group, splits, k, is_outputs):
         "only its 1000 classes",
     )
     group.add_argument("--prdc_k", type=utils.positive_int, default=k, help="neighbours of PRDC's radii")
-    group.add_argument("--prdc_memory_mb", type=utils.positive_int, default=1024, help="memory for PRDC's distances")
+    group.add_argument(
+        "--prdc_memory_mb", type=utils.positive_int, default=prdc.MEMORY_MB, help="memory for PRDC's distances"
+    )
 
 
 def metric_options(args):
@@ -85,7 +87,9 @@ def load_evaluation(args, name, device, dataset=None):
     if args.reference_file and not path.is_file():
         raise utils.UserError(f"--reference_file {path}: no such file")
     reference = reference_statistics.load_reference(path, network)
-    check_outputs(network, args.is_outputs)
+    check_options(args, network)
+    if args.kid_subset_size < 2:
+        raise utils.UserError("--kid_subset_size 1: pairs of images need two")
     splits, k = args.is_splits or reference.protocol["splits"], args.prdc_k or reference.protocol["k"]
     least = max(splits, k + 1)
     if args.num_inception_images < least:
@@ -95,10 +99,11 @@ def load_evaluation(args, name, device, dataset=None):
     return network, reference
 
 
-def check_outputs(network, is_outputs):
-    """Raise utils.UserError where the network has no outputs for ImageNet's 1000 classes."""
-    if is_outputs == "1000" and network.num_classes not in (1000, 1008):
+def check_options(args, network):
+    """Raise utils.UserError where the flags of `add_score_args` ask for what cannot be had of this network."""
+    if args.is_outputs == "1000" and network.num_classes not in (1000, 1008):
         raise utils.UserError(f"--is_outputs 1000: the {network.name} has {network.num_classes} classes of its own")
+    prdc.tiling(network.feature_dim, args.prdc_memory_mb)
 
 
 def scored_logits(logits, is_outputs):
@@ -129,7 +134,7 @@ def compute_metrics(
     splits=None,
     k=None,
     is_outputs=None,
-    prdc_memory_mb=1024,
+    prdc_memory_mb=prdc.MEMORY_MB,
     kid_subsets=100,
     kid_subset_size=1000,
     seed=0,
