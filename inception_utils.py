@@ -49,7 +49,7 @@ def add_score_args(group, splits, k, is_outputs):
     )
     group.add_argument("--prdc_k", type=utils.positive_int, default=k, help="neighbours of PRDC's radii")
     group.add_argument(
-        "--prdc_memory_mb", type=utils.positive_int, default=prdc.MEMORY_MB, help="memory for PRDC's distances"
+        "--prdc_memory_mb", type=utils.positive_int, default=prdc.MEMORY_MB, help="working memory of PRDC, in MiB"
     )
 
 
