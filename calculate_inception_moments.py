@@ -227,7 +227,8 @@ def measure(args, ranks):
     network = load_feature_network(
         args.feature_network, args.data_root, dataset.name, args.inception_weights, args.resize, ranks.device
     )
-    inception_utils.check_options(args, network)
+    inception_utils.check_outputs(network, args.is_outputs)
+    prdc.tiling(network.feature_dim, args.prdc_memory_mb)  # raises where that is too little
     path = reference_statistics.reference_path(
         args.data_root, dataset.name, network.name, network.resize, args.reference_num
     )

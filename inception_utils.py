@@ -87,7 +87,8 @@ def load_evaluation(args, name, device, dataset=None):
     if args.reference_file and not path.is_file():
         raise utils.UserError(f"--reference_file {path}: no such file")
     reference = reference_statistics.load_reference(path, network)
-    check_options(args, network)
+    check_outputs(network, args.is_outputs)
+    prdc.tiling(network.feature_dim, args.prdc_memory_mb)  # raises where that is too little
     if args.kid_subset_size < 2:
         raise utils.UserError("--kid_subset_size 1: pairs of images need two")
     splits, k = args.is_splits or reference.protocol["splits"], args.prdc_k or reference.protocol["k"]
@@ -99,11 +100,10 @@ def load_evaluation(args, name, device, dataset=None):
     return network, reference
 
 
-def check_options(args, network):
-    """Raise utils.UserError where the flags of `add_score_args` ask for what cannot be had of this network."""
-    if args.is_outputs == "1000" and network.num_classes not in (1000, 1008):
+def check_outputs(network, is_outputs):
+    """Raise utils.UserError where the network has no outputs for ImageNet's 1000 classes."""
+    if is_outputs == "1000" and network.num_classes not in (1000, 1008):
         raise utils.UserError(f"--is_outputs 1000: the {network.name} has {network.num_classes} classes of its own")
-    prdc.tiling(network.feature_dim, args.prdc_memory_mb)
 
 
 def scored_logits(logits, is_outputs):

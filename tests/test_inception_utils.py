@@ -180,9 +180,9 @@ def test_the_outputs_that_count():
 
     assert score(None) == score("all") == (metrics.inception_score(logits)[0], 1008)
     assert score("1000") == (metrics.inception_score(logits[:, 1:1001])[0], 1000)
-    inception_utils.check_options(argparse.Namespace(is_outputs="1000", prdc_memory_mb=100), network)
+    inception_utils.check_outputs(network, "1000")
     with pytest.raises(utils.UserError, match="the classifier has 3 classes of its own"):
-        inception_utils.check_options(argparse.Namespace(is_outputs="1000", prdc_memory_mb=100), small_network())
+        inception_utils.check_outputs(small_network(), "1000")
 
 
 def test_classes_are_known_where_they_are_the_data_sets():
