@@ -105,15 +105,6 @@ def scores_path(data_root, dataset_name, embedding, density_measure):
     return Path(data_root) / f"{dataset_name}_{embedding}_{density_measure}_scores.npz"
 
 
-def content_key(dataset):
-    """Hex digest that differs for other labels or shapes, and most likely for other pixels: 1,024 images are read."""
-    digest = hashlib.sha256(repr((len(dataset), dataset.resolution)).encode())
-    digest.update(dataset.labels.tobytes())
-    sample = np.unique(np.linspace(0, len(dataset) - 1, 1024).astype(np.int64))
-    digest.update(dataset.read(sample).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def scores_key(dataset, network, density_measure):
     """All that the scores of a data set depend on: a dict of plain values, stored with them."""
     about = {"version": VERSION, "content": content_key(dataset), "density_measure": density_measure}

@@ -19,6 +19,7 @@ import instance_selection
 import losses
 import model_size
 import optimizers
+import reference_statistics
 import utils
 
 MAX_SECONDS = 20  # of the passes of a batch size; the time of larger batches follows from it
@@ -89,11 +90,10 @@ def _check_metrics(problems, args, plan):
     if network and plan and name == "classifier":
         fitted = classifier.classifier_path(args.data_root, reference)
         _attempt(problems, classifier.check_fits, network, plan.reference, fitted)
-    compared = instance_selection.reference_name(args, reference)
-    statistics = inception_utils.reference_path(args.data_root, compared, name, rule)
+    statistics = inception_utils.evaluation_reference_path(args, reference, name, rule)
     if network or not statistics.exists():
         unknown = SimpleNamespace(name=name, resize=rule, feature_dim=2048, weights_hash="unknown")
-        _attempt(problems, inception_utils.load_reference, statistics, network or unknown)
+        _attempt(problems, reference_statistics.load_reference, statistics, network or unknown)
 
 
 def _check_embedding(problems, args):

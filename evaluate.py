@@ -18,7 +18,6 @@ from tqdm import tqdm
 import BigGAN
 import datasets
 import inception_utils
-import instance_selection
 import sample
 import utils
 
@@ -126,7 +125,6 @@ def parse_args(argv=None, run_args=None):
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", help="name of the data set whose reference statistics to compare with")
     data.add_argument("--data_root", default="data", help="folder of the reference statistics")
-    instance_selection.add_reference_args(data)
     data.add_argument("--crop_size", type=utils.positive_int, default=None, help="that of the reference statistics")
     inception_utils.add_metric_args(parser)
     sample.add_sampling_args(parser)
@@ -145,9 +143,7 @@ def main(argv=None):
         if args.dataset is None:
             raise utils.UserError(f"{args.checkpoint} does not say what it was trained on: name a --dataset")
         name = datasets.reference_name(args.dataset, args.data_root, args.crop_size)
-        own = given.dataset and not given.reference_dataset  # another data set than the run's: its own statistics
-        reference_name = name if own else instance_selection.reference_name(args, name)
-        network, reference = inception_utils.load_evaluation(args, name, ranks.device, reference_name=reference_name)
+        network, reference = inception_utils.load_evaluation(args, name, ranks.device)
         if ranks.is_main:
             print(sample.describe(G, meta, ranks.device))
         metrics = evaluate_generator(

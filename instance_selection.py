@@ -51,24 +51,6 @@ def add_selection_args(parser):
     group.add_argument("--embedding_weights", metavar="FILE", help="weights of the embedding; else as for the metrics")
 
 
-def add_reference_args(parser):
-    """Add the flag that says which reference statistics generated images are compared with."""
-    parser.add_argument(
-        "--reference_dataset",
-        metavar="NAME",
-        help="compare generated images with the reference statistics of this name (such as "
-        "digits_rr50_classifier_gaussian: what calculate_inception_moments.py makes of a selection); "
-        "None: those of the full data set",
-    )
-
-
-def reference_name(args, dataset_name):
-    """The name of the reference statistics: that of --reference_dataset if it is given, else the data set's."""
-    if args.reference_dataset is None:
-        return dataset_name
-    return datasets.dataset_path(args.reference_dataset, args.data_root).stem
-
-
 def _percent(text):
     try:
         value = float(text)
@@ -110,9 +92,9 @@ class Selection:
     key: dict
 
     @property
-    def name(self):
-        """The name under which the statistics of the kept images are stored."""
-        return f"{self.dataset.name}_rr{self.retention_ratio:g}_{self.embedding}_{self.density_measure}"
+    def suffix(self):
+        """What the name under which the statistics of the kept images are stored ends in."""
+        return f"rr{self.retention_ratio:g}_{self.embedding}_{self.density_measure}"
 
     def counts(self):
         """Images of each class that has any, all and kept, and their class ids: three int64 arrays."""
@@ -122,7 +104,7 @@ class Selection:
     def record(self):
         """Text that tells this selection from another, by other images or weights too."""
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
-        return f"{len(self.subset)} images of {self.name}, scores {digest[:16]}"
+        return f"{len(self.subset)} images of {self.dataset.name}_{self.suffix}, scores {digest[:16]}"
 
     def describe(self):
         """One line: how many images are kept."""
@@ -158,7 +140,7 @@ def make_selection(args, dataset, scores, key):
 
 def parse_args(argv=None):
     parser = utils.ArgumentParser("Score the images of a data set by density and say which of them would be kept.")
-    datasets.add_data_args(parser)
+    datasets.add_data_args(parser, loader=False)
     add_selection_args(parser)
     run = parser.add_argument_group("run")
     run.add_argument("--metric_batch_size", type=utils.positive_int, default=64, help="images a pass")

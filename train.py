@@ -105,7 +105,6 @@ def make_parser():
     instance_selection.add_selection_args(parser)
     inception_utils.add_metric_args(parser)
     report = parser.add_argument_group("reports")
-    instance_selection.add_reference_args(report)
     report.add_argument(
         "--test_every", type=utils.count, default=5000, help="steps between evaluations; 0: none at all"
     )
@@ -194,9 +193,8 @@ def train(args, ranks):
     checks.check_batches(args, ranks.world_size)
     feature_network = reference = None
     if args.test_every:
-        compared = instance_selection.reference_name(args, plan.reference.name)
         feature_network, reference = inception_utils.load_evaluation(
-            args, plan.reference.name, ranks.device, plan.reference, compared
+            args, plan.reference.name, ranks.device, plan.reference
         )
         checkpoints.check_which_best(
             args.which_best, inception_utils.metric_keys(feature_network, reference, config.n_classes)
