@@ -21,6 +21,7 @@ from tqdm import tqdm
 import classifier
 import dataset_doctor
 import datasets
+import density_scores
 import inception_utils
 import instance_selection
 import metrics
@@ -33,7 +34,7 @@ from feature_networks import add_feature_args, check_choice, load_feature_networ
 def parse_args(argv=None):
     parser = utils.ArgumentParser(description=__doc__)
     datasets.add_data_args(parser, loader=False)
-    instance_selection.add_selection_args(parser)
+    density_scores.add_selection_args(parser)
     measure = add_feature_args(parser)
     inception_utils.add_score_args(measure, splits=10, k=5, is_outputs="all")
     statistics = parser.add_argument_group("statistics")
@@ -128,7 +129,8 @@ def compute_reference(
 
     Args: dataset: of `datasets.open_dataset`; network: FeatureNetwork on `device`; seed: of the random choice of real
         features, of --reference_num images, and of the random splits of the Inception score (files are often sorted by
-        class); selection: what tells the selected images of `dataset` from others, for the protocol; ranks: of `utils.process_group`, or None for one process.
+        class); selection: which images `dataset` is a selection of, for the protocol; ranks: of `utils.process_group`,
+        or None for one process.
     Returns: reference_statistics.Reference, the same on all ranks.
     Raises: UserError where there are too few images for `splits` or for coverage between two halves with `k`.
     """
@@ -227,14 +229,14 @@ def measure(args, ranks):
     """Compute the statistics that the flags ask for, or find them computed. Returns: Reference and its path."""
     file = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
     check_choice(args.feature_network, args.inception_weights, args.resize)  # before a classifier is fitted
-    utils.on_main(ranks, lambda: dataset_doctor.introduce(file))
+    findings = utils.on_main(ranks, lambda: dataset_doctor.introduce(file))
     dataset = datasets.CentreCrop(file, args.crop_size) if args.crop_size else file
     if args.feature_network == "classifier":
         utils.on_main(ranks, lambda: ensure_classifier(args, dataset, ranks.device))
     network = load_feature_network(
         args.feature_network, args.data_root, dataset.name, args.inception_weights, args.resize, ranks.device
     )
-    selection = instance_selection.select(args, file, ranks)
+    selection = instance_selection.select(args, file, findings["content"], ranks)
     if selection:  # its statistics have a name, hence a file, of their own
         dataset = datasets.Subset(dataset, selection.subset.indices)
         dataset.name = f"{dataset.name}_{selection.suffix}"

@@ -1,6 +1,7 @@
 """What is in a data set: its classes and their sizes, images that occur twice, images of one colour, and a picture.
 
     python dataset_doctor.py --dataset digits [--json]
+    python dataset_doctor.py --dataset I64_hdf5 --retention_ratio 40      also what instance selection keeps of each class
 
 One pass over all pixels; its findings are kept beside the data set in NAME_doctor.json and NAME_doctor.png, and read
 from there as long as the file does not change. make_hdf5.py, calculate_inception_moments.py and train.py make the pass
@@ -22,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 import datasets
+import density_scores
 import doctor_picture
 import utils
 
@@ -70,8 +72,8 @@ def introduce(dataset):
     return findings
 
 
-def _print_report(findings):
-    print(report(findings))
+def _print_report(findings, kept=None):
+    print(report(findings, kept))
     if findings["picture"]:
         print(f"classes and examples: {findings['picture']}")
 
@@ -318,10 +320,20 @@ def parse_args(argv=None):
     parser.add_argument(
         "--overwrite", action=argparse.BooleanOptionalAction, default=False, help="examine again what has been before"
     )
+    density_scores.add_selection_args(parser)
     args = parser.parse_args(argv)
     if args.dataset is None:
         parser.error("--dataset is required: the name of a data set made by make_hdf5.py")
     return args
+
+
+def kept_counts(args, dataset, findings):
+    """Images that instance selection keeps of each class, ints (num_classes,), or None where all are kept."""
+    if args.retention_ratio == 100:
+        return None
+    scores = density_scores.stored_scores(args, dataset, findings["content"])
+    kept = density_scores.keep(scores, dataset.labels, args.retention_ratio)
+    return np.bincount(dataset.labels[kept], minlength=dataset.num_classes)
 
 
 def main(argv=None):
@@ -329,10 +341,11 @@ def main(argv=None):
     dataset = datasets.open_dataset(args.dataset, args.data_root)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         findings = examine(dataset, overwrite=args.overwrite)
+    kept = kept_counts(args, dataset, findings)
     if args.json:
-        print(json.dumps(findings, indent=1))
+        print(json.dumps(findings | ({} if kept is None else {"kept": kept.tolist()}), indent=1))
     else:
-        _print_report(findings)
+        _print_report(findings, kept)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ line that says why, for other images, weights or rules.
 Symbols: N images of the data set.
 """
 
-import hashlib
+import argparse
 import json
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -24,7 +25,39 @@ from feature_networks import NETWORK_RESIZE, load_feature_network, network_name
 VERSION = 1  # raised where the same images would get other scores
 PUBLISHED = "inceptionv3"  # torchvision's Inception as the paper embeds with it: see `load_embedding`
 EMBEDDINGS = (PUBLISHED, *NETWORK_RESIZE)
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile)  # of damaged npz files
 ELSEWHERE = ("resnet50", "places365", "resnextwsl", "swav")  # of the published code; refused unless in EMBEDDINGS
+
+
+def add_selection_args(parser):
+    """Add the flags that say which images of each class are kept."""
+    group = parser.add_argument_group("instance selection (within each class of the data set)")
+    group.add_argument(
+        "--retention_ratio", type=_percent, default=100.0, help="percent of the images that are kept, the densest ones"
+    )
+    group.add_argument(
+        "--embedding",
+        choices=tuple(dict.fromkeys(EMBEDDINGS + ELSEWHERE)),
+        default=PUBLISHED,
+        help="features that the density is measured in: inceptionv3 (the published ones), or a feature network",
+    )
+    group.add_argument(
+        "--density_measure",
+        choices=tuple(DENSITY_MEASURES),
+        default="gaussian",
+        help="log-likelihood under a Gaussian or probabilistic PCA, or minus the distance to the 5th neighbour",
+    )
+    group.add_argument("--embedding_weights", metavar="FILE", help="weights of the embedding; else as for the metrics")
+
+
+def _percent(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not a percentage above 0")
+    return value
 
 
 def check_embedding(embedding):
@@ -46,12 +79,10 @@ def load_embedding(embedding, data_root, dataset_name, weights=None, device="cpu
     Args and Raises: as `load_feature_network`.
     """
     check_embedding(embedding)
-    network = load_feature_network(network_name(embedding), data_root, dataset_name, weights, None, device)
-    if embedding == PUBLISHED:
-        # The published code asks torchvision for the pretrained network, which then rescales its input from ImageNet's
-        # mean and deviation to [-1, 1]; `inception`, the network of the metrics, has the same weights without that.
-        network.net.trunk.transform_input = True
-        network.name = PUBLISHED
+    # The published code asks torchvision for the pretrained network, which then rescales its input from ImageNet's mean
+    # and deviation to [-1, 1]; `inception`, the network of the metrics, has the same weights without that.
+    resize = "bilinear_corners_transform_input" if embedding == PUBLISHED else None
+    network = load_feature_network(network_name(embedding), data_root, dataset_name, weights, resize, device)
     return network
 
 
@@ -97,6 +128,21 @@ def _class_scores(features, density_measure, class_name):
         ) from error
 
 
+def keep(scores, labels, retention_ratio):
+    """Which images are kept: of each class those above the (100 - retention_ratio)th percentile of its scores.
+
+    The percentile is numpy's (linear) and the comparison strict, as published; where ties leave none above, the class
+    keeps its best, so that no class becomes empty.
+    Args: scores: float array (N,); labels: int array (N,); retention_ratio: in (0, 100]. Returns: bool array (N,).
+    """
+    kept = np.full(len(scores), retention_ratio == 100)
+    for indices in class_indices(labels) if retention_ratio < 100 else []:
+        own = scores[indices]
+        above = own > np.percentile(own, 100 - retention_ratio)
+        kept[indices] = above if above.any() else own == own.max()
+    return kept
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Scores on disk
 
@@ -105,9 +151,9 @@ def scores_path(data_root, dataset_name, embedding, density_measure):
     return Path(data_root) / f"{dataset_name}_{embedding}_{density_measure}_scores.npz"
 
 
-def scores_key(dataset, network, density_measure):
+def scores_key(content, network, density_measure):
     """All that the scores of a data set depend on: a dict of plain values, stored with them."""
-    about = {"version": VERSION, "content": content_key(dataset), "density_measure": density_measure}
+    about = {"version": VERSION, "content": content, "density_measure": density_measure}
     return about | {"embedding": network.name, "resize": network.resize, "weights_hash": network.weights_hash}
 
 
@@ -116,14 +162,18 @@ def save_scores(path, scores, key):
         np.savez(temporary, scores=scores, key=json.dumps(key))
 
 
+def _read(path):
+    with np.load(path, allow_pickle=False) as file:
+        return file["scores"], json.loads(file["key"].item())
+
+
 def read_scores(path, key):
     """The scores (N,) at `path` if they have this key, else None, after a line that says why."""
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            scores, made = file["scores"], json.loads(file["key"].item())
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile):
+        scores, made = _read(path)
+    except UNREADABLE:
         print(f"computing again: {path} is not a readable file of scores")
         return None
     if made != key:
@@ -133,10 +183,30 @@ def read_scores(path, key):
     return scores
 
 
-def load_scores(args, dataset, ranks, weights=None, overwrite=False):
+def stored_scores(args, dataset, content):
+    """The scores (N,) of a data set that the flags mean, as they are stored, whatever weights they were made with.
+
+    Raises: utils.UserError if there are none, or if they are of other images.
+    """
+    path = scores_path(args.data_root, dataset.name, args.embedding, args.density_measure)
+    try:
+        scores, key = _read(path)
+    except UNREADABLE:
+        key = {}
+    if key.get("content") != content:
+        raise utils.UserError(
+            f"no scores of these images in {path}; make them with: python instance_selection.py --dataset "
+            f"{args.dataset} --data_root {args.data_root} --embedding {args.embedding} "
+            f"--density_measure {args.density_measure}"
+        )
+    return scores
+
+
+def load_scores(args, dataset, content, ranks, weights=None, overwrite=False):
     """The scores of a data set, from --data_root, or computed on all ranks and stored there.
 
-    Args: args: the flags of `add_selection_args`, data_root and metric_batch_size; weights: file of the embedding's.
+    Args: args: the flags of `add_selection_args`, data_root and metric_batch_size; content: of the data set, as
+        `dataset_doctor.examine` gives it; weights: file of the embedding's.
     Returns: float64 array (N,) and its key, the same on all ranks.
     """
     network = load_embedding(args.embedding, args.data_root, dataset.name, weights, ranks.device)
@@ -144,7 +214,7 @@ def load_scores(args, dataset, ranks, weights=None, overwrite=False):
     found = [None, None]  # rank 0 decides, so that all ranks compute or none does
 
     def look():
-        found[1] = scores_key(dataset, network, args.density_measure)
+        found[1] = scores_key(content, network, args.density_measure)
         found[0] = None if overwrite else read_scores(path, found[1])
         if found[0] is None and path.parent.exists() and not os.access(path.parent, os.W_OK):
             raise utils.UserError(f"{path} cannot be written; make {path.parent} writable for the scores")

@@ -15,7 +15,6 @@ import datasets
 import density_scores
 import feature_networks
 import inception_utils
-import instance_selection
 import losses
 import model_size
 import optimizers

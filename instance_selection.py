@@ -10,11 +10,9 @@ percentile are kept. Scores are computed once and stored under --data_root (`den
 Symbols: N images of the data set.
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,62 +20,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import dataset_doctor
 import datasets
 import density_scores
 import utils
-from density_measures import DENSITY_MEASURES
 
 SHEET_CLASSES, SHEET_IMAGES = 10, 5  # of the picture: classes, and images of each at either end
 
 
-def add_selection_args(parser):
-    """Add the flags that say which images of each class are kept."""
-    group = parser.add_argument_group("instance selection (within each class of the data set)")
-    group.add_argument(
-        "--retention_ratio", type=_percent, default=100.0, help="percent of the images that are kept, the densest ones"
-    )
-    group.add_argument(
-        "--embedding",
-        choices=tuple(dict.fromkeys(density_scores.EMBEDDINGS + density_scores.ELSEWHERE)),
-        default=density_scores.PUBLISHED,
-        help="features that the density is measured in: inceptionv3 (the published ones), or a feature network",
-    )
-    group.add_argument(
-        "--density_measure",
-        choices=tuple(DENSITY_MEASURES),
-        default="gaussian",
-        help="log-likelihood under a Gaussian or probabilistic PCA, or minus the distance to the 5th neighbour",
-    )
-    group.add_argument("--embedding_weights", metavar="FILE", help="weights of the embedding; else as for the metrics")
-
-
-def _percent(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is not a percentage above 0")
-    return value
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What is kept
-
-
-def keep(scores, labels, retention_ratio):
-    """Which images are kept: of each class those above the (100 - retention_ratio)th percentile of its scores.
-
-    The percentile is numpy's (linear) and the comparison strict, as published; where ties leave none above, the class
-    keeps its best, so that no class becomes empty.
-    Args: scores: float array (N,); labels: int array (N,); retention_ratio: in (0, 100]. Returns: bool array (N,).
-    """
-    kept = np.full(len(scores), retention_ratio == 100)
-    for indices in density_scores.class_indices(labels) if retention_ratio < 100 else []:
-        own = scores[indices]
-        above = own > np.percentile(own, 100 - retention_ratio)
-        kept[indices] = above if above.any() else own == own.max()
-    return kept
 
 
 @dataclass(frozen=True)
@@ -115,14 +67,15 @@ class Selection:
         )
 
 
-def select(args, dataset, ranks):
+def select(args, dataset, content, ranks):
     """The Selection that the flags ask for, after printing what it keeps, or None if all images are kept.
 
-    Args: args: the flags of `add_selection_args` and of the metrics, and data_root. Raises: as `load_scores`.
+    Args: args: the flags of `add_selection_args` and of the metrics, and data_root; content: see `load_scores`.
+    Raises: as `load_scores`.
     """
     if args.retention_ratio == 100:
         return None
-    scores, key = density_scores.load_scores(args, dataset, ranks, density_scores.embedding_weights(args))
+    scores, key = density_scores.load_scores(args, dataset, content, ranks, density_scores.embedding_weights(args))
     selection = make_selection(args, dataset, scores, key)
     if ranks.is_main:
         print(report(selection))
@@ -130,7 +83,7 @@ def select(args, dataset, ranks):
 
 
 def make_selection(args, dataset, scores, key):
-    subset = datasets.Subset(dataset, np.flatnonzero(keep(scores, dataset.labels, args.retention_ratio)))
+    subset = datasets.Subset(dataset, np.flatnonzero(density_scores.keep(scores, dataset.labels, args.retention_ratio)))
     return Selection(dataset, subset, args.retention_ratio, args.embedding, args.density_measure, key)
 
 
@@ -141,7 +94,7 @@ def make_selection(args, dataset, scores, key):
 def parse_args(argv=None):
     parser = utils.ArgumentParser("Score the images of a data set by density and say which of them would be kept.")
     datasets.add_data_args(parser, loader=False)
-    add_selection_args(parser)
+    density_scores.add_selection_args(parser)
     run = parser.add_argument_group("run")
     run.add_argument("--metric_batch_size", type=utils.positive_int, default=64, help="images a pass")
     run.add_argument("--overwrite", action="store_true", help="compute scores again that are there, replace --out")
@@ -161,7 +114,8 @@ def main(argv=None):
         density_scores.check_embedding(args.embedding)
         dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
         check_out(args, dataset)
-        scores, key = density_scores.load_scores(args, dataset, ranks, args.embedding_weights, args.overwrite)
+        content = utils.on_main(ranks, lambda: dataset_doctor.introduce(dataset))["content"]
+        scores, key = density_scores.load_scores(args, dataset, content, ranks, args.embedding_weights, args.overwrite)
         if not ranks.is_main:
             return
         selection = make_selection(args, dataset, scores, key)

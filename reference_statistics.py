@@ -19,7 +19,8 @@ from feature_networks import statistics_command
 from metrics import RunningMoments
 
 NUM_REAL_FEATURES = 10_000  # real images that KID, precision, recall, density and coverage are measured against
-ADDED_LATER = {"is_outputs": "all", "reference_num": None, "imagenet_classes": False, "selection": None}  # what earlier files leave out
+# What files of earlier versions leave out.
+ADDED_LATER = {"is_outputs": "all", "reference_num": None, "imagenet_classes": False, "selection": None}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def make_protocol(
     Args: dataset: name; num_images: measured ones, or None where unknown; seed: of all random choices; k, splits,
         is_outputs: of PRDC and the Inception score; reference_num: size of the random subset that was measured, or None
         for the whole data set; imagenet_classes: whether its classes are ImageNet's 1000, in WordNet's order;
-        selection: which images instance selection has left, None for all; assumed: whether all this is a guess about a file of another codebase.
+        selection: which images instance selection has left, None for all; assumed: whether all this is a guess about a
+        file of another codebase.
     """
     about = {"network": network.name, "weights_hash": network.weights_hash, "resize": network.resize}
     about |= {"dataset": dataset, "num_images": num_images, "seed": seed, "k": k, "splits": splits}

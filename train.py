@@ -25,6 +25,7 @@ import checkpoints
 import checks
 import dataset_doctor
 import datasets
+import density_scores
 import dry_run
 import ema
 import evaluate
@@ -102,7 +103,7 @@ def make_parser():
     step.add_argument("--ema_start", type=utils.count, default=0, help="step until which the average is a plain copy")
     optimizers.add_optimizer_args(parser)
 
-    instance_selection.add_selection_args(parser)
+    density_scores.add_selection_args(parser)
     inception_utils.add_metric_args(parser)
     report = parser.add_argument_group("reports")
     report.add_argument(
@@ -201,7 +202,7 @@ def train(args, ranks):
         )
     folder = checkpoints.run_folder(args)
     findings = utils.on_main(ranks, lambda: dataset_doctor.introduce(dataset))
-    selection = instance_selection.select(args, dataset, ranks)
+    selection = instance_selection.select(args, dataset, findings["content"], ranks)
     reals = selection.subset if selection else dataset  # what D sees; the metrics compare with the whole data set
     num_steps = checks.run_length(args, len(reals))
     images_per_step = checks.images_per_step(args)
