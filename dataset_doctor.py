@@ -1,7 +1,7 @@
 """What is in a data set: its classes and their sizes, images that occur twice, images of one colour, and a picture.
 
     python dataset_doctor.py --dataset digits [--json]
-    python dataset_doctor.py --dataset I64_hdf5 --retention_ratio 40      also what instance selection keeps of each class
+    python dataset_doctor.py --dataset I64_hdf5 --retention_ratio 40    also what instance selection keeps per class
 
 One pass over all pixels; its findings are kept beside the data set in NAME_doctor.json and NAME_doctor.png, and read
 from there as long as the file does not change. make_hdf5.py, calculate_inception_moments.py and train.py make the pass

@@ -11,17 +11,18 @@ from PIL import Image
 
 import calculate_inception_moments
 import checkpoints
+import dataset_doctor
 import datasets
 import density_measures
 import density_scores
 import evaluate
-import feature_networks
-import inception_utils
 import instance_selection
 import make_hdf5
+import reference_statistics
+import resizing
 import train
 import utils
-from instance_selection import keep
+from density_scores import keep
 
 CPU = ["--device", "cpu"]
 MODEL = "--G_ch 4 --D_ch 4 --G_ch_mult 2-1-1 --D_ch_mult 1-2-2 --G_attn 0 --D_attn 0 --dim_z 8".split()
@@ -128,10 +129,10 @@ def test_the_published_embedding_is_torchvisions(tmp_path, monkeypatch):
     ours, metric = (density_scores.load_embedding(name, *args) for name in ("inceptionv3", "inception"))
     images = torch.randint(0, 256, (1, 3, 80, 80), dtype=torch.uint8)
     with torch.no_grad():
-        expected = theirs(feature_networks.bilinear_corners(images))
+        expected = theirs(resizing.bilinear_corners(images))
     torch.testing.assert_close(ours(images)[0], expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(metric(images)[0], expected, rtol=1e-2)
-    assert (ours.name, metric.name) == ("inceptionv3", "inception")
+    assert ours.resize != metric.resize and ours.weights_hash == metric.weights_hash
 
 
 def test_scores_are_computed_once(script, monkeypatch):
@@ -139,30 +140,29 @@ def test_scores_are_computed_once(script, monkeypatch):
     assert "keeps 30 of 60 images (classifier, gaussian); 10 to 10 a class" in first
     with monkeypatch.context() as without:
         without.delattr(density_scores, "compute_scores")
-        assert first.endswith(script("--retention_ratio", "50"))
+        assert first[first.index("instance selection") :] in script("--retention_ratio", "50")
         assert "keeps 15 of 60" in script("--retention_ratio", "25")
 
     path = script.root / "made_classifier_gaussian_scores.npz"
     before = path.read_bytes()
     path.write_bytes(before[:200])
     assert "is not a readable file of scores" in script() and path.read_bytes() == before
-    dataset = datasets.open_dataset("made", script.root)
     network = density_scores.load_embedding("classifier", script.root, "made")
-    key = density_scores.scores_key(dataset, network, "gaussian")
+    content = dataset_doctor.examine(datasets.open_dataset("made", script.root))["content"]
+    key = density_scores.scores_key(content, network, "gaussian")
     density_scores.save_scores(path, np.zeros(60), key | {"content": "", "weights_hash": ""})
     assert "made with another content, weights_hash" in script() and path.read_bytes() == before
 
 
-def test_the_content_key_tells_images_and_labels_apart(tmp_path):
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (9, 3, 8, 8)).astype(np.uint8), np.arange(9) % 2
-
-    def key(images, labels):
-        make_hdf5.write_hdf5(tmp_path / "x.hdf5", images, labels, ["a", "b"], "made", "none")
-        return density_scores.content_key(datasets.HDF5Dataset(tmp_path / "x.hdf5"))
-
-    keys = {key(images, labels), key(images, 1 - labels), key(255 - images, labels), key(images[:8], labels[:8])}
-    assert len(keys) == 4 and key(images, labels) in keys
+def test_the_doctor_says_what_is_kept(script, capsys):
+    flags = ["--dataset", "made", "--data_root", str(script.root), *SELECT, "--retention_ratio", "25"]
+    with pytest.raises(utils.UserError, match="no scores of these images in .* python instance_selection.py --dataset"):
+        dataset_doctor.main(flags)
+    script()
+    dataset_doctor.main(flags)
+    assert "keeps 15 of 60 images; 5 to 5 a class" in capsys.readouterr().out
+    dataset_doctor.main([*flags, "--json"])
+    assert json.loads(capsys.readouterr().out)["kept"] == [5, 5, 5]
 
 
 def test_the_script_shows_and_tells(script, capsys):
@@ -264,13 +264,15 @@ def test_statistics_of_the_kept_images(script, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "keeps 30 of 60 images" in out and "made_rr50_classifier_gaussian: 30 images" in out
     name = "made_rr50_classifier_gaussian"
-    part = inception_utils.read_reference(inception_utils.reference_path(script.root, name, "classifier", "native"))
-    full = inception_utils.read_reference(inception_utils.reference_path(script.root, "made", "classifier", "native"))
+    path = reference_statistics.reference_path(script.root, name, "classifier", "native")
+    part = reference_statistics.read_reference(path)
+    full = reference_statistics.read_reference(path.with_name("made_classifier_native_reference.npz"))
     assert part.protocol["num_images"] == 30 and full.protocol["num_images"] == 60
+    assert "30 images of made_rr50" in part.protocol["selection"] and full.protocol["selection"] is None
     assert part.protocol["weights_hash"] == full.protocol["weights_hash"]
 
     runs = ["--runs_root", str(tmp_path / "runs"), *MODEL, *STEPS, "--test_every", "1", "--num_iters", "1"]
-    train.main([*network, *runs, "--reference_dataset", name, "--experiment_name", "run"])
+    train.main([*network, *runs, "--reference_file", str(path), "--experiment_name", "run"])
     for flags, reference in (([], name), (["--dataset", "made"], "made")):
         capsys.readouterr()
         evaluate.main([str(tmp_path / "runs" / "run"), "--json", *CPU, *flags])
@@ -294,7 +296,7 @@ def _score_as_rank(rank, root):
     args = instance_selection.parse_args(["--dataset", "made", "--data_root", str(root), *SELECT])
     dataset = datasets.open_dataset("made", root)
     ranks = utils.Ranks(rank, 2, torch.device("cpu"))
-    scores, _ = density_scores.load_scores(args, dataset, ranks)
+    scores, _ = density_scores.load_scores(args, dataset, "content", ranks)
     np.save(root / f"rank{rank}.npy", scores)
 
 
