@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import datasets
+import utils
 
 STORAGE = {  # of `imgs`, as h5py's create_dataset takes it; the family writes chunks of 500
     "contiguous": lambda resolution: {},
@@ -151,8 +152,8 @@ def in_fresh_process(function, *arguments):
 
 
 def images_in(gigabytes, resolution, batch_size):
-    """How many images make a file of that size; at least one batch."""
-    return max(batch_size, int(gigabytes * GB) // (3 * resolution**2))
+    """How many images make a file of that size; at least one batch, and a chunk."""
+    return max(batch_size, 500, int(gigabytes * GB) // (3 * resolution**2))
 
 
 def compare_speed(resolution, args, folder):
@@ -227,4 +228,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    utils.run_main(main)

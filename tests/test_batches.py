@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch._subclasses import FakeTensorMode
 
 import batches
 import train
@@ -105,6 +106,14 @@ def test_augment_includes_flip_and_is_drawn_anew_for_every_pass():
     assert not torch.equal(augmented("--augment"), augmented("--augment", "--seed", "1"))
     mirrored = (augmented("--flip") != images).flatten(1).any(1)
     assert mirrored.any() and not mirrored.all()
+
+
+def test_augment_stays_on_the_device():
+    with FakeTensorMode():
+        images = torch.empty(8, 3, 32, 32, dtype=torch.uint8, device="cuda")
+        for flags in (["--augment"], ["--augment", "--crop_size", "24"]):
+            augmented = batches.augment(images, parse(*flags), utils.Ranks(0, 1, torch.device("cuda")), 3, 1)
+            assert augmented.device.type == "cuda" and augmented.shape[-1] == (24 if flags[1:] else 32)
 
 
 def test_fakes_of_D_take_the_classes_that_are_asked_for():

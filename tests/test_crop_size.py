@@ -16,7 +16,7 @@ import train
 import utils
 
 MODEL = "--G_ch 8 --D_ch 8 --G_ch_mult 1-1-1 --D_ch_mult 1-1-1 --G_attn 0 --D_attn 0 --dim_z 8".split()
-METRICS = "--feature_network classifier --num_inception_images 60 --test_every 2 --which_best FD".split()
+METRICS = "--feature_network classifier --num_inception_images 140 --test_every 2 --which_best FD".split()
 FLAGS = [*MODEL, *METRICS, *"--batch_size 8 --num_D_steps 1 --sample_every 0 --device cpu".split()]
 
 
