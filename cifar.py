@@ -119,7 +119,10 @@ def find_files(layout, where):
     if os.path.isfile(where):
         raise utils.UserError(f"--images {where} is none of {', '.join(name for name, _ in candidates)}")
     wanted = " nor ".join(name for name, _ in candidates)
-    raise utils.UserError(f"{where} holds neither {wanted}; name the folder that holds one of them with --images")
+    raise utils.UserError(
+        f"{where} holds neither {wanted}; name the folder that holds one of them with --images "
+        "(download: https://www.cs.toronto.edu/~kriz/cifar.html)"
+    )
 
 
 def read_folder(folder, names):

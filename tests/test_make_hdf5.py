@@ -126,6 +126,8 @@ def test_cifar(tmp_path, monkeypatch, capsys):
         make_hdf5.main(["--dataset", "C10", *flags])
     small = dataclasses.replace(cifar.LAYOUTS["C10"], part_images={"train": PART, "test": PART})
     monkeypatch.setitem(cifar.LAYOUTS, "C10", small)
+    with pytest.raises(utils.UserError, match="make it with: python make_hdf5.py --dataset C10 --images CIFAR_FOLDER"):
+        datasets.open_dataset("C10", tmp_path / "data")
     make_hdf5.main(["--dataset", "C10", *flags])
     dataset = datasets.open_dataset("C10", tmp_path / "data")
     assert np.array_equal(dataset.images, pixels) and dataset.labels.tolist() == labels.tolist()
@@ -203,6 +205,10 @@ def test_bad_outputs_are_refused(photos, tmp_path, monkeypatch):
         "--dataset folder --resolution 32",
         "--dataset digits --images .",
         "--dataset I64 --resolution 32",
+        "--dataset I64 --split test",
+        "--dataset C10 --unconditional",
+        "--dataset C10 --split val",
+        "--dataset folder --images . --resolution 8 --max_bad -1",
         "--dataset birds",
         "--dataset folder --images . --resolution 0",
     ],
@@ -211,6 +217,49 @@ def test_contradicting_flags_end_in_one_line(flags, capsys):
     with pytest.raises(SystemExit) as exit_info:
         make_hdf5.main(flags.split())
     assert exit_info.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (
+            "prepare_data_cifar.sh",
+            ["make_hdf5.py --dataset C10 --images {root}/data --data_root {root}/data", "--dataset C10 --data_root"],
+        ),
+        (
+            "prepare_data_cifar.sh 100 here",
+            ["make_hdf5.py --dataset C100 --images {root}/here --data_root {root}/data", "--dataset C100 --data_root"],
+        ),
+        (
+            "prepare_data_imagenet_64.sh",
+            ["--dataset I64 --images {root}/data/ImageNet --data_root {root}/data", "--dataset I64_hdf5 --data_root"],
+        ),
+        ("prepare_data_cifar.sh 20", "no CIFAR-20"),
+        ("prepare_data_cifar.sh here there", "one folder is enough"),
+        ("prepare_data_cifar.sh --dir there", "unknown flag --dir"),
+        ("prepare_data_imagenet.sh here", "the first argument is the resolution"),
+    ],
+)
+def test_preparation_scripts(command, expected, tmp_path):
+    stub = tmp_path / "python"  # prints what it is called with
+    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.chmod(0o755)
+    script, *arguments = command.split()
+    path = Path(make_hdf5.__file__).parent / "scripts" / "utils" / script
+    done = subprocess.run(
+        ["bash", path, *arguments, "--data_root", str(tmp_path / "data")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHON": str(stub)},
+        capture_output=True,
+        text=True,
+    )
+    if isinstance(expected, str):
+        assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1
+    else:
+        lines = done.stdout.splitlines()
+        assert done.returncode == 0 and lines[1].startswith("calculate_inception_moments.py") and len(lines) == 2
+        for line, part in zip(lines, expected, strict=True):
+            assert part.format(root=tmp_path) in line
 
 
 SLOW = """
