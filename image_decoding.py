@@ -176,6 +176,7 @@ def _start_process(images, slots):
     """Keep what the fork has inherited, where `_decode_slot` finds it: a pool passes on nothing but small arguments."""
     global _inherited
     _inherited = images, slots
+    Image.core.set_blocks_max(4)  # keep the memory of the last image for the next: fresh pages cost a tenth of the time
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
