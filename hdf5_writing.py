@@ -219,7 +219,7 @@ def _resume(out, journal, source, resolution, rule):
     if not lines:
         return None
     partial = _beside(out, "partial")
-    if lines[0]["key"] != _key(source, rule) or not partial.exists():
+    if lines[0].get("key") != _key(source, rule) or not partial.exists():
         print(f"starting anew: {partial} was begun from other images, by another rule or by other versions")
         return None
     journal.truncate(end)
@@ -249,12 +249,12 @@ def _read_journal(journal):
     journal.seek(0)
     for line in journal.readall().splitlines(keepends=True):
         try:
-            lines.append(json.loads(line) if line.endswith(b"\n") else None)
+            entry = json.loads(line)
         except ValueError:
             break
-        if lines[-1] is None:
-            lines.pop()
+        if not isinstance(entry, dict) or not line.endswith(b"\n"):
             break
+        lines.append(entry)
         end += len(line)
     return lines, end
 
@@ -336,7 +336,7 @@ def _check_unreadable(out, source, progress, max_bad):
         _write_report(out, source, unreadable)
         raise utils.UserError(
             f"{len(unreadable)} image(s) cannot be read, more than --max_bad {max_bad} ({first}); {listed}; "
-            "with a higher --max_bad the same command goes on"
+            "a higher --max_bad goes on without them, repairing or removing them starts anew"
         )
 
 

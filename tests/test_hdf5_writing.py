@@ -156,11 +156,11 @@ def _write_slowly(out):
     real = image_decoding.read_pixels
     image_decoding.read_pixels = lambda image, resolution: time.sleep(0.01) or real(image, resolution)
     image_decoding.BLOCK_IMAGES = 4
-    write(out, make_source(400), num_workers=2)
+    write(out, make_source(1000), num_workers=2)
 
 
 def test_killed_ten_times_at_random(tmp_path):
-    write(tmp_path / "b.hdf5", make_source(400))
+    write(tmp_path / "b.hdf5", make_source(1000))
     out = tmp_path / "a.hdf5"
     draws = random.Random(0)
     done = []
@@ -174,7 +174,7 @@ def test_killed_ten_times_at_random(tmp_path):
         lines = (tmp_path / "a.hdf5.journal").read_bytes().splitlines() if done or _has_journal(tmp_path) else []
         done.append(max([json.loads(line)["done"] for line in lines[1:] if line.endswith(b"}")], default=0))
     assert done == sorted(done) and done[-1] > 0  # it went on each time
-    write(out, make_source(400))
+    write(out, make_source(1000))
     assert out.read_bytes() == (tmp_path / "b.hdf5").read_bytes()
 
 
