@@ -2,7 +2,7 @@
 
     python benchmarks/bench_make_hdf5.py [--images 2000 --resolution 64 --num_workers 16 --repeats 5]
 
-JPEGs like ImageNet's (500x375, quality 90, about 100 kB) are made in a temporary folder. All rows are measured in turn
+JPEGs like ImageNet's (500x375, quality 90, about 85 kB) are made in a temporary folder. All rows are measured in turn
 in one run, several times, and the fastest of each counts, since what else runs on a machine only slows. "decode only"
 is Pillow, each process with its share of the files: no resizing, nothing written, nothing sent. The rows of
 `make_hdf5` are the whole command, from listing the folder to the synced file, without the start of Python.
