@@ -88,6 +88,8 @@ def _make_command(path):
         if path.name == file_name:
             dataset = name.removesuffix("_hdf5")
             return f"python make_hdf5.py --dataset {dataset} --images IMAGENET_TRAIN_FOLDER --out {path}"
+    if path.stem in ("C10", "C100"):
+        return f"python make_hdf5.py --dataset {path.stem} --images CIFAR_FOLDER --out {path}"
     if path.stem == "digits":
         return f"python make_hdf5.py --dataset digits --out {path}"
     return f"python make_hdf5.py --dataset folder --images FOLDER --resolution R --out {path}"

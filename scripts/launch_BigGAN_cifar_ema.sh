@@ -4,9 +4,7 @@
 # Source     flags of ajbrock/BigGAN-PyTorch's launch_cifar_ema.sh; length and numbers of mmgeneration's run of it
 #            (biggan_cifar10_32x32_b25x2_500k: 500,000 of its iterations are 125,000 of G)
 # Published  FID 9.78   IS 8.70 (TensorFlow Inception); 2 GPUs
-# Needs      data/C10.hdf5 and its reference statistics:
-#            python make_hdf5.py --dataset folder --images CIFAR10_TRAIN_FOLDER --resolution 32 --out data/C10.hdf5
-#            python calculate_inception_moments.py --dataset C10
+# Needs      data/C10.hdf5 and its reference statistics: bash scripts/utils/prepare_data_cifar.sh 10
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 launch \

@@ -5,9 +5,7 @@
 #            trained with horizontal flips.
 # Published  best FID 9.43 (IS 9.32), best IS 9.32 (FID 10.50), with the TensorFlow Inception; 1 GPU.
 #            With in-place ReLU: launch_SAGAN_cifar10_relu_shortcut.sh
-# Needs      data/C10.hdf5 and its reference statistics:
-#            python make_hdf5.py --dataset folder --images CIFAR10_TRAIN_FOLDER --resolution 32 --out data/C10.hdf5
-#            python calculate_inception_moments.py --dataset C10
+# Needs      data/C10.hdf5 and its reference statistics: bash scripts/utils/prepare_data_cifar.sh 10
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 variant launch_SNGAN_cifar10.sh --G_param SN --G_embed_SN --G_attn 16 --D_attn_after 1 "$@"

@@ -5,9 +5,7 @@
 #            of G; trained with horizontal flips
 # Published  best FID 8.12, best IS 9.69 (TensorFlow Inception; each at its own iteration); 1 GPU.
 #            With in-place ReLU: launch_SNGAN_cifar10_relu_shortcut.sh
-# Needs      data/C10.hdf5 and its reference statistics:
-#            python make_hdf5.py --dataset folder --images CIFAR10_TRAIN_FOLDER --resolution 32 --out data/C10.hdf5
-#            python calculate_inception_moments.py --dataset C10
+# Needs      data/C10.hdf5 and its reference statistics: bash scripts/utils/prepare_data_cifar.sh 10
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 launch \

@@ -4,9 +4,7 @@
 #
 # Source     settings as published for a conditional SNGAN ResNet with concatenated labels; initial weights are our choice
 # Published  IS 8.43 +- 0.12 (by the older formula)
-# Needs      data/C10.hdf5 and its reference statistics:
-#            python make_hdf5.py --dataset folder --images CIFAR10_TRAIN_FOLDER --resolution 32 --out data/C10.hdf5
-#            python calculate_inception_moments.py --dataset C10
+# Needs      data/C10.hdf5 and its reference statistics: bash scripts/utils/prepare_data_cifar.sh 10
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 launch \
