@@ -303,4 +303,4 @@ def test_ctrl_c_and_kill(tmp_path):
     for out in processes:
         make(tmp_path / "images", out)
         assert out.read_bytes() == (tmp_path / "undisturbed.hdf5").read_bytes()
-        assert os.listdir(out.parent) == ["a.hdf5"]
+        assert sorted(os.listdir(out.parent)) == ["a.hdf5", "a_doctor.json", "a_doctor.png"]
