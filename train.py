@@ -303,7 +303,7 @@ def train(args, ranks):
                     log.write("eval", step, metrics)
                     bar.write(f"step {step}: {inception_utils.summary(metrics)}")
             if sheet and log:
-                with evaluate.evaluating(evaluated):
+                with batch_norm_modes.evaluating(evaluated):
                     picture = sample.class_sheet(evaluated, 10, args.seed, class_names=plan.class_names)
                 utils.save_image(picture, folder / "samples" / f"step_{step:08d}.png")
                 log.image("samples", step, picture)
