@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 import classifier
 import datasets
-import inception_utils
+import metrics
 import prdc
+import reference_statistics
 import utils
 from feature_networks import add_feature_args, load_feature_network
 
@@ -22,9 +23,9 @@ from feature_networks import add_feature_args, load_feature_network
 def parse_args(argv=None):
     parser = utils.ArgumentParser(description=__doc__)
     datasets.add_data_args(parser)
-    metrics = add_feature_args(parser)
-    metrics.add_argument("--is_splits", type=utils.positive_int, default=10, help="splits of the Inception score")
-    metrics.add_argument("--prdc_k", type=utils.positive_int, default=5, help="neighbours of PRDC's radii")
+    measure = add_feature_args(parser)
+    measure.add_argument("--is_splits", type=utils.positive_int, default=10, help="splits of the Inception score")
+    measure.add_argument("--prdc_k", type=utils.positive_int, default=5, help="neighbours of PRDC's radii")
     fitting = parser.add_argument_group("classifier")
     fitting.add_argument("--classifier_epochs", type=utils.positive_int, default=10, help="passes over the images")
     fitting.add_argument(
@@ -66,18 +67,18 @@ def compute_reference(dataset, network, *, seed, k, splits, batch_size, device):
 
     Args: dataset: of `datasets.open_dataset`; network: FeatureNetwork on `device`; seed: of the random choice of real
         features and of the random splits of the Inception score (files are often sorted by class).
-    Returns: inception_utils.Reference.
+    Returns: reference_statistics.Reference.
     Raises: UserError where there are too few images for `splits` or for coverage between two halves with `k`.
     """
     n = len(dataset)
-    chosen = utils.rng(seed, "metric", 0).permutation(n)[: inception_utils.NUM_REAL_FEATURES]
+    chosen = utils.rng(seed, "metric", 0).permutation(n)[: reference_statistics.NUM_REAL_FEATURES]
     if len(chosen) < 2 * (k + 1):
         raise utils.UserError(f"{dataset.path}: {n} images are too few for PRDC with --prdc_k {k}")
-    split = inception_utils.contiguous_splits(n, splits)[utils.rng(seed, "metric", 1).permutation(n)]
+    split = metrics.contiguous_splits(n, splits)[utils.rng(seed, "metric", 1).permutation(n)]
     row = torch.full((n,), -1)  # where an image's features go in real_features
     row[chosen] = torch.arange(len(chosen))
     real_features = torch.empty(len(chosen), network.feature_dim)
-    moments, score = inception_utils.RunningMoments(), inception_utils.RunningInceptionScore(splits)
+    moments, score = metrics.RunningMoments(), metrics.RunningInceptionScore(splits)
     with tqdm(total=n, desc="real images", unit="image", disable=None) as bar:
         for images, _ in datasets.iterate(dataset, batch_size):
             part = slice(moments.count, moments.count + len(images))
@@ -90,12 +91,12 @@ def compute_reference(dataset, network, *, seed, k, splits, batch_size, device):
     half = len(chosen) // 2
     halves = prdc.prdc(real=real_features[:half].to(device), fake=real_features[half : 2 * half].to(device), k=k)
     about = {"dataset": dataset.name, "num_images": n, "seed": seed, "k": k, "splits": splits}
-    return inception_utils.Reference(
+    return reference_statistics.Reference(
         *(moment.cpu() for moment in moments.finalize()),
         real_features,
         *score.finalize(),
         halves["coverage"],
-        inception_utils.make_protocol(network, **about),
+        reference_statistics.make_protocol(network, **about),
     )
 
 
@@ -104,7 +105,7 @@ def matching_reference(path, protocol):
     if not path.exists():
         return None
     try:
-        reference = inception_utils.read_reference(path)
+        reference = reference_statistics.read_reference(path)
     except utils.UserError as error:
         print(f"computing again: {error}")
         return None
@@ -139,9 +140,9 @@ def main(argv=None):
     network = load_feature_network(
         args.feature_network, args.data_root, dataset.name, args.inception_weights, args.resize, device
     )
-    path = inception_utils.reference_path(args.data_root, dataset.name, network.name, network.resize)
+    path = reference_statistics.reference_path(args.data_root, dataset.name, network.name, network.resize)
     options = {"seed": args.seed, "k": args.prdc_k, "splits": args.is_splits}
-    protocol = inception_utils.make_protocol(network, dataset=dataset.name, num_images=len(dataset), **options)
+    protocol = reference_statistics.make_protocol(network, dataset=dataset.name, num_images=len(dataset), **options)
     reference = None if args.overwrite else matching_reference(path, protocol)
     if reference:
         print(f"{path} is there already; --overwrite computes it again")

@@ -13,10 +13,10 @@ import checks
 import classifier
 import datasets
 import feature_networks
-import inception_utils
 import losses
 import model_size
 import optimizers
+import reference_statistics
 import utils
 
 MAX_SECONDS = 20  # of the passes of a batch size; the time of larger batches follows from it
@@ -86,10 +86,10 @@ def _check_metrics(problems, args, plan):
     if network and plan and name == "classifier":
         fitted = classifier.classifier_path(args.data_root, data.stem)
         _attempt(problems, classifier.check_fits, network, plan.dataset, fitted)
-    statistics = inception_utils.reference_path(args.data_root, data.stem, name, rule)
+    statistics = reference_statistics.reference_path(args.data_root, data.stem, name, rule)
     if network or not statistics.exists():
         unknown = SimpleNamespace(name=name, resize=rule, feature_dim=2048, weights_hash="unknown")
-        _attempt(problems, inception_utils.load_reference, statistics, network or unknown)
+        _attempt(problems, reference_statistics.load_reference, statistics, network or unknown)
 
 
 def assumed_config(args):

@@ -13,6 +13,8 @@ import calculate_inception_moments
 import classifier
 import datasets
 import inception_utils
+import metrics
+import reference_statistics
 import utils
 from feature_networks import load_feature_network
 
@@ -47,8 +49,8 @@ def run(root, *flags, dataset="toy"):
 
 def load(root):
     network = load_feature_network("classifier", root, "toy")
-    path = inception_utils.reference_path(root, "toy", network.name, network.resize)
-    return network, inception_utils.load_reference(path, network), path
+    path = reference_statistics.reference_path(root, "toy", network.name, network.resize)
+    return network, reference_statistics.load_reference(path, network), path
 
 
 def test_statistics_are_those_of_the_whole_set(fitted):
@@ -62,10 +64,10 @@ def test_statistics_are_those_of_the_whole_set(fitted):
     order = utils.rng(0, "metric", 0).permutation(120)
     torch.testing.assert_close(reference.real_features, features[order], rtol=1e-4, atol=1e-5)
     # random splits: those cut from a file sorted by class would each hold one class, and score about 1
-    split = inception_utils.contiguous_splits(120, 10)[utils.rng(0, "metric", 1).permutation(120)]
-    expected = inception_utils.inception_score(logits[split.argsort(stable=True)], 10)
+    split = metrics.contiguous_splits(120, 10)[utils.rng(0, "metric", 1).permutation(120)]
+    expected = metrics.inception_score(logits[split.argsort(stable=True)], 10)
     assert (reference.is_mean, reference.is_std) == pytest.approx(expected, rel=1e-4)
-    assert inception_utils.inception_score(logits, 3)[0] - 1 < 0.5 * (reference.is_mean - 1)
+    assert metrics.inception_score(logits, 3)[0] - 1 < 0.5 * (reference.is_mean - 1)
     assert 0.5 < reference.coverage_ceiling <= 1
     about = {"dataset": "toy", "num_images": 120, "seed": 0, "k": 5, "splits": 10, "assumed": False}
     assert about.items() <= reference.protocol.items()
@@ -79,7 +81,7 @@ def test_statistics_do_not_depend_on_the_batch_size(fitted, monkeypatch):
     for key in ("mu", "sigma", "real_features"):
         torch.testing.assert_close(getattr(other, key), getattr(reference, key), rtol=1e-4, atol=1e-5)
     assert other.is_mean == pytest.approx(reference.is_mean, rel=1e-5)
-    monkeypatch.setattr(inception_utils, "NUM_REAL_FEATURES", 50)
+    monkeypatch.setattr(reference_statistics, "NUM_REAL_FEATURES", 50)
     fewer = calculate_inception_moments.compute_reference(dataset, network, batch_size=64, **options)
     torch.testing.assert_close(fewer.real_features, reference.real_features[:50], rtol=1e-4, atol=1e-5)
 

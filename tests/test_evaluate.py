@@ -14,9 +14,10 @@ from test_sample import CLASSES, RESOLUTION, save_checkpoint, small_generator
 import classifier
 import evaluate
 import feature_networks
-import inception_utils
+import reference_statistics
 import sample
 import utils
+from metrics import RunningMoments
 
 NUM_IMAGES = 150
 METRICS = {"fd", "is_mean", "is_std", "precision", "recall", "density", "coverage", "accuracy", "protocol"}
@@ -38,19 +39,21 @@ def data_root(tmp_path_factory, G):
     network = feature_networks.load_feature_network("classifier", folder, "small")
     y = sample.balanced_labels(NUM_IMAGES, range(CLASSES))
     features, _ = network(torch.cat(list(sample.generate(G, y, seed=9, batch_size=50))))
-    moments = inception_utils.RunningMoments()
+    moments = RunningMoments()
     moments.update(features)
-    protocol = inception_utils.make_protocol(network, dataset="small", num_images=NUM_IMAGES, seed=9, k=5, splits=3)
-    reference = inception_utils.Reference(*moments.finalize(), features, 1.0, 0.0, 1.0, protocol)
-    reference.save(inception_utils.reference_path(folder, "small", "classifier", "native"))
+    protocol = reference_statistics.make_protocol(
+        network, dataset="small", num_images=NUM_IMAGES, seed=9, k=5, splits=3
+    )
+    reference = reference_statistics.Reference(*moments.finalize(), features, 1.0, 0.0, 1.0, protocol)
+    reference.save(reference_statistics.reference_path(folder, "small", "classifier", "native"))
     return folder
 
 
 @pytest.fixture(scope="module")
 def measure(data_root):
     network = feature_networks.load_feature_network("classifier", data_root, "small")
-    path = inception_utils.reference_path(data_root, "small", "classifier", "native")
-    return network, inception_utils.load_reference(path, network)
+    path = reference_statistics.reference_path(data_root, "small", "classifier", "native")
+    return network, reference_statistics.load_reference(path, network)
 
 
 @pytest.fixture

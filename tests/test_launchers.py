@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import inception_utils
+import reference_statistics
 import train
 import utils
 from docs import count_models
@@ -55,8 +55,8 @@ def inception(tmp_path_factory):
     about = {"network": "inception", "weights_hash": utils.sha256(weights), "resize": "bilinear_corners"}
     about |= {"dataset": "ILSVRC64", "num_images": 2, "seed": 0, "k": 5, "splits": 10, "assumed": False}
     moments = torch.zeros(2048, dtype=torch.float64), torch.eye(2048, dtype=torch.float64)
-    reference = inception_utils.Reference(*moments, torch.zeros(2, 2048), 1.0, 0.0, 1.0, about)
-    reference.save(inception_utils.reference_path(root, "ILSVRC64", "inception", "bilinear_corners"))
+    reference = reference_statistics.Reference(*moments, torch.zeros(2, 2048), 1.0, 0.0, 1.0, about)
+    reference.save(reference_statistics.reference_path(root, "ILSVRC64", "inception", "bilinear_corners"))
     return weights, root
 
 
