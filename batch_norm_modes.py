@@ -37,11 +37,9 @@ class BatchNormMode:
 
     def protocol(self):
         """What a metric's protocol says of it."""
-        return {
-            "bn_mode": self.name,
-            "bn_batch_size": None if self.name == "running" else self.batch_size,
-            "num_standing_accumulations": self.accumulations if self.name == "standing" else None,
-        }
+        sizes = {"bn_batch_size": self.batch_size} if self.name != "running" else {}
+        number = {"num_standing_accumulations": self.accumulations} if self.name == "standing" else {}
+        return {"bn_mode": self.name, **sizes, **number}
 
 
 RUNNING = BatchNormMode()

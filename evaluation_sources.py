@@ -189,7 +189,7 @@ def _read_image(path):
 
 
 class NpzImages:
-    """`arr_0` uint8 (N,H,W,3) of an npz file, as sample.py and guided-diffusion (ADM) write them; only batches are read.
+    """`arr_0` uint8 (N,H,W,3) of an npz file, as sample.py and guided-diffusion (ADM) write it; a batch is read at a time.
 
     `labels` is its `arr_1`, where that is one class id for each image.
     Raises: utils.UserError where the file is damaged or holds something else.
@@ -198,9 +198,9 @@ class NpzImages:
     def __init__(self, path):
         self.path, self.name = path, path.stem
         try:
-            self.member = zipfile.ZipFile(path).open("arr_0.npy")
-            version = np.lib.format.read_magic(self.member)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
+            self.member = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115  (read from for as long as this lives)
+            first = np.lib.format.read_magic(self.member) == (1, 0)
+            read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
             self.shape, fortran_order, dtype = read_header(self.member)
         except DAMAGE as error:
             raise _damaged_npz(path) from error

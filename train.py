@@ -19,6 +19,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import batch_norm_modes
 import batches
 import BigGAN
 import checkpoints
@@ -99,6 +100,7 @@ def make_parser():
     optimizers.add_optimizer_args(parser)
 
     inception_utils.add_metric_args(parser)
+    batch_norm_modes.add_bn_args(parser)
     report = parser.add_argument_group("reports")
     report.add_argument(
         "--test_every", type=utils.count, default=5000, help="steps between evaluations; 0: none at all"
@@ -205,6 +207,7 @@ def train(args, ranks):
     d_loss, g_loss = losses.LOSSES[args.loss]
     average = ema.MovingAverage(G, args.ema_decay, args.ema_start) if args.ema else None
     evaluated = average.module if args.ema else G
+    bn_mode = batch_norm_modes.chosen_mode(args)
 
     # Resume, or start from another run's weights.
     about = {  # what every checkpoint says of itself, besides its step and metrics
@@ -290,10 +293,9 @@ def train(args, ranks):
                     num_images=args.num_inception_images,
                     batch_size=args.metric_batch_size,
                     seed=args.seed,
-                    device=ranks.device,
-                    rank=ranks.rank,
-                    world_size=ranks.world_size,
+                    ranks=ranks,
                     ema=args.ema,
+                    mode=bn_mode,
                 )
                 best = checkpoints.better(args.which_best, step, metrics, best)
                 if log:
@@ -303,8 +305,8 @@ def train(args, ranks):
                     log.write("eval", step, metrics)
                     bar.write(f"step {step}: {inception_utils.summary(metrics)}")
             if sheet and log:
-                with batch_norm_modes.evaluating(evaluated):
-                    picture = sample.class_sheet(evaluated, 10, args.seed, class_names=plan.class_names)
+                with batch_norm_modes.prepared(evaluated, bn_mode, args.seed) as prepared:
+                    picture = sample.class_sheet(prepared, 10, args.seed, class_names=plan.class_names)
                 utils.save_image(picture, folder / "samples" / f"step_{step:08d}.png")
                 log.image("samples", step, picture)
             if save and log:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_sample import CLASSES, RESOLUTION, save_checkpoint, small_generator
 
+import batch_norm_modes
 import classifier
 import evaluate
 import feature_networks
@@ -109,7 +110,7 @@ def test_the_module_and_the_random_state_are_left_alone(measure):
 
 def test_the_mode_comes_back_after_an_error(G):
     module = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.ReLU().eval())
-    with pytest.raises(RuntimeError), evaluate.evaluating(module):
+    with pytest.raises(RuntimeError), batch_norm_modes.evaluating(module):
         assert not module[0].training
         raise RuntimeError
     assert [part.training for part in module.modules()] == [True, True, False]
