@@ -1,20 +1,27 @@
 """Reference statistics of a data set: what generated images are compared with.
 
+    python calculate_inception_moments.py --dataset I128_hdf5
+    torchrun --nproc_per_node 8 calculate_inception_moments.py ...
+    python calculate_inception_moments.py --dataset whole --merge part1_..._reference.npz part2_..._reference.npz
+
 Goes once over the real images with a feature network and writes one npz under --data_root: mean and covariance for
-FID or FD, features of up to 10,000 images for precision, recall, density and coverage, and the Inception score of the
-real images. With --feature_network classifier the network itself is first fitted to the data, where it is missing.
+FID or FD, features of up to 10,000 images for KID, precision, recall, density and coverage, and the Inception score of
+the real images. With --feature_network classifier the network itself is first fitted to the data, where it is missing.
 """
 
 import argparse
+import re
 import time
+from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 import classifier
 import datasets
+import inception_utils
 import metrics
-import prdc
 import reference_statistics
 import utils
 from feature_networks import add_feature_args, load_feature_network
@@ -22,10 +29,19 @@ from feature_networks import add_feature_args, load_feature_network
 
 def parse_args(argv=None):
     parser = utils.ArgumentParser(description=__doc__)
-    datasets.add_data_args(parser)
+    datasets.add_data_args(parser, loader=False)
     measure = add_feature_args(parser)
-    measure.add_argument("--is_splits", type=utils.positive_int, default=10, help="splits of the Inception score")
-    measure.add_argument("--prdc_k", type=utils.positive_int, default=5, help="neighbours of PRDC's radii")
+    inception_utils.add_score_args(measure, splits=10, k=5, is_outputs="all")
+    statistics = parser.add_argument_group("statistics")
+    statistics.add_argument(
+        "--reference_num", type=utils.positive_int, help="measure that many random images, in a file of their own"
+    )
+    statistics.add_argument(
+        "--merge", nargs="+", metavar="FILE", help="join statistics of the parts of --dataset instead of measuring it"
+    )
+    statistics.add_argument(
+        "--export", metavar="FILE.npz", help="also write mu and sigma as pytorch-fid and the reference family read them"
+    )
     fitting = parser.add_argument_group("classifier")
     fitting.add_argument("--classifier_epochs", type=utils.positive_int, default=10, help="passes over the images")
     fitting.add_argument(
@@ -45,6 +61,10 @@ def parse_args(argv=None):
         parser.error("--dataset is required: the name of a data set made by make_hdf5.py")
     if args.feature_network != "classifier" and args.refit_classifier:
         parser.error("--refit_classifier goes with --feature_network classifier")
+    if args.export and Path(args.export).suffix != ".npz":
+        parser.error(f"--export {args.export}: the name of an .npz file")
+    if args.merge and args.reference_num:
+        parser.error("--merge joins all images of its files; it does not go with --reference_num")
     return args
 
 
@@ -62,42 +82,98 @@ def ensure_classifier(args, dataset, device):
     print(f"{path}: held-out accuracy {100 * fitted['accuracy']:.2f} %")
 
 
-def compute_reference(dataset, network, *, seed, k, splits, batch_size, device):
-    """Statistics of all images of a data set, streaming.
+def has_imagenet_classes(class_names):
+    """Whether these are ImageNet's 1000 classes in the order of their WordNet ids, which is that of its networks."""
+    ids = len(class_names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in class_names)
+    ends = class_names[0], class_names[-1]
+    return ids and list(class_names) == sorted(set(class_names)) and ends == ("n01440764", "n15075141")
 
-    Args: dataset: of `datasets.open_dataset`; network: FeatureNetwork on `device`; seed: of the random choice of real
-        features and of the random splits of the Inception score (files are often sorted by class).
-    Returns: reference_statistics.Reference.
-    Raises: UserError where there are too few images for `splits` or for coverage between two halves with `k`.
+
+def measured_images(dataset, reference_num, seed):
+    """The images of a data set that statistics are of: all, or a random subset, in the file's order: int64 array.
+
+    Raises: UserError where there are fewer than reference_num.
     """
     n = len(dataset)
-    chosen = utils.rng(seed, "metric", 0).permutation(n)[: reference_statistics.NUM_REAL_FEATURES]
+    if reference_num is None:
+        return np.arange(n)
+    if reference_num > n:
+        raise utils.UserError(f"--reference_num {reference_num}: {dataset.path} has {n} images")
+    return np.sort(utils.rng(seed, "metric", 3).permutation(n)[:reference_num])
+
+
+def compute_reference(
+    dataset,
+    network,
+    *,
+    seed,
+    k,
+    splits,
+    batch_size,
+    device,
+    is_outputs="all",
+    reference_num=None,
+    prdc_memory_mb=1024,
+    ranks=None,
+):
+    """Statistics of a data set, streaming.
+
+    Batches take turns among the ranks, so that features, and up to rounding in float64 all results, do not depend on
+    their number.
+
+    Args: dataset: of `datasets.open_dataset`; network: FeatureNetwork on `device`; seed: of the random choice of real
+        features, of --reference_num images, and of the random splits of the Inception score (files are often sorted by
+        class); ranks: of `utils.process_group`, or None for one process.
+    Returns: reference_statistics.Reference, the same on all ranks.
+    Raises: UserError where there are too few images for `splits` or for coverage between two halves with `k`.
+    """
+    ranks = ranks or utils.Ranks(0, 1, torch.device(device))
+    images_of = measured_images(dataset, reference_num, seed)
+    n = len(images_of)
+    chosen = reference_statistics.random_features(n, seed)
     if len(chosen) < 2 * (k + 1):
         raise utils.UserError(f"{dataset.path}: {n} images are too few for PRDC with --prdc_k {k}")
     split = metrics.contiguous_splits(n, splits)[utils.rng(seed, "metric", 1).permutation(n)]
     row = torch.full((n,), -1)  # where an image's features go in real_features
     row[chosen] = torch.arange(len(chosen))
-    real_features = torch.empty(len(chosen), network.feature_dim)
+    real_features = torch.zeros(len(chosen), network.feature_dim)
     moments, score = metrics.RunningMoments(), metrics.RunningInceptionScore(splits)
-    with tqdm(total=n, desc="real images", unit="image", disable=None) as bar:
-        for images, _ in datasets.iterate(dataset, batch_size):
-            part = slice(moments.count, moments.count + len(images))
-            features, logits = network(images.to(device))
-            moments.update(features)
-            score.update(logits, split[part].to(device))
-            kept = row[part] >= 0
-            real_features[row[part][kept]] = features.cpu()[kept]
-            bar.update(len(images))
-    half = len(chosen) // 2
-    halves = prdc.prdc(real=real_features[:half].to(device), fake=real_features[half : 2 * half].to(device), k=k)
+    with tqdm(total=n, desc="real images", unit="image", disable=None if ranks.is_main else True) as bar:
+        for number, start in enumerate(range(0, n, batch_size)):
+            part = slice(start, min(start + batch_size, n))
+            if number % ranks.world_size == ranks.rank:
+                features, logits = network(dataset.read(images_of[part]).to(device))
+                moments.update(features)
+                score.update(inception_utils.scored_logits(logits, is_outputs), split[part].to(device))
+                kept = row[part] >= 0
+                real_features[row[part][kept]] = features.cpu()[kept]
+            bar.update(part.stop - start)
+    if ranks.world_size > 1:
+        moments, score = merged_over_ranks(moments, ranks), merged_over_ranks(score, ranks)
+        torch.distributed.all_reduce(real_features)  # each row is 0 on all ranks but one
     about = {"dataset": dataset.name, "num_images": n, "seed": seed, "k": k, "splits": splits}
+    about |= {"is_outputs": is_outputs, "reference_num": reference_num}
     return reference_statistics.Reference(
         *(moment.cpu() for moment in moments.finalize()),
         real_features,
         *score.finalize(),
-        halves["coverage"],
-        reference_statistics.make_protocol(network, **about),
+        reference_statistics.coverage_ceiling(real_features, k, prdc_memory_mb, device),
+        reference_statistics.make_protocol(
+            network, **about, imagenet_classes=has_imagenet_classes(dataset.class_names)
+        ),
     )
+
+
+def merged_over_ranks(running, ranks):
+    """The RunningMoments or RunningInceptionScore of what all ranks have seen, on the CPU, the same on all ranks."""
+    for name, value in vars(running).items():
+        if torch.is_tensor(value):
+            setattr(running, name, value.cpu())
+    parts = [None] * ranks.world_size
+    torch.distributed.all_gather_object(parts, running)
+    for other in parts[1:]:
+        parts[0].merge(other)
+    return parts[0]
 
 
 def matching_reference(path, protocol):
@@ -107,49 +183,99 @@ def matching_reference(path, protocol):
     try:
         reference = reference_statistics.read_reference(path)
     except utils.UserError as error:
-        print(f"computing again: {error}")
+        say(f"computing again: {error}")
         return None
     if reference.protocol != protocol:
         changed = [key for key in protocol if reference.protocol.get(key) != protocol[key]]
-        print(f"computing again: {path} was made with another {', '.join(changed)}")
+        say(f"computing again: {path} was made with another {', '.join(changed)}")
         return None
     return reference
 
 
-def report(reference, network, path):
-    about = reference.protocol
-    n, d = about["num_images"], network.feature_dim
+def say(text):
+    if utils.is_main_process():
+        print(text)
+
+
+def report(reference, path):
+    about, d = reference.protocol, len(reference.mu)
+    n, name = about["num_images"], about["network"]
+    subset = f" (a random subset, seed {about['seed']})" if about["reference_num"] else ""
     print(
-        f"{about['dataset']}: {n:,} images, {d} {network.name} features ({network.resize}, "
-        f"weights {network.weights_hash[:8]})\n"
-        f"IS of the real images {reference.is_mean:.3f} ± {reference.is_std:.3f} ({about['splits']} splits)\n"
-        f"coverage between two halves of {len(reference.real_features):,} real images "
-        f"{reference.coverage_ceiling:.3f} (k = {about['k']}): about the most that a generator can reach"
+        f"{about['dataset']}: {n:,} images{subset}, {d} {name} features ({about['resize']}, "
+        f"weights {about['weights_hash'][:8]})"
     )
+    if reference.is_mean is not None:
+        measured = f"{about['splits']} splits" + (", 1000 outputs" if about["is_outputs"] == "1000" else "")
+        print(f"IS of the real images {reference.is_mean:.3f} ± {reference.is_std:.3f} ({measured})")
+    if reference.coverage_ceiling is not None:
+        print(
+            f"coverage between two halves of {len(reference.real_features):,} real images "
+            f"{reference.coverage_ceiling:.3f} (k = {about['k']}): about the most that a generator can reach"
+        )
     if n <= d:
-        print(f"{n} images do not determine the covariance of {d} features: {network.distance.upper()} will be biased")
+        print(f"{n} images do not determine the covariance of {d} features: Frechet distances will be biased")
     print(f"reference statistics: {path}")
+
+
+def measure(args, ranks):
+    """Compute the statistics that the flags ask for, or find them computed. Returns: Reference and its path."""
+    dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
+    if args.feature_network == "classifier":
+        utils.on_main(ranks, lambda: ensure_classifier(args, dataset, ranks.device))
+    network = load_feature_network(
+        args.feature_network, args.data_root, dataset.name, args.inception_weights, args.resize, ranks.device
+    )
+    inception_utils.check_outputs(network, args.is_outputs)
+    path = reference_statistics.reference_path(
+        args.data_root, dataset.name, network.name, network.resize, args.reference_num
+    )
+    options = {"seed": args.seed, "k": args.prdc_k, "splits": args.is_splits, "is_outputs": args.is_outputs}
+    options |= {"reference_num": args.reference_num}
+    protocol = reference_statistics.make_protocol(
+        network,
+        dataset=dataset.name,
+        num_images=args.reference_num or len(dataset),
+        imagenet_classes=has_imagenet_classes(dataset.class_names),
+        **options,
+    )
+    reference = None if args.overwrite else matching_reference(path, protocol)
+    if reference:
+        say(f"{path} is there already; --overwrite computes it again")
+        return reference, path
+    machine = {"batch_size": args.metric_batch_size, "device": ranks.device, "prdc_memory_mb": args.prdc_memory_mb}
+    reference = compute_reference(dataset, network, ranks=ranks, **machine, **options)
+    utils.on_main(ranks, lambda: reference.save(path))
+    return reference, path
+
+
+def merge(args):
+    """Write the statistics of --dataset from those of its parts. Returns: Reference and its path."""
+    name = datasets.dataset_path(args.dataset, args.data_root).stem
+    parts = [reference_statistics.read_reference(path) for path in args.merge]
+    reference = reference_statistics.merge(parts, name, args.seed, args.prdc_memory_mb)
+    about = reference.protocol
+    path = reference_statistics.reference_path(
+        args.data_root, name, about["network"], about["resize"], about["reference_num"]
+    )
+    if path.exists() and not args.overwrite:
+        raise utils.UserError(f"{path} is there already; --overwrite replaces it")
+    reference.save(path)
+    return reference, path
 
 
 def main(argv=None):
     args = parse_args(argv)
-    device = utils.resolve_device(args.device)
-    dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
-    if args.feature_network == "classifier":
-        ensure_classifier(args, dataset, device)
-    network = load_feature_network(
-        args.feature_network, args.data_root, dataset.name, args.inception_weights, args.resize, device
-    )
-    path = reference_statistics.reference_path(args.data_root, dataset.name, network.name, network.resize)
-    options = {"seed": args.seed, "k": args.prdc_k, "splits": args.is_splits}
-    protocol = reference_statistics.make_protocol(network, dataset=dataset.name, num_images=len(dataset), **options)
-    reference = None if args.overwrite else matching_reference(path, protocol)
-    if reference:
-        print(f"{path} is there already; --overwrite computes it again")
+    if args.merge:
+        reference, path = merge(args)
+        report(reference, path)
     else:
-        reference = compute_reference(dataset, network, batch_size=args.metric_batch_size, device=device, **options)
-        reference.save(path)
-    report(reference, network, path)
+        with utils.process_group(args.device) as ranks:
+            reference, path = measure(args, ranks)
+            if ranks.is_main:
+                report(reference, path)
+    if args.export and utils.is_main_process():
+        print(f"exported: {', '.join(map(str, reference_statistics.export(reference, args.export)))}")
 
 
 if __name__ == "__main__":

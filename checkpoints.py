@@ -19,8 +19,8 @@ FORMAT = 1  # of the checkpoint file
 CHANGEABLE = {
     "num_iters", "num_epochs", "test_every", "save_every", "sample_every", "log_every", "sv_log_interval",
     "num_save_copies", "num_best_copies", "num_workers", "load_in_mem", "metric_batch_size", "device", "parallel",
-    "from_scratch", "dry_run", "dry_run_time", "runs_root",
-    "experiment_name", "name_suffix", "data_root", "inception_weights", "legacy_notes",
+    "prdc_memory_mb", "from_scratch", "dry_run", "dry_run_time", "runs_root",
+    "experiment_name", "name_suffix", "data_root", "inception_weights", "reference_file", "legacy_notes",
 }  # fmt: skip
 
 # --which_best -> the metric's keys, and whether more is better
@@ -28,6 +28,7 @@ BEST = {
     "FID": (("fid", "fd"), False),
     "FD": (("fd", "fid"), False),
     "IS": (("is_mean",), True),
+    "KID": (("kid_mean",), False),
     "PRECISION": (("precision",), True),
     "RECALL": (("recall",), True),
     "DENSITY": (("density",), True),

@@ -25,8 +25,8 @@ import utils
 FAMILY_FILES = {f"I{resolution}_hdf5": f"ILSVRC{resolution}.hdf5" for resolution in (32, 64, 128, 256)}
 
 
-def add_data_args(parser):
-    """Add the flags that say which data set to read, and how, to an argparse parser."""
+def add_data_args(parser, loader=True):
+    """Add the flags that say which data set to read, and how, to an argparse parser; `loader`: those of BatchLoader."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
@@ -41,7 +41,8 @@ def add_data_args(parser):
         default=False,
         help="read the whole file into memory first (of use for compressed files and slow disks)",
     )
-    group.add_argument("--num_workers", type=utils.positive_int, default=1, help="threads that read batches ahead")
+    if loader:
+        group.add_argument("--num_workers", type=utils.positive_int, default=1, help="threads that read batches ahead")
 
 
 def dataset_path(name, data_root):

@@ -13,6 +13,7 @@ import checks
 import classifier
 import datasets
 import feature_networks
+import inception_utils
 import losses
 import model_size
 import optimizers
@@ -86,7 +87,7 @@ def _check_metrics(problems, args, plan):
     if network and plan and name == "classifier":
         fitted = classifier.classifier_path(args.data_root, data.stem)
         _attempt(problems, classifier.check_fits, network, plan.dataset, fitted)
-    statistics = reference_statistics.reference_path(args.data_root, data.stem, name, rule)
+    statistics = inception_utils.evaluation_reference_path(args, data.stem, name, rule)
     if network or not statistics.exists():
         unknown = SimpleNamespace(name=name, resize=rule, feature_dim=2048, weights_hash="unknown")
         _attempt(problems, reference_statistics.load_reference, statistics, network or unknown)

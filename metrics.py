@@ -1,4 +1,4 @@
-"""Metrics as pure functions of features and logits: moments, Frechet distance, Inception score.
+"""Metrics as pure functions of features, logits and labels: Frechet distance, Inception score, KID, accuracy.
 
 Symbols: N images, d features, K classes of the feature network.
 All statistics are float64 and stay on the device of their input.
@@ -7,6 +7,9 @@ All statistics are float64 and stay on the device of their input.
 import torch
 
 import utils
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Moments and Frechet distance
 
 
 class RunningMoments:
@@ -18,6 +21,13 @@ class RunningMoments:
 
     def __init__(self):
         self.count, self.mean, self.scatter = 0, None, None
+
+    @classmethod
+    def of(cls, count, mu, sigma):
+        """The inverse of `finalize`: moments (d,) and (d,d) of so many images."""
+        moments = cls()
+        moments.count, moments.mean, moments.scatter = count, mu, sigma * (count - 1)
+        return moments
 
     def update(self, features):
         """features: (n,d), any float type; n may be 0."""
@@ -47,6 +57,14 @@ class RunningMoments:
         return self.mean, self.scatter / (self.count - 1)
 
 
+def moments_of(features):
+    """RunningMoments of features (N,d)."""
+    moments = RunningMoments()
+    for part in features.split(4096):
+        moments.update(part)
+    return moments
+
+
 def frechet_distance(mu1, sigma1, mu2, sigma2):
     """Squared Frechet distance of two Gaussians (Dowson and Landau 1982; FID: Heusel et al. 2017, arXiv:1706.08500).
 
@@ -74,6 +92,10 @@ def frechet_tensor(mu1, sigma1, mu2, sigma2):
     return distance.clamp(min=0)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Inception score
+
+
 class RunningInceptionScore:
     """Inception score (Salimans et al. 2016, arXiv:1606.03498) of a stream of logits, a score for each split.
 
@@ -93,6 +115,11 @@ class RunningInceptionScore:
         self.negentropy = self.negentropy + member.T @ (p * log_p).sum(1)  # (splits,)
         self.count = self.count + member.sum(0)  # (splits,)
 
+    def merge(self, other):
+        """Add what another RunningInceptionScore of the same splits has seen."""
+        self.mass, self.negentropy = self.mass + other.mass, self.negentropy + other.negentropy
+        self.count = self.count + other.count
+
     def scores(self):
         """exp of the mean divergence: (splits,) float64."""
         q = self.mass / self.count[:, None]
@@ -102,6 +129,14 @@ class RunningInceptionScore:
         """Returns: mean and (population) standard deviation over the splits, floats."""
         scores = self.scores()
         return scores.mean().item(), scores.std(correction=0).item()
+
+
+def imagenet_logits(logits):
+    """The 1000 outputs of the TensorFlow Inception's 1008 that are classes of ImageNet: (N,1008) to (N,1000).
+
+    Output 0 and outputs 1001 to 1007 stand for no class; the Inception score of most papers counts them all the same.
+    """
+    return logits[:, 1:1001]
 
 
 def contiguous_splits(num_images, splits):
@@ -117,3 +152,102 @@ def inception_score(logits, splits=10):
     for part, split in zip(logits.split(4096), contiguous_splits(len(logits), splits).split(4096), strict=True):
         score.update(part, split.to(part.device))
     return score.finalize()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernel distance
+
+
+def polynomial_mmd(x, y, degree=3, gamma=None, coef0=1.0):
+    """Unbiased estimate of the squared maximum mean discrepancy with kernel (gamma <a,b> + coef0)^degree.
+
+    KID's estimate (Binkowski et al. 2018, arXiv:1801.01401, section 4): pairs of an image with itself do not count, so
+    the value may fall below 0. Args: x (n,d), y (m,d), at least two each; gamma: None for 1/d.
+    Returns: float64, 0-dimensional, on the device of x and y.
+    """
+    x, y = x.double(), y.double()
+    gamma = 1 / x.shape[1] if gamma is None else gamma
+
+    def kernel_sum(a, b):
+        blocks = ((rows @ b.T).mul_(gamma).add_(coef0).pow_(degree).sum() for rows in a.split(4096))
+        return sum(blocks, torch.zeros((), dtype=torch.float64, device=a.device))
+
+    def mean_of_pairs(a):
+        diagonal = (gamma * a.square().sum(1) + coef0).pow(degree).sum()
+        return (kernel_sum(a, a) - diagonal) / (len(a) * (len(a) - 1))
+
+    return mean_of_pairs(x) + mean_of_pairs(y) - 2 * kernel_sum(x, y) / (len(x) * len(y))
+
+
+def kernel_distance(features_1, features_2, subsets=100, subset_size=1000, seed=0, draws=None):
+    """KID: `polynomial_mmd`, cubic, of random subsets of two sets of features (N,d) and (M,d), on one device.
+
+    Args: subsets: how many; subset_size: images in each, drawn without replacement; seed: of the draws; draws: instead
+        of them, pairs of index arrays (into features_1, into features_2).
+    Returns: mean and (population) standard deviation over the subsets, floats.
+    Raises: UserError where a set has fewer images than a subset, or a subset fewer than two.
+    """
+    smallest = min(len(features_1), len(features_2))
+    if draws is None:
+        if not 2 <= subset_size <= smallest:
+            raise utils.UserError(f"KID in subsets of {subset_size} of {smallest} images: 2 to {smallest} are possible")
+        draws = _random_subsets(len(features_1), len(features_2), subsets, subset_size, seed)
+    distances = torch.stack([polynomial_mmd(_rows(features_1, one), _rows(features_2, two)) for one, two in draws])
+    return distances.mean().item(), distances.std(correction=0).item()
+
+
+def _random_subsets(n, m, subsets, subset_size, seed):
+    random = utils.rng(seed, "metric", 2)
+    for _ in range(subsets):
+        yield tuple(random.choice(total, subset_size, replace=False) for total in (n, m))
+
+
+def _rows(features, indices):
+    return features[torch.as_tensor(indices, device=features.device)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# By class
+
+
+def accuracy(logits, labels):
+    """Share of images whose largest logit (N,K) is that of their label, int64 (N,): a float."""
+    return (logits.argmax(1) == labels.to(logits.device)).double().mean().item()
+
+
+def frechet_of_features(x, y):
+    """Frechet distance between the moments of two sets of features, exact also where they are few.
+
+    With centred features X (n,d) and Y (m,d) the trace of (S1^1/2 S2 S1^1/2)^1/2 is the sum of the singular values of
+    X Y' over sqrt((n - 1)(m - 1)): where either set is smaller than d, that (n,m) matrix is the cheaper one.
+
+    Args: x: (n,d); y: (m,d), on the same device. Returns: float. Raises: UserError where a set has under 2 images.
+    """
+    if min(len(x), len(y)) < 2:
+        raise utils.UserError(f"a Frechet distance needs 2 images of each kind, not {len(x)} and {len(y)}")
+    if min(len(x), len(y)) > x.shape[1]:
+        return frechet_distance(*moments_of(x).finalize(), *moments_of(y).finalize())
+    x, y = x.double(), y.double()
+    mu1, mu2 = x.mean(0), y.mean(0)
+    x, y = (x - mu1) / (len(x) - 1) ** 0.5, (y - mu2) / (len(y) - 1) ** 0.5
+    cross = torch.linalg.svdvals(x @ y.T).sum()
+    distance = (mu1 - mu2).square().sum() + x.square().sum() + y.square().sum() - 2 * cross
+    return distance.clamp(min=0).item()
+
+
+def intra_fid(features, labels, real_features, real_labels):
+    """Intra-class FID (Miyato and Koyama 2018, arXiv:1802.05637, section 5): the Frechet distance within each class.
+
+    Args: features (N,d), real_features (M,d), on one device; labels (N,), real_labels (M,): int64.
+    Returns: mean over the classes that occur, and a dict from class id to distance. Raises: UserError naming a class
+        with under 2 images on a side.
+    """
+    labels, real_labels = labels.to(features.device), real_labels.to(features.device)
+    distances = {}
+    for label in torch.cat([labels, real_labels]).unique().tolist():
+        fake, real = features[labels == label], real_features[real_labels == label]
+        if min(len(fake), len(real)) < 2:
+            text = f"{len(fake)} generated and {len(real)} real images: intra-class FID needs 2 of each"
+            raise utils.UserError(f"class {label} has {text}")
+        distances[label] = frechet_of_features(fake, real)
+    return sum(distances.values()) / len(distances), distances

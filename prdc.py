@@ -21,11 +21,11 @@ SPARE = 3  # neighbours looked at beyond the k-th, so that near ties seldom need
 PAIRS = 2048  # pairs whose differences are held at once
 
 
-def prdc(*, real, fake, k=5, chunk=512):
+def prdc(*, real, fake, k=5, memory_mb=1024):
     """Precision, recall, density and coverage; the sets are passed by name, so that they cannot be swapped.
 
     Args: real: (n,d) features; fake: (m,d) features on the same device; k: neighbours that set a ball's radius;
-        chunk: rows of the distance matrix held at once (memory: about 3 x 8 bytes x chunk x max(n, m)).
+        memory_mb: MiB for parts of the distance matrix.
     Returns: dict of floats: `precision` share of fakes inside some real ball, `recall` share of reals inside some fake
         ball, `density` mean number of real balls around a fake, over k (may pass 1), `coverage` share of real balls
         that hold a fake. Inside means strictly nearer than the radius, so a ball of radius 0 holds nothing.
@@ -33,6 +33,7 @@ def prdc(*, real, fake, k=5, chunk=512):
     """
     real, fake = (torch.as_tensor(points, dtype=torch.float64) for points in (real, fake))
     _check(real, fake, k)
+    chunk = max(1, memory_mb * 2**20 // (3 * 8 * max(len(real), len(fake))))
     around_fake, in_real, around_real = ball_counts(
         real=real, fake=fake, real_radii=radii(real, k, chunk), fake_radii=radii(fake, k, chunk), chunk=chunk
     )

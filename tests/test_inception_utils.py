@@ -160,7 +160,7 @@ def test_compute_metrics(tmp_path):
     features, labels = reference.real_features[torch.randperm(200)], torch.arange(200) % 3
     logits = 10.0 * F.one_hot(labels, 3)
     values = inception_utils.compute_metrics(features, logits, labels, network, reference)
-    keys = ["fd", "is_mean", "is_std", "precision", "recall", "density", "coverage", "accuracy"]
+    keys = ["fd", "is_mean", "is_std", "kid_mean", "kid_std", "precision", "recall", "density", "coverage", "accuracy"]
     assert list(values) == keys and all(type(value) is float for value in values.values())
     assert values["fd"] < 1e-6 * reference.sigma.trace() and values["accuracy"] == 1
     assert values["precision"] == values["recall"] == values["coverage"] == 1

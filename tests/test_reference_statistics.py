@@ -75,7 +75,7 @@ def test_files_of_the_family_load(tmp_path, capsys, dataset, family):
     reference = reference_statistics.load_reference(path, network)
     printed = capsys.readouterr().out
     assert reference.real_features is None and reference.protocol["assumed"]
-    assert printed.count("assumed") == 1 and "no precision" in printed
+    assert printed.count("assumed") == 1 and "no KID" in printed
     np.savez(tmp_path / f"{family}_inception_activations.npz", real_features=made.real_features.numpy())
     for source in (path, tmp_path / f"{family}_inception_moments.npz"):
         reference = reference_statistics.load_reference(source, network)
