@@ -34,78 +34,56 @@ from latents import Truncation
 NOT_FROM_RUN = ("ema", "device")
 
 
-def evaluate_generator(
-    G,
-    network,
-    reference,
-    num_images,
-    batch_size,
-    seed,
-    ranks,
-    truncation=None,
-    *,
-    ema,
-    mode=batch_norm_modes.RUNNING,
-    real_images=None,
-):
+def evaluate_generator(G, measure, num_images, seed, truncation=None, *, ema, mode=batch_norm_modes.RUNNING):
     """Metrics of images 0 to num_images - 1 of a seed, whose classes take turns.
 
     They depend neither on the number of ranks nor on the batch size. G, and torch's random state, stay as they are.
 
-    Args: network: FeatureNetwork on `ranks.device`, as G is; reference: its Reference; batch_size: images at a time on
-        a rank; truncation: a Truncation or None; ema: whether G is a moving average, for the protocol; mode:
-        BatchNormMode; real_images: for intra-class distances too, labelled images of G's classes.
-    Returns: dict of floats (see `inception_utils.compute_metrics`) and `protocol`, a dict; the same on all ranks. With
-        `real_images` also what `evaluation_features.intra_class` gives.
+    Args: G: on `measure.ranks.device`; measure: evaluation_features.Measure; truncation: a Truncation or None; ema:
+        whether G is a moving average, for the protocol; mode: BatchNormMode.
+    Returns: dict of floats (see `inception_utils.compute_metrics`, `evaluation_features.intra_class`) and `protocol`,
+        a dict; the same on all ranks.
     Raises: utils.UserError where the GPU's memory, or the number of images, is too small.
     """
     with batch_norm_modes.prepared(G, mode, seed, truncation) as prepared:
         if mode.name == "standing":
-            utils.broadcast_buffers([prepared], ranks)  # every GPU rounds in its own way
-        images = evaluation_sources.GeneratedImages(prepared, num_images, seed, mode, truncation, ranks.device)
-        about = {"ema": ema, "seed": seed}
-        about |= {"truncation": truncation and truncation.limit, "truncation_kind": truncation and truncation.kind}
+            utils.broadcast_buffers([prepared], measure.ranks)  # every GPU rounds in its own way
+        images = evaluation_sources.GeneratedImages(prepared, num_images, seed, mode, truncation)
         # A feature network of other classes than G's (an unconditional G, say) cannot tell whether they are right.
-        labelled = network.num_classes == G.config.n_classes
-        metrics = evaluation_features.measure(
-            images, range(num_images), network, reference, batch_size, ranks, labelled, real_images, seed=seed
-        )
+        labelled = measure.network.num_classes == G.config.n_classes
+        metrics = evaluation_features.compute(measure, images, range(num_images), labelled, seed)
     order = "classes in turns, shuffled" if mode.block_size else "classes in turns"
-    return _with_protocol(metrics, network, reference, num_images, ranks, mode.protocol() | {"order": order}, **about)
+    return _with_protocol(metrics, measure, num_images, seed, mode.protocol() | {"order": order}, ema, truncation)
 
 
-def evaluate_images(images, network, reference, num_images, batch_size, seed, ranks, real_images=None):
+def evaluate_images(images, measure, num_images, seed):
     """Metrics of images that are there already (see evaluation_sources): as `evaluate_generator`.
 
     Files are often sorted by class: which images are taken, where num_images are fewer than all, and their order, which
     the splits of the Inception score follow, are drawn from the seed.
     """
     chosen = utils.rng(seed, "metric", 20).permutation(len(images))[:num_images]
-    labelled = images.labels is not None and images.labels.max() < network.num_classes
-    metrics = evaluation_features.measure(
-        images, chosen, network, reference, batch_size, ranks, labelled, real_images, seed=seed
-    )
-    about = {"ema": None, "seed": seed, "truncation": None, "truncation_kind": None}
-    return _with_protocol(
-        metrics, network, reference, num_images, ranks, {"bn_mode": None, "order": "shuffled"}, **about
-    )
+    labelled = images.labels is not None and images.labels.max() < measure.network.num_classes
+    metrics = evaluation_features.compute(measure, images, chosen, labelled, seed)
+    return _with_protocol(metrics, measure, num_images, seed, {"bn_mode": None, "order": "shuffled"})
 
 
-def _with_protocol(metrics, network, reference, num_images, ranks, further, *, ema, seed, truncation, truncation_kind):
-    """Metrics, known on rank 0, and their protocol, on all ranks."""
-    if ranks.is_main:
+def _with_protocol(metrics, measure, num_images, seed, further, ema=None, truncation=None):
+    """Metrics, known on rank 0, and their protocol, joined by `further`, on all ranks."""
+    if measure.ranks.is_main:
         protocol = inception_utils.protocol(
-            network,
-            reference,
+            measure.network,
+            measure.reference,
             num_fake=num_images,
             ema=ema,
             bn_mode=further["bn_mode"],
-            truncation=truncation,
-            truncation_kind=truncation_kind,
+            truncation=truncation and truncation.limit,
+            truncation_kind=truncation and truncation.kind,
             seed=seed,
+            **measure.options,
         )
         metrics = metrics | {"protocol": protocol | further}
-    return evaluation_features.broadcast(metrics, ranks)
+    return evaluation_features.broadcast(metrics, measure.ranks)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,20 +185,17 @@ def _evaluate(argv, given, ranks):
     measure = _load_measure(args, G.config.resolution, source, second, second_kind, ranks)
     if ranks.is_main:
         print(sample.describe(G, meta, ranks.device))
-    options = {"ema": meta["ema"], "mode": batch_norm_modes.chosen_mode(args), "real_images": measure[2]}
-    numbers = (*measure[:2], args.num_inception_images, args.metric_batch_size, args.seed, ranks)
+    common = (G, measure, args.num_inception_images, args.seed)
+    options = {"ema": meta["ema"], "mode": batch_norm_modes.chosen_mode(args)}
     about = {"checkpoint": meta["path"], "step": meta["step"]}
-    truncation = sample.chosen_truncation(args, meta)
     if args.truncation_sweep:
-        kind = args.truncation_kind or meta.get("convention", {}).get("truncation_kind", "truncated_normal")
         out = Path(args.out) if args.out else sample.default_out(Path(meta["path"]))
         path = out / f"truncation_sweep_{Path(meta['path']).stem}.png"
-        points = (
-            evaluate_generator(G, *numbers, Truncation(limit, kind), **options)
-            for limit in truncation_sweep.limits(*args.truncation_sweep)
-        )
+        kind = sample.chosen_truncation_kind(args, meta)
+        truncations = [Truncation(limit, kind) for limit in truncation_sweep.limits(*args.truncation_sweep)]
+        points = (evaluate_generator(*common, truncation, **options) for truncation in truncations)
         return truncation_sweep.run(points, about, path, ranks)
-    metrics = evaluate_generator(G, *numbers, truncation, **options)
+    metrics = evaluate_generator(*common, sample.chosen_truncation(args, meta), **options)
     trained = (meta.get("metrics") or {}).get("protocol")
     if trained and ranks.is_main:
         for line in metric_tables.incomparable(trained, metrics["protocol"]):
@@ -233,56 +208,65 @@ def _evaluate_files(argv, source, kind, second, second_kind, ranks):
     args = parse_args(argv, {"num_inception_images": len(images)})
     if args.num_inception_images > len(images):
         raise utils.UserError(f"--num_inception_images {args.num_inception_images}: {source} has {len(images)} images")
-    network, reference, real_images = _load_measure(args, images.resolution, source, second, second_kind, ranks)
-    if args.intra_fid and images.labels is None:
-        raise utils.UserError(f"--intra_fid: {source} does not say which class an image is of")
+    measure = _load_measure(args, images.resolution, source, second, second_kind, ranks)
     if ranks.is_main:
         print(f"{source}: {args.num_inception_images} of {len(images)} images, on {ranks.device}")
-    numbers = (args.num_inception_images, args.metric_batch_size, args.seed, ranks)
-    return {"images": str(source)} | evaluate_images(images, network, reference, *numbers, real_images)
+    return {"images": str(source)} | evaluate_images(images, measure, args.num_inception_images, args.seed)
 
 
 def _load_measure(args, resolution, source, second, second_kind, ranks):
-    """The feature network, the Reference and, for --intra_fid, labelled real images (else None)."""
+    """The Measure of the flags for images of a resolution, against a data set's statistics or the second SOURCE."""
     name = datasets.dataset_path(args.dataset, args.data_root).stem if args.dataset else None
     if name is None and (not second or args.feature_network == "classifier"):
         raise utils.UserError(f"{source} does not say which data set to compare with: name a --dataset")
+    if args.intra_fid and not args.dataset and second_kind in (None, "checkpoint", "statistics"):
+        raise utils.UserError("--intra_fid needs the real images of each class: name a --dataset")
     real_images = None
+    if second_kind in ("folder", "npz", "hdf5"):
+        real_images = evaluation_sources.open_images(second[0], second_kind)
+    elif args.intra_fid:
+        real_images = datasets.open_dataset(args.dataset, args.data_root)
     if not second:
         network, reference = inception_utils.load_evaluation(args, name, ranks.device)
     else:
-        weights = (args.inception_weights, args.resize)
-        network = load_feature_network(args.feature_network, args.data_root, name, *weights, ranks.device)
+        files = (args.data_root, name, args.inception_weights, args.resize)
+        network = load_feature_network(args.feature_network, *files, ranks.device)
+        inception_utils.check_outputs(network, args.is_outputs)
     _check_resolution(network, resolution, source)
     if second_kind == "statistics":
         reference = reference_statistics.load_reference(second[0], network)
+    elif second_kind == "checkpoint":
+        reference = _reference_of_checkpoint(args, second[0], network, ranks)
     elif second:
-        reference, real_images = _reference_of(args, second[0], second_kind, network, ranks)
-    if not args.intra_fid:
-        return network, reference, None
-    if real_images is None:
-        if not args.dataset or second_kind == "checkpoint":
-            raise utils.UserError("--intra_fid needs the real images of each class: name a --dataset")
-        real_images = datasets.open_dataset(args.dataset, args.data_root)
-    return network, reference, real_images
+        _check_resolution(network, real_images.resolution, second[0])
+        reference = _reference_of(args, real_images, network, ranks)
+    return evaluation_features.make_measure(args, network, reference, ranks, real_images if args.intra_fid else None)
 
 
-def _reference_of(args, source, kind, network, ranks):
-    """Reference made of the images of the second SOURCE, and these images."""
-    options = {"seed": args.seed, "k": 5, "splits": 10, "batch_size": args.metric_batch_size, "device": ranks.device}
-    if kind != "checkpoint":
-        images = evaluation_sources.open_images(source, kind)
-        _check_resolution(network, images.resolution, source)
-        return calculate_inception_moments.compute_reference(images, network, **options), images
+def _reference_of(args, images, network, ranks):
+    """Reference statistics of some images, made on the spot."""
+    return calculate_inception_moments.compute_reference(
+        images,
+        network,
+        seed=args.seed,
+        k=args.prdc_k or 5,
+        splits=args.is_splits or 10,
+        batch_size=args.metric_batch_size,
+        device=ranks.device,
+        is_outputs=args.is_outputs or "all",
+        prdc_memory_mb=args.prdc_memory_mb,
+        ranks=ranks,
+    )
+
+
+def _reference_of_checkpoint(args, source, network, ranks):
+    """Reference statistics of a checkpoint's images, of another seed: images of the same z would be pairs."""
     G, meta = BigGAN.load_generator(source, ranks.device, args.ema)
     _check_resolution(network, G.config.resolution, source)
-    # Another seed than the first SOURCE's: images of the same z would be pairs.
     seed, mode, truncation = args.seed + 1, batch_norm_modes.chosen_mode(args), sample.chosen_truncation(args, meta)
-    with batch_norm_modes.prepared(G, mode, seed, truncation) as G:
-        images = evaluation_sources.GeneratedImages(
-            G, args.num_inception_images, seed, mode, truncation, ranks.device, meta["path"]
-        )
-        return calculate_inception_moments.compute_reference(images, network, **options), None
+    with batch_norm_modes.prepared(G, mode, seed, truncation) as prepared:
+        about = (args.num_inception_images, seed, mode, truncation, meta["path"])
+        return _reference_of(args, evaluation_sources.GeneratedImages(prepared, *about), network, ranks)
 
 
 def _check_resolution(network, resolution, source):

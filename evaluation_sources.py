@@ -73,9 +73,9 @@ class GeneratedImages:
     images are read, in batches of which size, makes no difference. There, classes take turns in a shuffled order.
     """
 
-    def __init__(self, G, num_images, seed, mode, truncation=None, device="cpu", name="generated"):
+    def __init__(self, G, num_images, seed, mode, truncation=None, name="generated"):
         """G: in the mode to use it in (batch_norm_modes.prepared); mode: BatchNormMode."""
-        self.G, self.num_images, self.seed, self.truncation, self.device = G, num_images, seed, truncation, device
+        self.G, self.num_images, self.seed, self.truncation = G, num_images, seed, truncation
         self.path = self.name = name
         self.resolution = G.config.resolution
         self.block_size = mode.block_size
@@ -107,7 +107,7 @@ class GeneratedImages:
 
     def _make(self, indices):
         z = latents(self.seed, indices, self.G.config.dim_z, self.truncation)
-        return sample.make_images(self.G, z, self.all_labels[indices], self.device)
+        return sample.make_images(self.G, z, self.all_labels[indices])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def _read_image(path):
 
 
 class NpzImages:
-    """`arr_0` uint8 (N,H,W,3) of an npz file, as sample.py and guided-diffusion (ADM) write it; a batch is read at a time.
+    """`arr_0` uint8 (N,H,W,3) of an npz file, as sample.py and guided-diffusion (ADM) write it, read batch by batch.
 
     `labels` is its `arr_1`, where that is one class id for each image.
     Raises: utils.UserError where the file is damaged or holds something else.

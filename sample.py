@@ -223,7 +223,12 @@ def chosen_truncation(args, meta):
     limit = args.truncation or convention.get("truncation")
     if limit is None:
         return None
-    return Truncation(limit, args.truncation_kind or convention.get("truncation_kind", "truncated_normal"))
+    return Truncation(limit, chosen_truncation_kind(args, meta))
+
+
+def chosen_truncation_kind(args, meta):
+    """What truncating means by the flags, or by the convention of a converted checkpoint: of TRUNCATION_KINDS."""
+    return args.truncation_kind or meta.get("convention", {}).get("truncation_kind", "truncated_normal")
 
 
 def parse_args(argv=None):

@@ -28,6 +28,7 @@ import datasets
 import dry_run
 import ema
 import evaluate
+import evaluation_features
 import finetune
 import inception_utils
 import legacy_flags
@@ -189,12 +190,13 @@ def train(args, ranks):
     dataset, config, source = plan.dataset, plan.config, plan.source
     checks.check_selection(args)
     checks.check_batches(args, ranks.world_size)
-    feature_network = reference = None
+    feature_network = measure = None
     if args.test_every:
         feature_network, reference = inception_utils.load_evaluation(args, dataset.name, ranks.device, dataset)
         checkpoints.check_which_best(
             args.which_best, inception_utils.metric_keys(feature_network, reference, config.n_classes)
         )
+        measure = evaluation_features.make_measure(args, feature_network, reference, ranks)
     folder = checkpoints.run_folder(args)
     num_steps = checks.run_length(args, len(dataset))
     images_per_step = checks.images_per_step(args)
@@ -288,12 +290,9 @@ def train(args, ranks):
             if test:
                 metrics = evaluate.evaluate_generator(
                     evaluated,
-                    feature_network,
-                    reference,
-                    num_images=args.num_inception_images,
-                    batch_size=args.metric_batch_size,
-                    seed=args.seed,
-                    ranks=ranks,
+                    measure,
+                    args.num_inception_images,
+                    args.seed,
                     ema=args.ema,
                     mode=bn_mode,
                 )
