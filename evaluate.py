@@ -32,6 +32,8 @@ from latents import Truncation
 
 # Flags here that mean something else in train.py, or belong to the machine: not taken over from the run.
 NOT_FROM_RUN = ("ema", "device")
+SPLITS, K = 10, 5  # of IS and PRDC where no reference statistics say otherwise
+ABOUT = ("checkpoint", "step", "images")  # what a result says besides its metrics
 
 
 def evaluate_generator(G, measure, num_images, seed, truncation=None, *, ema, mode=batch_norm_modes.RUNNING):
@@ -166,9 +168,6 @@ def print_results(result, others, as_json):
         print(metric_tables.table({key: value for key, value in result.items() if key not in ABOUT}))
 
 
-ABOUT = ("checkpoint", "step", "images")
-
-
 def _evaluate(argv, given, ranks):
     """The result of the command, a dict for --json."""
     source, *second = given.sources
@@ -232,6 +231,9 @@ def _load_measure(args, resolution, source, second, second_kind, ranks):
         files = (args.data_root, name, args.inception_weights, args.resize)
         network = load_feature_network(args.feature_network, *files, ranks.device)
         inception_utils.check_outputs(network, args.is_outputs)
+        least = max(args.is_splits or SPLITS, (args.prdc_k or K) + 1)
+        if args.num_inception_images < least:
+            raise utils.UserError(f"{source}: {args.num_inception_images} images; the metrics need at least {least}")
     _check_resolution(network, resolution, source)
     if second_kind == "statistics":
         reference = reference_statistics.load_reference(second[0], network)
@@ -249,8 +251,8 @@ def _reference_of(args, images, network, ranks):
         images,
         network,
         seed=args.seed,
-        k=args.prdc_k or 5,
-        splits=args.is_splits or 10,
+        k=args.prdc_k or K,
+        splits=args.is_splits or SPLITS,
         batch_size=args.metric_batch_size,
         device=ranks.device,
         is_outputs=args.is_outputs or "all",
@@ -265,8 +267,9 @@ def _reference_of_checkpoint(args, source, network, ranks):
     _check_resolution(network, G.config.resolution, source)
     seed, mode, truncation = args.seed + 1, batch_norm_modes.chosen_mode(args), sample.chosen_truncation(args, meta)
     with batch_norm_modes.prepared(G, mode, seed, truncation) as prepared:
-        about = (args.num_inception_images, seed, mode, truncation, meta["path"])
-        return _reference_of(args, evaluation_sources.GeneratedImages(prepared, *about), network, ranks)
+        about = (seed, mode, truncation, meta["path"], meta["class_names"])
+        images = evaluation_sources.GeneratedImages(prepared, args.num_inception_images, *about)
+        return _reference_of(args, images, network, ranks)
 
 
 def _check_resolution(network, resolution, source):

@@ -1,8 +1,8 @@
 """What evaluate.py measures: images of a checkpoint, a folder, an npz or an HDF5 file, behind one interface.
 
 Each has `path`, `name`, `len()`, `resolution` (None where images are not square), `labels` (int64 array (N,), or None),
-`labels_at(indices)` and `read(indices)`, uint8 (b,3,H,W), for an increasing int array (b,): what
-`datasets.HDF5Dataset`, which is one of them, has too.
+`class_names` (one name where they are not known), `labels_at(indices)` and `read(indices)`, uint8 (b,3,H,W), for an
+increasing int array (b,): what `datasets.HDF5Dataset`, which is one of them, has too.
 
 Symbols: N images of H x W, b of them in a batch.
 """
@@ -73,8 +73,9 @@ class GeneratedImages:
     images are read, in batches of which size, makes no difference. There, classes take turns in a shuffled order.
     """
 
-    def __init__(self, G, num_images, seed, mode, truncation=None, name="generated"):
+    def __init__(self, G, num_images, seed, mode, truncation=None, name="generated", class_names=("all",)):
         """G: in the mode to use it in (batch_norm_modes.prepared); mode: BatchNormMode."""
+        self.class_names = class_names
         self.G, self.num_images, self.seed, self.truncation = G, num_images, seed, truncation
         self.path = self.name = name
         self.resolution = G.config.resolution
@@ -121,7 +122,7 @@ class FolderImages:
     Raises: utils.UserError where there is none, one is unreadable, or two differ in size.
     """
 
-    labels = None
+    labels, class_names = None, ("all",)
 
     def __init__(self, path):
         self.path, self.name = path, make_hdf5.folder_name(path)
@@ -130,20 +131,25 @@ class FolderImages:
             raise utils.UserError(f"{path} holds no images, and no checkpoint either")
         self.threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         sizes = list(self.threads.map(_image_size, self.files))
-        (h0, w0) = sizes[0]
-        self.resolution = h0 if h0 == w0 else None
-        for file, (h, w) in zip(self.files, sizes, strict=True):
-            if (h, w) != sizes[0]:
-                raise utils.UserError(
-                    f"{file} is {w}x{h}, {self.files[0]} is {w0}x{h0}: all images must have one size "
-                    "(make_hdf5.py brings them to one)"
-                )
+        self.size = sizes[0]
+        self.resolution = self.size[0] if self.size[0] == self.size[1] else None
+        self._check_sizes(self.files, sizes)
 
     def __len__(self):
         return len(self.files)
 
+    def _check_sizes(self, files, sizes):
+        for file, (h, w) in zip(files, sizes, strict=True):
+            if (h, w) != self.size:
+                raise utils.UserError(
+                    f"{file} is {w}x{h}, {self.files[0]} is {self.size[1]}x{self.size[0]}: all images must have one "
+                    "size (make_hdf5.py brings them to one)"
+                )
+
     def read(self, indices):
-        pixels = list(self.threads.map(_read_image, [self.files[i] for i in indices]))
+        files = [self.files[i] for i in indices]
+        pixels = list(self.threads.map(_read_image, files))
+        self._check_sizes(files, [image.shape[:2] for image in pixels])
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
     def labels_at(self, indices):
@@ -180,8 +186,14 @@ def _open_image(path, function):
 
 def _image_size(path):
     """(height, width) of a file's image, from its header alone."""
-    turned = (5, 6, 7, 8)  # values of EXIF's Orientation that exchange height and width
-    return _open_image(path, lambda im: im.size if im.getexif().get(0x0112) in turned else im.size[::-1])
+
+    def size(image):
+        # Asked for the EXIF data of a PNG without any before its pixels, Pillow would decode these to look behind them.
+        exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
+        turned = exif.get(0x0112) in (5, 6, 7, 8)  # Orientation: height and width change places
+        return image.size if turned else image.size[::-1]
+
+    return _open_image(path, size)
 
 
 def _read_image(path):
@@ -194,6 +206,8 @@ class NpzImages:
     `labels` is its `arr_1`, where that is one class id for each image.
     Raises: utils.UserError where the file is damaged or holds something else.
     """
+
+    class_names = ("all",)
 
     def __init__(self, path):
         self.path, self.name = path, path.stem

@@ -77,6 +77,7 @@ def plot(sweep, path):
     every = -(-len(sweep) // 10)  # labels would overlap
     for limit, x, y in list(zip(truncations, distance, score, strict=True))[::every]:
         trade.annotate(f"{limit:g}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    trade.margins(0.1)  # room for the labels
     trade.set_xlabel(key.upper())
     trade.set_ylabel("Inception score")
     trade.set_title("trade-off, by truncation")
