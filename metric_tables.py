@@ -3,8 +3,6 @@
 import inception_utils
 import utils
 
-BATCH_NORM = ("bn_mode", "bn_batch_size", "num_standing_accumulations")  # what a protocol says of it
-
 
 def table(metrics):
     """Metrics and protocol as aligned lines of text."""
@@ -60,8 +58,11 @@ def differences(results):
 
 
 def incomparable(one, other):
-    """The lines of `inception_utils.compare_protocols`; of images from files, nobody knows the batch norm."""
-    from_files = None in (one["bn_mode"], other["bn_mode"])
-    ignored = ("order", *(BATCH_NORM if from_files else ()))
-    pair = ({key: value for key, value in protocol.items() if key not in ignored} for protocol in (one, other))
-    return inception_utils.compare_protocols(*pair)
+    """The lines of `inception_utils.compare_protocols` about what both protocols record.
+
+    Of images from files nobody knows the batch norm; the order of the images decides only which split of IS has which.
+    """
+    keys = one.keys() & other.keys() - {"order"}
+    if None in (one["bn_mode"], other["bn_mode"]):
+        keys -= {"bn_mode"}
+    return inception_utils.compare_protocols(*({key: p[key] for key in p if key in keys} for p in (one, other)))

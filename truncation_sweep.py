@@ -38,17 +38,24 @@ def limits(start, stop, step):
 
 
 def run(points, about, path, ranks):
-    """Evaluate, and keep what there is after each point: a picture at `path` and the numbers beside it (.json).
+    """Evaluate, and write a picture to `path` and the numbers beside it (.json), replacing an earlier sweep's.
 
     Args: points: iterable of metrics with their protocol, evaluated as it is gone through; about: dict, what they are
         of; path: of a PNG. Returns: dict, as in the JSON file.
+    Raises: utils.UserError, before anything is evaluated, if the folder cannot be written to.
     """
     result = {**about, "plot": str(path), "truncation_sweep": []}
+    partial = path.with_suffix(".partial.json")  # what there is if the sweep is interrupted
+    if ranks.is_main:
+        utils.save_json(result, partial)
     for metrics in points:
         result["truncation_sweep"].append(metrics)
         if ranks.is_main:
-            utils.save_json(result, path.with_suffix(".json"))
-            plot(result["truncation_sweep"], path)
+            utils.save_json(result, partial)
+    if ranks.is_main:
+        plot(result["truncation_sweep"], path)
+        utils.save_json(result, path.with_suffix(".json"))
+        partial.unlink()
     return result
 
 
