@@ -137,15 +137,16 @@ def standing_copy(G, mode, seed, truncation=None):
     G = copy.deepcopy(G).requires_grad_(False).eval()
     G.zero_grad(set_to_none=True)  # the copy's gradients are copies too
     device = next(G.parameters()).device
-    for norm in G.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.reset_running_stats()
-            norm.momentum = None  # for PyTorch: the average over all batches
+    norms = [norm for norm in G.modules() if isinstance(norm, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
     y = random_labels(seed, mode.accumulations * mode.batch_size, range(G.config.n_classes), stream="standing")
     with batch_statistics(G, accumulate=True):
         for i, y_batch in enumerate(y.split(mode.batch_size)):
             indices = range(i * mode.batch_size, (i + 1) * mode.batch_size)
             z = latents(seed, indices, G.config.dim_z, truncation, stream="standing")
+            for norm in norms:
+                norm.momentum = 1 / (i + 1)  # of the new batch: the plain average of all so far
             try:
                 G(z.to(device), y_batch.to(device))
             except torch.OutOfMemoryError as error:

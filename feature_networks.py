@@ -4,20 +4,60 @@ Symbols: N images, R resolution, d features, K classes of the feature network.
 """
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import classifier
 import utils
+from resizing import RESIZE_RULES
 
-INCEPTION_URL = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
-INCEPTION_HASH = "0cc3c7bd"  # the sha256 of torchvision's file begins so
-NETWORK_RESIZE = {"inception": ("bilinear_corners",), "classifier": ("native",)}  # the first is the default
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ALIASES = {"inceptionv3": "inception"}  # the reference family's names
+NETWORK_RESIZE = {  # the rules that a network takes; the first is its default
+    "inception": ("bilinear_corners", "tf1", "bilinear", "pil_bicubic", "bilinear_corners_transform_input"),
+    "inception_tf": ("tf1", "bilinear", "pil_bicubic", "bilinear_corners"),
+    "resnet50": ("bilinear_corners_224",),
+    "classifier": ("native",),
+}
+ALIASES = {  # names of BigGAN-PyTorch and Instance Selection, of StudioGAN, of torch-fidelity
+    "inceptionv3": "inception",
+    "InceptionV3_torch": "inception",
+    "InceptionV3_tf": "inception_tf",
+    "inception-v3-compat": "inception_tf",
+    "ResNet50_torch": "resnet50",
+}
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published file of weights: where it lies, how its sha256 begins, names it has in torch.hub's cache."""
+
+    url: str
+    sha256: str
+    title: str
+    other_names: tuple = ()
+
+    @property
+    def names(self):
+        return (self.url.rsplit("/", 1)[1], *self.other_names)
+
+
+RELEASES = {
+    "inception": Release(
+        "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth", "0cc3c7bd", "torchvision's Inception-v3"
+    ),
+    "inception_tf": Release(
+        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+        "6726825d",
+        "the Inception network of 2015-12-05",
+        ("weights-inception-2015-12-05-6726825d.pth",),  # torch-fidelity's name of the same file
+    ),
+    # Version 1 of torchvision's weights: the one that Instance Selection was published with
+    "resnet50": Release(
+        "https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61", "torchvision's ResNet-50"
+    ),
+}
 
 
 def network_name(text):
@@ -33,29 +73,29 @@ def add_feature_args(parser):
         type=network_name,
         choices=tuple(NETWORK_RESIZE),
         default="inception",
-        help="inception (alias inceptionv3): torchvision's, reported as FID; classifier: fitted to the data, as FD",
+        help="inception (alias inceptionv3): torchvision's, the reference family's FID; inception_tf: TensorFlow's of "
+        "2015-12-05, the FID of papers; resnet50: torchvision's; classifier: fitted to the data; both reported as FD",
     )
     group.add_argument(
-        "--inception_weights", metavar="FILE", help="torchvision's Inception-v3 weights; else torch.hub's cache"
+        "--inception_weights",
+        metavar="FILE",
+        help="weights of the feature network (for inception_tf also StyleGAN's inception-2015-12-05.pt, whose code is "
+        "run: name only a file that you trust); else from torch.hub's cache, else downloaded",
     )
     rules = tuple(dict.fromkeys(rule for rules in NETWORK_RESIZE.values() for rule in rules))
-    group.add_argument("--resize", choices=rules, help="how images reach the network; None: the network's own rule")
+    group.add_argument(
+        "--resize",
+        choices=rules,
+        help="how images reach the network: bilinear_corners is the reference family's (default of inception), tf1 "
+        "torch-fidelity's and StyleGAN's (of inception_tf), bilinear pytorch-fid's, pil_bicubic clean-fid's; "
+        "bilinear_corners_transform_input and _224 are Instance Selection's, native is the classifier's",
+    )
     group.add_argument("--metric_batch_size", type=utils.positive_int, default=64, help="images a pass, for metrics")
     return group
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Feature networks
-
-
-def bilinear_corners(images, size=299):
-    """uint8 (N,3,R,R) to (N,3,299,299): [0,1], ImageNet's mean and deviation, bilinear with aligned corners."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    x = (images.float() / 255 - mean) / std
-    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=True)
-
-
-RESIZE_RULES = {"bilinear_corners": bilinear_corners, "native": utils.to_float}
 
 
 class FeatureNetwork(nn.Module):
@@ -82,6 +122,8 @@ class FeatureNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, images):
         """images: uint8 (N,3,R,R). Returns: features (N,d), logits (N,K), float32. Raises: UserError for another R."""
+        if images.dtype != torch.uint8:
+            raise TypeError(f"a feature network takes uint8 images, not {images.dtype}")
         if self.resolution not in (None, images.shape[-1]):
             size, own = images.shape[-1], self.resolution
             raise utils.UserError(f"the {self.name} was fitted to {own}x{own} images, these are {size}x{size}")
@@ -123,6 +165,29 @@ class InceptionV3(nn.Module):
         return features, self.linear(features)
 
 
+class ResNet50(nn.Module):
+    """torchvision's ResNet-50: (N,3,224,224) to pooled (N,2048) and logits (N,1000)."""
+
+    def __init__(self, weights=None):
+        """weights: torchvision's state dict, or None for random ones."""
+        super().__init__()
+        from torchvision.models import resnet50
+
+        trunk = resnet50(weights=None)
+        if weights is not None:
+            trunk.load_state_dict(weights)
+        self.linear, trunk.fc = trunk.fc, nn.Identity()
+        self.trunk, self.feature_dim, self.num_classes = trunk, 2048, 1000
+
+    def forward(self, x):
+        features = self.trunk(x)
+        return features, self.linear(features)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
 def statistics_command(dataset_name, data_root, name):
     return (
         f"python calculate_inception_moments.py --dataset {dataset_name} --data_root {data_root} "
@@ -133,8 +198,8 @@ def statistics_command(dataset_name, data_root, name):
 def load_feature_network(name, data_root, dataset_name, weights=None, resize=None, device="cpu"):
     """The feature network of a data set, on `device`.
 
-    Args: name: inception (alias inceptionv3) or classifier; data_root, dataset_name (`HDF5Dataset.name`): where the
-        classifier lies; weights: file of Inception's weights, or None for torch.hub's cache or a download;
+    Args: name: a key of NETWORK_RESIZE or of ALIASES; data_root, dataset_name (`HDF5Dataset.name`): where the
+        classifier lies; weights: file of another network's weights, or None for torch.hub's cache or a download;
         resize: a rule of the network, None for its default.
     Raises: UserError for an unknown name or rule, and for missing or foreign weights.
     """
@@ -145,9 +210,11 @@ def load_feature_network(name, data_root, dataset_name, weights=None, resize=Non
     if resize not in (None, *rules):
         raise utils.UserError(f"--resize {resize}: the feature network {name} takes {' or '.join(rules)}")
     if name == "classifier":
+        if weights is not None:
+            raise utils.UserError("--inception_weights: the classifier has weights of its own, beside the data set")
         network = _load_classifier(data_root, dataset_name, resize or rules[0])
     else:
-        network = _load_inception(weights, resize or rules[0])
+        network = _load_published(name, weights, resize or rules[0])
     return network.to(device)
 
 
@@ -161,27 +228,54 @@ def _load_classifier(data_root, dataset_name, resize):
     return FeatureNetwork(net, name="classifier", resize=resize, weights_hash=digest, resolution=net.resolution)
 
 
-def _load_inception(weights, resize):
-    path = Path(weights) if weights else _cached_inception()
-    state = utils.load_torch(path)
+def _load_published(name, weights, resize):
+    from inception_tf import is_script  # here, because importing torchvision takes a second
+
+    release = RELEASES[name]
+    path, digest = _released_file(release) if weights is None else _named_file(Path(weights))
+    # TorchScript brings code that is run: no file that the user has not named may be one.
+    scripted = is_script(path)
+    if scripted and (name != "inception_tf" or weights is None):
+        raise utils.UserError(f"{path} is TorchScript; it goes with --feature_network inception_tf --inception_weights")
     try:
-        net = InceptionV3(state)
-    except (RuntimeError, AttributeError) as error:  # other keys or shapes; not a state dict
-        raise utils.UserError(f"{path} does not hold the weights of torchvision's Inception-v3") from error
-    return FeatureNetwork(net, name="inception", resize=resize, weights_hash=utils.sha256(path))
+        net = _build(name, path, scripted)
+    except (RuntimeError, AttributeError, TypeError) as error:  # other keys or shapes; not a state dict
+        raise utils.UserError(f"{path} does not hold the weights of {release.title}") from error
+    return FeatureNetwork(net, name=name, resize=resize, weights_hash=digest)
 
 
-def _cached_inception():
-    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rsplit("/", 1)[1]
+def _build(name, path, scripted):
+    from inception_tf import InceptionTF, ScriptedInceptionTF, load_script
+
+    if scripted:
+        return ScriptedInceptionTF(load_script(path))
+    return {"inception": InceptionV3, "inception_tf": InceptionTF, "resnet50": ResNet50}[name](utils.load_torch(path))
+
+
+def _named_file(path):
+    """A file that the user has named, and its sha256: recorded, whatever it is."""
+    if not path.is_file():
+        raise utils.UserError(f"--inception_weights {path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    try:
+        return path, utils.sha256(path)
+    except OSError as error:
+        raise utils.UserError(f"--inception_weights: cannot read {path}: {error.strerror}") from error
+
+
+def _released_file(release):
+    """The path and sha256 of published weights in torch.hub's cache, downloaded where they are missing."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = next((folder / name for name in release.names if (folder / name).exists()), folder / release.names[0])
     if not path.exists():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_HASH)
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(release.url, str(path), hash_prefix=release.sha256)
         except (OSError, RuntimeError) as error:  # no network; a file that is not the one we asked for
             raise utils.UserError(
-                f"no Inception-v3 weights: downloading {INCEPTION_URL} failed ({error}); fetch it elsewhere and put it "
-                f"at {path}, name it with --inception_weights, or use --feature_network classifier"
+                f"no weights of {release.title}: downloading {release.url} failed ({error}); fetch it elsewhere and "
+                f"put it at {path}, name it with --inception_weights, or use --feature_network classifier"
             ) from error
-    if not utils.sha256(path).startswith(INCEPTION_HASH):
-        raise utils.UserError(f"{path} is damaged (its sha256 does not begin with {INCEPTION_HASH}); delete it")
-    return path
+    digest = utils.sha256(path)
+    if not digest.startswith(release.sha256):
+        raise utils.UserError(f"{path} is damaged (its sha256 does not begin with {release.sha256}); delete it")
+    return path, digest

@@ -192,7 +192,7 @@ def kernel_distance(features_1, features_2, subsets=100, subset_size=1000, seed=
         if not 2 <= subset_size <= smallest:
             raise utils.UserError(f"KID in subsets of {subset_size} of {smallest} images: 2 to {smallest} are possible")
         draws = _random_subsets(len(features_1), len(features_2), subsets, subset_size, seed)
-    distances = torch.stack([polynomial_mmd(_rows(features_1, one), _rows(features_2, two)) for one, two in draws])
+    distances = torch.stack([polynomial_mmd(rows_at(features_1, one), rows_at(features_2, two)) for one, two in draws])
     return distances.mean().item(), distances.std(correction=0).item()
 
 
@@ -202,7 +202,8 @@ def _random_subsets(n, m, subsets, subset_size, seed):
         yield tuple(random.choice(total, subset_size, replace=False) for total in (n, m))
 
 
-def _rows(features, indices):
+def rows_at(features, indices):
+    """Rows of features (N,d) by an array of indices, on the features' device."""
     return features[torch.as_tensor(indices, device=features.device)]
 
 
@@ -227,12 +228,17 @@ def frechet_of_features(x, y):
         raise utils.UserError(f"a Frechet distance needs 2 images of each kind, not {len(x)} and {len(y)}")
     if min(len(x), len(y)) > x.shape[1]:
         return frechet_distance(*moments_of(x).finalize(), *moments_of(y).finalize())
+    return low_rank_frechet_tensor(x, y).item()
+
+
+def low_rank_frechet_tensor(x, y):
+    """The second form of `frechet_of_features`, as a 0-dimensional float64 tensor."""
     x, y = x.double(), y.double()
     mu1, mu2 = x.mean(0), y.mean(0)
     x, y = (x - mu1) / (len(x) - 1) ** 0.5, (y - mu2) / (len(y) - 1) ** 0.5
     cross = torch.linalg.svdvals(x @ y.T).sum()
     distance = (mu1 - mu2).square().sum() + x.square().sum() + y.square().sum() - 2 * cross
-    return distance.clamp(min=0).item()
+    return distance.clamp(min=0)
 
 
 def intra_fid(features, labels, real_features, real_labels):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_sample import CLASSES, small_generator
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 import evaluation_sources
@@ -159,3 +160,12 @@ def test_shuffled_labels_are_balanced_and_mixed():
     )
     assert not torch.equal(y[:1000], y[1000:2000]) and not torch.equal(y, latents.shuffled_labels(1, 2500, range(1000)))
     assert (y[:64].diff() == 1).sum() < 5  # neighbours in the batch are no neighbours in the list of classes
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # copying G does
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_no_mode_mixes_devices(mode):
+    G = small_generator(G_param="SN", ssm="voxel")
+    with FakeTensorMode(allow_non_fake_inputs=True), prepared(G.to("cuda"), mode, seed=0) as network:
+        images = evaluation_sources.GeneratedImages(network, 12, 0, mode).read(np.arange(12))
+    assert images.shape == (12, 3, 16, 16) and images.device.type == "cpu"

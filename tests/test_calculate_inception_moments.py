@@ -1,5 +1,6 @@
 """Reference statistics of a small made data set, end to end, and the fitting of the classifier."""
 
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import metrics
 import reference_statistics
 import utils
 from feature_networks import load_feature_network
+
+OPTIONS = {"seed": 0, "k": 5, "splits": 10}
 
 
 def write_dataset(path, per_class=40, num_classes=3, resolution=16):
@@ -76,7 +79,7 @@ def test_statistics_are_those_of_the_whole_set(fitted):
 def test_statistics_do_not_depend_on_the_batch_size(fitted, monkeypatch):
     network, reference, _ = load(fitted)
     dataset = datasets.open_dataset("toy", fitted)
-    options = {"seed": 0, "k": 5, "splits": 10, "device": "cpu"}
+    options = OPTIONS | {"device": "cpu"}
     other = calculate_inception_moments.compute_reference(dataset, network, batch_size=17, **options)
     for key in ("mu", "sigma", "real_features"):
         torch.testing.assert_close(getattr(other, key), getattr(reference, key), rtol=1e-4, atol=1e-5)
@@ -84,6 +87,117 @@ def test_statistics_do_not_depend_on_the_batch_size(fitted, monkeypatch):
     monkeypatch.setattr(reference_statistics, "NUM_REAL_FEATURES", 50)
     fewer = calculate_inception_moments.compute_reference(dataset, network, batch_size=64, **options)
     torch.testing.assert_close(fewer.real_features, reference.real_features[:50], rtol=1e-4, atol=1e-5)
+
+
+def save_part_of_run(rank, world_size, root, batch_size):
+    """What one of torchrun's processes does."""
+    group = {"init_method": f"file://{root}/ranks", "rank": rank, "world_size": world_size}
+    torch.distributed.init_process_group("gloo", **group)
+    ranks = utils.Ranks(rank, world_size, torch.device("cpu"))
+    network = load_feature_network("classifier", root, "toy")
+    reference = calculate_inception_moments.compute_reference(
+        datasets.open_dataset("toy", root), network, batch_size=batch_size, device="cpu", ranks=ranks, **OPTIONS
+    )
+    reference.save(root / f"rank{rank}.npz")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("batch_size", [16, 100])  # 100: one of the ranks sees no image
+def test_statistics_do_not_depend_on_the_number_of_ranks(fitted, tmp_path, batch_size):
+    for name in ("toy.hdf5", "toy_classifier.pth"):
+        shutil.copy(fitted / name, tmp_path)
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=save_part_of_run, args=(rank, 3, tmp_path, batch_size)) for rank in range(3)]
+    for process in ranks:
+        process.start()
+    network, *_ = load(fitted)
+    dataset = datasets.open_dataset("toy", fitted)
+    alone = calculate_inception_moments.compute_reference(
+        dataset, network, batch_size=batch_size, device="cpu", **OPTIONS
+    )
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    for rank in range(3):
+        reference = reference_statistics.read_reference(tmp_path / f"rank{rank}.npz")
+        for key in ("mu", "sigma"):
+            expected = getattr(alone, key)
+            assert (getattr(reference, key) - expected).abs().max() <= 1e-10 * expected.abs().max()
+        assert torch.equal(reference.real_features, alone.real_features)
+        assert (reference.is_mean, reference.is_std) == pytest.approx((alone.is_mean, alone.is_std), rel=1e-10)
+        assert (reference.coverage_ceiling, reference.protocol) == (alone.coverage_ceiling, alone.protocol)
+
+
+def test_a_random_subset_is_measured_on_its_own(fitted, capsys):
+    _, whole, path = load(fitted)
+    run(fitted, "--reference_num", "50", "--seed", "3")
+    subset_path = path.with_name("toy_classifier_native_num50_reference.npz")
+    assert "50 images (a random subset, seed 3)" in capsys.readouterr().out
+    subset = reference_statistics.read_reference(subset_path)
+    assert subset.protocol["num_images"] == subset.protocol["reference_num"] == 50 and subset.protocol["seed"] == 3
+    # the subset's features are 50 of the whole's, and its mean is theirs
+    distances = (subset.real_features[:, None] - whole.real_features).norm(dim=2)
+    nearest = distances.min(1)
+    assert nearest.values.max() < 1e-3 and len(nearest.indices.unique()) == 50
+    torch.testing.assert_close(subset.mu, subset.real_features.double().mean(0), rtol=1e-5, atol=1e-6)
+    assert torch.equal(load(fitted)[1].mu, whole.mu)
+    run(fitted, "--reference_num", "50", "--seed", "3")
+    assert "there already" in capsys.readouterr().out
+    run(fitted, "--reference_num", "50", "--seed", "4")
+    assert "made with another seed" in capsys.readouterr().out
+    with pytest.raises(utils.UserError, match=r"--reference_num 121: .*toy\.hdf5 has 120 images"):
+        run(fitted, "--reference_num", "121")
+
+    parser = utils.ArgumentParser()
+    datasets.add_data_args(parser)
+    inception_utils.add_metric_args(parser)
+    flags = ["--feature_network", "classifier", "--data_root", str(fitted)]
+    chosen = [["--reference_num", "50"], ["--reference_file", str(subset_path)]]
+    for more in chosen:
+        _, reference = inception_utils.load_evaluation(parser.parse_args(flags + more), "toy", "cpu")
+        assert reference.protocol["num_images"] == 50
+    for more, line in (
+        (["--reference_num", "51"], "--reference_num 51"),
+        (["--reference_file", "nowhere.npz"], "--reference_file nowhere.npz: no such file"),
+        (["--reference_file", str(fitted)], "no such file"),
+        (["--is_outputs", "1000"], "3 classes of its own"),
+        (["--prdc_k", "120"], "--prdc_k 120: .* holds 120 real features"),
+        (["--is_splits", "200", "--num_inception_images", "100"], "at least 200"),
+    ):
+        with pytest.raises(utils.UserError, match=line):
+            inception_utils.load_evaluation(parser.parse_args(flags + more), "toy", "cpu")
+
+
+def test_merging_and_exporting(fitted, tmp_path, capsys):
+    _, reference, path = load(fitted)
+    run(fitted, "--export", str(tmp_path / "toy_inception_moments.npz"))
+    assert "toy_inception_activations.npz" in capsys.readouterr().out
+    with np.load(tmp_path / "toy_inception_moments.npz") as file:
+        assert np.array_equal(file["mu"], reference.mu.numpy())
+    calculate_inception_moments.main(
+        ["--dataset", "twice", "--data_root", str(tmp_path), "--merge", str(path), str(path)]
+    )
+    merged = reference_statistics.read_reference(tmp_path / "twice_classifier_native_reference.npz")
+    torch.testing.assert_close(merged.sigma, reference.sigma * (2 * 119 / 239), rtol=1e-10, atol=1e-12)
+    assert "twice: 240 images" in capsys.readouterr().out
+    with pytest.raises(utils.UserError, match="--overwrite replaces it"):
+        calculate_inception_moments.main(
+            ["--dataset", "twice", "--data_root", str(tmp_path), "--merge", str(path), str(path)]
+        )
+    for flags in (["--export", "moments.pt"], ["--merge", str(path), "--reference_num", "5"]):
+        with pytest.raises(SystemExit) as error:
+            run(fitted, *flags)
+        assert error.value.code == 2
+
+
+def test_imagenet_is_known_by_its_classes():
+    names = [f"n{number:08d}" for number in (1440764, *range(2000000, 2000998), 15075141)]
+    assert calculate_inception_moments.has_imagenet_classes(names)
+    assert not calculate_inception_moments.has_imagenet_classes(names[::-1])
+    assert not calculate_inception_moments.has_imagenet_classes(names[:-1])
+    assert not calculate_inception_moments.has_imagenet_classes([*names[:-1], "n16000000"])
+    assert not calculate_inception_moments.has_imagenet_classes([str(i) for i in range(1000)])
+    assert not calculate_inception_moments.has_imagenet_classes(["cat"])
 
 
 def test_running_again_reuses_what_matches(fitted, capsys):

@@ -2,8 +2,8 @@
 
 import argparse
 import json
-import urllib.error
 
+import numpy as np
 import pytest
 import torch
 from test_reference_statistics import made_reference, small_network
@@ -45,61 +45,6 @@ def test_classifier_takes_any_resolution(resolution):
     assert features.shape == (2, 128) and logits.shape == (2, 7)
     h = net.blocks(net.stem(torch.rand(1, 3, resolution, resolution)))
     assert h.shape[-1] in (3, 4)
-
-
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory):
-    """A random network in a file like torchvision's (auxiliary head included), and the network."""
-    from torchvision.models import inception_v3
-
-    torch.manual_seed(0)
-    net = inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=False).eval()
-    path = tmp_path_factory.mktemp("inception") / "inception.pth"
-    torch.save(net.state_dict(), path)
-    return path, net
-
-
-@torch.no_grad()
-def test_inception_equals_torchvision(inception_file):
-    path, theirs = inception_file
-    network = load_feature_network("inceptionv3", "nowhere", "toy", weights=path)
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    # The family: [-1,1], back to [0,1], normalised, then interpolated with aligned corners.
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    x = (((images / 127.5 - 1) + 1) / 2 - mean[:, None, None]) / std[:, None, None]
-    x = F.interpolate(x, (299, 299), mode="bilinear", align_corners=True)
-    pooled = []
-    theirs.avgpool.register_forward_hook(lambda module, args, output: pooled.append(output.flatten(1)))
-    expected = theirs(x)
-    features, logits = network(images)
-    torch.testing.assert_close(features, pooled[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
-    assert (network.name, network.resize, network.distance) == ("inception", "bilinear_corners", "fid")
-    assert (network.feature_dim, network.num_classes) == (2048, 1000)
-    assert network.weights_hash == utils.sha256(path)
-
-
-def test_inception_weights_that_cannot_be_had(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-
-    def offline(*args, **kwargs):
-        raise urllib.error.URLError("no network here")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    cached = tmp_path / "checkpoints" / "inception_v3_google-0cc3c7bd.pth"
-    with pytest.raises(utils.UserError, match="no network here") as error:
-        load_feature_network("inception", "data", "toy")
-    assert str(cached) in str(error.value) and "--inception_weights" in str(error.value)
-    cached.write_bytes(b"half a file")
-    with pytest.raises(utils.UserError, match="damaged"):
-        load_feature_network("inception", "data", "toy")
-    with pytest.raises(utils.UserError, match="no such file"):
-        load_feature_network("inception", "data", "toy", weights=tmp_path / "missing.pth")
-    foreign = tmp_path / "foreign.pth"
-    for content in ({"weight": torch.zeros(3)}, [1, 2], {"format": "something"}):
-        torch.save(content, foreign)
-        with pytest.raises(utils.UserError, match=r"foreign\.pth does not hold"):
-            load_feature_network("inception", "data", "toy", weights=foreign)
 
 
 def test_names_and_resize_rules_are_checked(tmp_path):
@@ -165,6 +110,10 @@ def test_compute_metrics(tmp_path):
     assert values["fd"] < 1e-6 * reference.sigma.trace() and values["accuracy"] == 1
     assert values["precision"] == values["recall"] == values["coverage"] == 1
     collapsed = features[:1] + 0.01 * torch.randn(200, 128)
+    mean, std = metrics.kernel_distance(reference.real_features, features, 7, 20, seed=4)
+    options = {"kid_subsets": 7, "kid_subset_size": 20, "seed": 4}
+    values = inception_utils.compute_metrics(features, logits, labels, network, reference, **options)
+    assert (values["kid_mean"], values["kid_std"]) == (mean, std)
     values = inception_utils.compute_metrics(collapsed, logits, None, network, reference, splits=5, k=3)
     assert values["precision"] == 1 and values["recall"] < 0.05 and "accuracy" not in values
     line = inception_utils.summary(values)
@@ -190,3 +139,118 @@ def test_inception_is_reported_as_fid():
         features, torch.randn(200, 3), torch.zeros(200, dtype=torch.int64), network, reference
     )
     assert "fid" in values and "fd" not in values and "accuracy" not in values
+
+
+ABOUT = {"num_fake": 200, "ema": True, "bn_mode": "running", "truncation": None, "truncation_kind": None, "seed": 0}
+
+
+def test_flags_reach_metrics_and_protocol():
+    parser = argparse.ArgumentParser()
+    inception_utils.add_metric_args(parser)
+    network = small_network()
+    reference = made_reference(network)
+    default = inception_utils.metric_options(parser.parse_args([]))
+    protocol = inception_utils.protocol(network, reference, **ABOUT, **default)
+    assert protocol == inception_utils.protocol(network, reference, **ABOUT)
+    assert (protocol["splits"], protocol["k"], protocol["is_outputs"], protocol["kid_subsets"]) == (10, 5, 3, 100)
+    assert protocol["kid_subset_size"] == protocol["kid_real_num"] == 200  # fewer than the 1000 that were asked for
+    flags = "--is_splits 4 --prdc_k 3 --kid_subsets 6 --kid_subset_size 30 --is_outputs 1000".split()
+    options = inception_utils.metric_options(parser.parse_args(flags))
+    features, logits = reference.real_features, torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    values = inception_utils.compute_metrics(features, logits, None, network, reference, **options)
+    assert (values["is_mean"], values["is_std"]) == metrics.inception_score(logits, 4)
+    assert values["kid_mean"] == metrics.kernel_distance(features, features, 6, 30)[0]
+    protocol = inception_utils.protocol(network, reference, **ABOUT, **options)
+    assert [protocol[key] for key in ("splits", "k", "kid_subsets", "kid_subset_size")] == [4, 3, 6, 30]
+
+
+def test_the_outputs_that_count():
+    network, logits = small_network(), torch.randn(50, 1008, generator=torch.Generator().manual_seed(0))
+    network.num_classes = 1008
+    reference = made_reference(network)
+    features = reference.real_features[:50]
+
+    def score(is_outputs):
+        with pytest.warns(UserWarning, match="too few"):
+            values = inception_utils.compute_metrics(
+                features, logits, None, network, reference, is_outputs=is_outputs, kid_subsets=1
+            )
+        about = inception_utils.protocol(network, reference, **ABOUT, is_outputs=is_outputs)
+        return values["is_mean"], about["is_outputs"]
+
+    assert score(None) == score("all") == (metrics.inception_score(logits)[0], 1008)
+    assert score("1000") == (metrics.inception_score(logits[:, 1:1001])[0], 1000)
+    inception_utils.check_outputs(network, "1000")
+    with pytest.raises(utils.UserError, match="the classifier has 3 classes of its own"):
+        inception_utils.check_outputs(small_network(), "1000")
+
+
+def test_classes_are_known_where_they_are_the_data_sets():
+    imagenet, own = small_network("inception", num_classes=1000), small_network()
+    reference = made_reference(own)
+    assert inception_utils.knows_classes(own, reference) and not inception_utils.knows_classes(imagenet, reference)
+    assert inception_utils.metric_keys(own, reference, 3)[-1] == "accuracy"
+    assert "accuracy" not in inception_utils.metric_keys(own, reference, 4)
+    reference.protocol["imagenet_classes"] = True
+    assert inception_utils.knows_classes(imagenet, reference)
+    assert not inception_utils.knows_classes(small_network("inception_tf", num_classes=1008), reference)
+    labels = torch.arange(200) * 5
+    values = inception_utils.compute_metrics(
+        reference.real_features, F.one_hot(labels, 1000).float(), labels, imagenet, reference, kid_subsets=1
+    )
+    assert values["accuracy"] == 1
+
+
+def test_protocols_that_cannot_be_compared():
+    network = small_network()
+    reference = made_reference(network)
+    one = inception_utils.protocol(network, reference, **ABOUT)
+    like = ABOUT | {"ema": False, "truncation": 0.5, "truncation_kind": "clamp", "seed": 3}
+    assert inception_utils.compare_protocols(one, inception_utils.protocol(network, reference, **like)) == []
+    other = inception_utils.protocol(
+        small_network(hash_="b" * 64), reference, **ABOUT | {"num_fake": 50, "bn_mode": "batch"}, splits=3
+    )
+    lines = inception_utils.compare_protocols(one, other | {"bn_batch_size": 64})
+    changed = ["weights_hash", "fake_num", "prdc_num", "kid_subset_size", "splits", "bn_mode", "bn_batch_size"]
+    assert [line.split(":")[0] for line in lines] == changed
+    assert "fake_num: 200 against 50" in lines and "bn_batch_size: not recorded against 64" in lines
+    subset = made_reference(network)
+    subset.protocol.update(reference_num=100, num_images=100, seed=7)
+    lines = inception_utils.compare_protocols(one, inception_utils.protocol(network, subset, **ABOUT))
+    assert [line.split(":")[0] for line in lines] == ["reference_split", "reference_num", "reference_seed"]
+
+
+@torch.no_grad()
+def test_scores_equal_torch_fidelity_from_the_pixels_on(inception_tf_weights):
+    """One random weight file, the same images, torch-fidelity's shuffle and draws; FID in 256 of the 2048 features."""
+    extractors = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    from torch_fidelity import metric_fid, metric_isc, metric_kid
+
+    theirs = extractors.FeatureExtractorInceptionV3(
+        "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_tf_weights)
+    )
+    ours = load_feature_network("inception_tf", "nowhere", "toy", inception_tf_weights)
+    g = torch.Generator().manual_seed(0)
+    fake = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=g)
+    real = torch.randint(64, 192, (5, 3, 32, 32), dtype=torch.uint8, generator=g)
+    (fake_features, fake_logits), (real_features, _) = ours(fake), ours(real)
+    (their_fake, their_logits), (their_real, _) = theirs(fake), theirs(real)
+
+    statistics = [metric_fid.fid_features_to_statistics(features[:, ::8]) for features in (their_fake, their_real)]
+    expected = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    distance = metrics.frechet_of_features(fake_features[:, ::8], real_features[:, ::8])
+    assert distance == pytest.approx(expected, rel=1e-3)
+    moments = (metrics.moments_of(features[:, ::8]).finalize() for features in (fake_features, real_features))
+    assert metrics.frechet_distance(*(m for pair in moments for m in pair)) == pytest.approx(expected, rel=1e-3)
+
+    expected = metric_kid.kid_features_to_metric(
+        their_fake, their_real, kid_subsets=5, kid_subset_size=4, rng_seed=2020, verbose=False
+    )
+    random = np.random.RandomState(2020)
+    draws = [tuple(random.choice(5, 4, replace=False) for _ in range(2)) for _ in range(5)]
+    distance = metrics.kernel_distance(fake_features, real_features, draws=draws)
+    assert distance == pytest.approx(tuple(expected.values()), rel=1e-3)
+
+    expected = metric_isc.isc_features_to_metric(their_logits, splits=2, shuffle=True, rng_seed=2020)
+    score = metrics.inception_score(fake_logits[np.random.RandomState(2020).permutation(5)], 2)
+    assert score == pytest.approx(tuple(expected.values()), rel=1e-3)

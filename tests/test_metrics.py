@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 import metrics
@@ -93,6 +94,27 @@ def test_frechet_distance_equals_pytorch_fid():
     assert frechet_distance(*one, *two) == pytest.approx(expected, rel=1e-7)
 
 
+@pytest.mark.parametrize("n, m", [(2, 90), (30, 40), (90, 5), (90, 80)])
+def test_frechet_distance_of_few_features_is_that_of_their_moments(n, m):
+    rng = np.random.default_rng(n)
+    x, y = rng.gamma(1.0, np.logspace(0, -2, 64), (n, 64)), rng.gamma(1.2, np.logspace(0, -2, 64), (m, 64))
+    expected = frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+    x, y = torch.from_numpy(x), torch.from_numpy(y)
+    assert metrics.frechet_of_features(x, y) == pytest.approx(expected, rel=1e-6)
+    assert metrics.frechet_of_features(x, x) <= 1e-10 * expected
+    with pytest.raises(utils.UserError, match="needs 2 images of each kind, not 1"):
+        metrics.frechet_of_features(x[:1], y)
+
+
+def test_fid_equals_torch_fidelity():
+    theirs = pytest.importorskip("torch_fidelity.metric_fid")
+    g = torch.Generator().manual_seed(0)
+    real, fake = (torch.rand(300, 40, generator=g) ** power for power in (1, 2))
+    expected = theirs.fid_statistics_to_metric(*map(theirs.fid_features_to_statistics, (real, fake)), verbose=False)
+    distance = frechet_distance(*metrics.moments_of(real).finalize(), *metrics.moments_of(fake).finalize())
+    assert distance == pytest.approx(expected["frechet_inception_distance"], rel=1e-6)
+
+
 # --- Inception score -------------------------------------------------------------------------------------------------
 
 
@@ -117,3 +139,111 @@ def test_inception_score_bounds():
     assert inception_score(certain, 10) == pytest.approx((10, 0))
     with pytest.raises(utils.UserError, match="10 splits"):
         inception_score(torch.zeros(9, 7), 10)
+
+
+def test_inception_score_equals_torch_fidelitys_shuffle():
+    theirs = pytest.importorskip("torch_fidelity.metric_isc")
+    logits = 5 * torch.randn(1000, 30, generator=torch.Generator().manual_seed(0))
+    expected = theirs.isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=2020)
+    shuffled = logits[np.random.RandomState(2020).permutation(1000)]
+    assert inception_score(shuffled, 10) == pytest.approx(tuple(expected.values()), rel=1e-10)
+
+
+def test_merged_inception_scores_are_those_of_the_whole():
+    logits, split = 3 * torch.randn(100, 7), metrics.contiguous_splits(100, 4)[torch.randperm(100)]
+    whole, one, other = (metrics.RunningInceptionScore(4) for _ in range(3))
+    whole.update(logits, split)
+    one.update(logits[:33], split[:33])
+    other.update(logits[33:], split[33:])
+    one.merge(other)
+    one.merge(metrics.RunningInceptionScore(4))
+    torch.testing.assert_close(one.scores(), whole.scores(), rtol=1e-12, atol=0)
+
+
+def test_outputs_that_are_no_classes_are_left_out():
+    logits = torch.randn(60, 1008, generator=torch.Generator().manual_seed(0))
+    padded = logits.clone()
+    padded[:, 0], padded[:, 1001:] = 50, -50
+    kept = metrics.imagenet_logits(padded)
+    assert torch.equal(kept, logits[:, 1:1001]) and inception_score(kept, 2)[0] > 1.1
+    assert inception_score(padded, 2)[0] == pytest.approx(1, abs=1e-6)  # one dummy output takes all of the mass
+
+
+# --- kernel distance -------------------------------------------------------------------------------------------------
+
+
+def two_sets(n=150, m=90, d=24):
+    g = torch.Generator().manual_seed(0)
+    return torch.rand(n, d, generator=g), 0.1 + 0.8 * torch.rand(m, d, generator=g) ** 1.5
+
+
+def test_polynomial_mmd_is_the_mean_over_pairs():
+    x, y = two_sets(7, 5, 3)
+
+    def kernel(a, b):
+        return (0.4 * sum(float(p) * float(q) for p, q in zip(a, b, strict=True)) + 1.5) ** 2
+
+    def pairs(a, b, same):
+        values = [kernel(p, q) for i, p in enumerate(a) for j, q in enumerate(b) if not (same and i == j)]
+        return sum(values) / len(values)
+
+    expected = pairs(x, x, True) + pairs(y, y, True) - 2 * pairs(x, y, False)
+    estimate = metrics.polynomial_mmd(x, y, degree=2, gamma=0.4, coef0=1.5)
+    assert estimate.dtype == torch.float64 and estimate.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_kid_equals_torch_fidelity_with_its_draws():
+    theirs = pytest.importorskip("torch_fidelity.metric_kid")
+    fake, real = two_sets()
+    options = {"kid_subsets": 20, "kid_subset_size": 50, "rng_seed": 2020, "verbose": False}
+    expected = theirs.kid_features_to_metric(fake.double(), real.double(), **options)
+    random = np.random.RandomState(2020)
+    draws = [tuple(random.choice(n, 50, replace=False) for n in (150, 90)) for _ in range(20)]
+    distance = metrics.kernel_distance(fake, real, draws=draws)
+    assert distance == pytest.approx(tuple(expected.values()), rel=1e-8)
+    assert abs(metrics.kernel_distance(fake, real, 100, 50)[0] - distance[0]) < distance[1]  # draws of our own
+
+
+def test_kid_is_unbiased_seeded_and_checked():
+    g = torch.Generator().manual_seed(1)
+    x, y = torch.randn(2, 400, 16, generator=g)  # one distribution: the mean is near 0, and below it half of the time
+    mean, std = metrics.kernel_distance(x, y, subsets=50, subset_size=100)
+    assert abs(mean) < std and metrics.kernel_distance(x, y, 50, 100) == (mean, std)
+    assert metrics.kernel_distance(x, y, 50, 100, seed=1) != (mean, std)
+    assert metrics.kernel_distance(x, x[:100], 3, 100)[1] > 0
+    for size in (1, 101):
+        with pytest.raises(utils.UserError, match=f"subsets of {size} of 100 images"):
+            metrics.kernel_distance(x, y[:100], 3, size)
+
+
+# --- by class --------------------------------------------------------------------------------------------------------
+
+
+def test_accuracy():
+    logits = F.one_hot(torch.tensor([0, 2, 1, 1]), 3).float()
+    assert metrics.accuracy(logits, torch.tensor([0, 2, 2, 1])) == 0.75
+
+
+def test_intra_fid_is_the_mean_over_classes():
+    g = torch.Generator().manual_seed(0)
+    labels, real_labels = torch.arange(60) % 3, torch.arange(90) % 3
+    fake, real = torch.randn(60, 8, generator=g), torch.randn(90, 8, generator=g)
+    fake[labels == 1] += 5
+    mean, each = metrics.intra_fid(fake, labels, real, real_labels)
+    assert list(each) == [0, 1, 2] and mean == pytest.approx(sum(each.values()) / 3)
+    assert each[1] > 150 and max(each[0], each[2]) < 10
+    assert each[2] == pytest.approx(metrics.frechet_of_features(fake[labels == 2], real[real_labels == 2]))
+    with pytest.raises(utils.UserError, match="class 3 has 1 generated and 0 real images"):
+        metrics.intra_fid(fake, labels.index_fill(0, torch.tensor([0]), 3), real, real_labels)
+
+
+def test_tensor_parts_stay_on_their_device():
+    """Fake CUDA tensors raise wherever a CPU tensor meets them."""
+    with FakeTensorMode(), torch.device("cuda"):
+        x, y = torch.empty(30, 16), torch.empty(20, 16)
+        rows = metrics.rows_at(x, np.arange(7))
+        assert rows.device.type == "cuda" and rows.shape == (7, 16)
+        for result in (metrics.polynomial_mmd(rows, y), metrics.low_rank_frechet_tensor(x, y)):
+            assert result.device.type == "cuda" and result.shape == () and result.dtype == torch.float64
+        with pytest.raises(RuntimeError):
+            metrics.polynomial_mmd(x, torch.empty(20, 16, device="cpu"))

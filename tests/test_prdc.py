@@ -50,37 +50,78 @@ def sets(name):
         "one far point": (torch.cat([gauss, torch.full((1, 6), 1e8)]), other),
         "constant": (torch.ones(90, 6), torch.ones(70, 6)),
         "one-hot": (torch.eye(90), torch.eye(90)[:70] * 1.5),
+        "two far clusters": (torch.cat([gauss, other + 2e4]), torch.cat([other, gauss + 2e4])),
+        "tiny": (gauss * 1e-38, other * 1e-38),  # subnormal in part
+        "too tiny for squares": (gauss.double() * 1e-170, other.double() * 1e-170),
+        "huge": (gauss * 1e37, other * 1e37),  # squares pass float32
+        "huge float64": (gauss.double() * 1e140, other.double() * 1e140),
+        "of all sizes": (
+            gauss.double() * 10.0 ** torch.arange(-60, 30)[:, None],
+            other.double() * 10.0 ** torch.arange(-40, 30)[:, None],
+        ),
     }[name]
 
 
 NAMES = ["gaussian", "float64", "grid with ties", "identical", "one of them twice", "duplicates", "collapsed"]
-NAMES += ["nearly collapsed", "far from the origin", "one far point", "constant", "one-hot"]
+NAMES += ["nearly collapsed", "far from the origin", "one far point", "constant", "one-hot", "two far clusters"]
+NAMES += ["tiny", "too tiny for squares", "huge", "huge float64", "of all sizes"]
 
 
 @pytest.mark.parametrize("k", [1, 5])
 @pytest.mark.parametrize("name", NAMES)
-def test_equals_the_twin_exactly(name, k):
+def test_equals_the_twin_exactly(name, k, monkeypatch):
     real, fake = sets(name)
     expected = twin(real, fake, k)
-    for chunk in (512, 13):
-        assert prdc.prdc(real=real, fake=fake, k=k, chunk=chunk) == pytest.approx(expected, abs=1e-13)
+    for tile in (1024, 16):
+        monkeypatch.setattr(prdc, "LARGEST_TILE", tile)
+        assert prdc.prdc(real=real, fake=fake, k=k) == pytest.approx(expected, abs=1e-13)
     swapped = prdc.prdc(real=fake, fake=real, k=k)
     assert (swapped["precision"], swapped["recall"]) == pytest.approx((expected["recall"], expected["precision"]))
 
 
-def test_radii_equal_the_twin_where_everything_is_doubtful():
-    points = sets("far from the origin")[0]
-    squared = (points[:, None] - points[None]).square().sum(-1)
-    expected = squared.fill_diagonal_(torch.inf).sort(1).values[:, 4]
-    torch.testing.assert_close(prdc.radii(points, 5, 32), expected, rtol=1e-13, atol=0)
+@pytest.mark.parametrize("name", NAMES)
+def test_radii_are_those_of_direct_differences_to_the_bit(name, monkeypatch):
+    monkeypatch.setattr(prdc, "LARGEST_TILE", 32)
+    for points in sets(name):
+        squared = prdc.direct_squared(points[:, None], points[None]).fill_diagonal_(torch.inf)
+        assert torch.equal(prdc.radii(points, 5), squared.sort(1).values[:, 4])
 
 
-def test_the_error_bound_holds():
-    real, fake = sets("far from the origin")
-    squared, error = prdc.fast_squared(real, fake)
-    direct = prdc.direct_squared(real[:, None], fake[None])
-    assert not torch.allclose(squared, direct, rtol=1e-3)
-    assert ((squared - direct).abs() <= error).all()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bounds_hold(name, dtype):
+    real, fake = sets(name)
+    frame = prdc.make_frame(real, fake)
+    a, b = (prdc.make_block(points, frame, dtype) for points in (real, fake))
+    lower = prdc.lower_bounds(a, b)
+    upper = prdc.upper_bounds(lower, a.error, b.error)
+    direct = prdc.direct_squared(real[:, None], fake[None]) * frame.scale**2
+    assert (lower <= direct).all() and (direct <= upper).all()
+    assert (a.points.abs().max() <= 2) and (b.points.abs().max() <= 2)
+
+
+def test_the_bounds_hold_where_float32_has_no_correct_digit():
+    """Features of one sign, far from the centre, with every rounding in the same direction."""
+    real = torch.full((40, 2048), 1.0 + 2**-12) + 2.0**-23 * torch.arange(40)[:, None]
+    other = torch.cat([-real, real])
+    frame = prdc.Frame(torch.zeros(2048), 1.0)
+    a, b = (prdc.make_block(points, frame, torch.float32) for points in (real, other))
+    lower = prdc.lower_bounds(a, b)
+    upper = prdc.upper_bounds(lower, a.error, b.error)
+    direct = prdc.direct_squared(real[:, None], other[None])
+    assert not torch.allclose((lower[:, 40:] + upper[:, 40:]).double() / 2, direct[:, 40:], rtol=0.5)
+    assert (lower <= direct).all() and (direct <= upper).all()
+
+
+@pytest.mark.parametrize("name", ["gaussian", "float64", "two far clusters"])
+def test_differences_are_formed_for_few_pairs(name, monkeypatch):
+    """Where float32 settles little, float64 bounds settle nearly all the rest: never all pairs."""
+    pairs, direct = [], prdc.direct_pairs
+    monkeypatch.setattr(prdc, "direct_pairs", lambda a, b, i, j: pairs.append(len(i)) or direct(a, b, i, j))
+    monkeypatch.setattr(prdc, "DOUBTS", 2)
+    real, fake = (points.repeat(5, 1) + torch.randn(5 * len(points), 6) / 100 for points in sets(name))
+    prdc.prdc(real=real, fake=fake)
+    assert sum(pairs) < 10 * (len(real) + len(fake))  # of 800 times as many
 
 
 @pytest.mark.parametrize("d", [1, 2, 7, 100, 2048])
@@ -90,6 +131,15 @@ def test_direct_distances_do_not_depend_on_how_many_are_computed(d):
     assert torch.equal(together, torch.stack([prdc.direct_squared(a[i], b[i]) for i in range(40)]))
     assert torch.equal(together, prdc.direct_squared(b, a))
     torch.testing.assert_close(together, (a - b).square().sum(-1))
+
+
+def test_autocast_does_not_reach_the_products():
+    real, fake = sets("gaussian")
+    expected = prdc.prdc(real=real, fake=fake)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert prdc.prdc(real=real, fake=fake) == expected
+        block = prdc.make_block(real, prdc.make_frame(real), torch.float32)
+        assert prdc.lower_bounds(block, block).dtype == torch.float32
 
 
 def test_a_collapsed_generator_has_precision_and_no_recall():
@@ -107,15 +157,41 @@ def test_refuses_what_it_cannot_measure():
         prdc.prdc(real=points, fake=points[:5])
     with pytest.raises(utils.UserError, match="features"):
         prdc.prdc(real=points, fake=points[:, :3])
+    for broken in (torch.nan, torch.inf, 1e200):
+        with pytest.raises(utils.UserError, match="finite"):
+            prdc.prdc(real=points, fake=torch.cat([points, torch.full((1, 4), broken, dtype=torch.float64)]))
+    with pytest.raises(utils.UserError, match="MiB"):
+        prdc.prdc(real=points, fake=points, memory_mb=1)
+
+
+def test_arrays_and_half_precision_are_measured_as_they_are():
+    real, fake = (points.half() for points in sets("gaussian"))
+    expected = prdc.prdc(real=real.double(), fake=fake.double())
+    assert prdc.prdc(real=real, fake=fake) == expected
+    assert prdc.prdc(real=real.numpy(), fake=fake.numpy()) == expected
+
+
+@pytest.mark.parametrize("memory_mb", [8, 64, 1024, 10**6])
+@pytest.mark.parametrize("d", [1, 64, 2048])
+def test_working_memory_fits_what_is_allowed(d, memory_mb):
+    size, keep = prdc.tiling(d, memory_mb)
+    assert 16 <= size <= prdc.LARGEST_TILE
+    assert 4 * size * (keep * d + 8 * size) <= memory_mb * 2**20
 
 
 def test_tensor_parts_stay_on_their_device():
     with FakeTensorMode():
-        real = torch.empty(50, 16, device="cuda", dtype=torch.float64)
-        squared, error = prdc.fast_squared(real, real)
-        found, sure = prdc.nearest(real, real, squared, error, 5)
-        inside, doubtful = prdc.compare(squared, error, found[:, None])
-        for result in (found, sure, inside.sum(0), doubtful.sum(1)):
-            assert result.shape == (50,) and result.device.type == "cuda"
+        real = torch.empty(50, 16, device="cuda")
+        frame = prdc.Frame(torch.empty(16, device="cuda"), 0.5)
+        for dtype in (torch.float32, torch.float64):
+            a, b = (prdc.make_block(real, frame, dtype) for _ in range(2))
+            lower = prdc.lower_bounds(a, b)
+            upper = prdc.upper_bounds(lower, a.error, b.error)
+            nearest, index = prdc.merge_nearest(lower[:, :8], torch.zeros(50, 8, dtype=int, device="cuda"), lower, 16)
+            found, unsettled = prdc.decide_kth(nearest, nearest, 5)
+            inside, doubtful = prdc.compare(lower, upper, found[:, :1], frame.scale)
+            direct = prdc.direct_squared(real[index[:, 0]], real)
+            for result in (direct, found[:, 0], unsettled.sum(1), prdc.count(inside, 0), prdc.count(doubtful, 1)):
+                assert result.shape == (50,) and result.device.type == "cuda"
         with pytest.raises(RuntimeError):
-            prdc.fast_squared(real, torch.empty(50, 16, dtype=torch.float64))
+            prdc.make_block(real, prdc.Frame(torch.empty(16), 0.5), torch.float32)
