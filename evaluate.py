@@ -179,6 +179,7 @@ def _evaluate(argv, given, ranks):
         if given.truncation_sweep:
             raise utils.UserError(f"--truncation_sweep: {source} is no checkpoint, its images are made already")
         return _evaluate_files(argv, source, kind, second, second_kind, ranks)
+    limits = truncation_sweep.limits(*given.truncation_sweep) if given.truncation_sweep else []
     G, meta = BigGAN.load_generator(source, ranks.device, given.ema)
     args = parse_args(argv, {"num_inception_images": 50_000} | meta.get("args", {}))
     measure = _load_measure(args, G.config.resolution, source, second, second_kind, ranks)
@@ -187,12 +188,11 @@ def _evaluate(argv, given, ranks):
     common = (G, measure, args.num_inception_images, args.seed)
     options = {"ema": meta["ema"], "mode": batch_norm_modes.chosen_mode(args)}
     about = {"checkpoint": meta["path"], "step": meta["step"]}
-    if args.truncation_sweep:
+    if limits:
         out = Path(args.out) if args.out else sample.default_out(Path(meta["path"]))
         path = out / f"truncation_sweep_{Path(meta['path']).stem}.png"
         kind = sample.chosen_truncation_kind(args, meta)
-        truncations = [Truncation(limit, kind) for limit in truncation_sweep.limits(*args.truncation_sweep)]
-        points = (evaluate_generator(*common, truncation, **options) for truncation in truncations)
+        points = (evaluate_generator(*common, Truncation(limit, kind), **options) for limit in limits)
         return truncation_sweep.run(points, about, path, ranks)
     metrics = evaluate_generator(*common, sample.chosen_truncation(args, meta), **options)
     trained = (meta.get("metrics") or {}).get("protocol")
