@@ -22,6 +22,7 @@ import classifier
 import datasets
 import inception_utils
 import metrics
+import prdc
 import reference_statistics
 import utils
 from feature_networks import add_feature_args, load_feature_network
@@ -113,7 +114,7 @@ def compute_reference(
     device,
     is_outputs="all",
     reference_num=None,
-    prdc_memory_mb=1024,
+    prdc_memory_mb=prdc.MEMORY_MB,
     ranks=None,
 ):
     """Statistics of a data set, streaming.
@@ -227,6 +228,7 @@ def measure(args, ranks):
         args.feature_network, args.data_root, dataset.name, args.inception_weights, args.resize, ranks.device
     )
     inception_utils.check_outputs(network, args.is_outputs)
+    prdc.tiling(network.feature_dim, args.prdc_memory_mb)  # raises where that is too little
     path = reference_statistics.reference_path(
         args.data_root, dataset.name, network.name, network.resize, args.reference_num
     )

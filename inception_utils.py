@@ -48,7 +48,9 @@ def add_score_args(group, splits, k, is_outputs):
         "only its 1000 classes",
     )
     group.add_argument("--prdc_k", type=utils.positive_int, default=k, help="neighbours of PRDC's radii")
-    group.add_argument("--prdc_memory_mb", type=utils.positive_int, default=1024, help="memory for PRDC's distances")
+    group.add_argument(
+        "--prdc_memory_mb", type=utils.positive_int, default=prdc.MEMORY_MB, help="working memory of PRDC, in MiB"
+    )
 
 
 def metric_options(args):
@@ -86,6 +88,9 @@ def load_evaluation(args, name, device, dataset=None):
         raise utils.UserError(f"--reference_file {path}: no such file")
     reference = reference_statistics.load_reference(path, network)
     check_outputs(network, args.is_outputs)
+    prdc.tiling(network.feature_dim, args.prdc_memory_mb)  # raises where that is too little
+    if args.kid_subset_size < 2:
+        raise utils.UserError("--kid_subset_size 1: pairs of images need two")
     splits, k = args.is_splits or reference.protocol["splits"], args.prdc_k or reference.protocol["k"]
     least = max(splits, k + 1)
     if args.num_inception_images < least:
@@ -129,7 +134,7 @@ def compute_metrics(
     splits=None,
     k=None,
     is_outputs=None,
-    prdc_memory_mb=1024,
+    prdc_memory_mb=prdc.MEMORY_MB,
     kid_subsets=100,
     kid_subset_size=1000,
     seed=0,

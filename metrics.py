@@ -75,17 +75,31 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     moments = [torch.as_tensor(moment, dtype=torch.float64) for moment in (mu1, sigma1, mu2, sigma2)]
     if not all(moment.isfinite().all().item() for moment in moments):
         raise utils.UserError("the moments of the features are not finite: there is no Frechet distance")
-    return frechet_tensor(*(moment.to(moments[0].device) for moment in moments)).item()
+    moments = [moment.to(moments[0].device) for moment in moments]
+    return frechet_tensor(*moments, root=_cholesky(moments[1])).item()
 
 
-def frechet_tensor(mu1, sigma1, mu2, sigma2):
-    """`frechet_distance` as a 0-dimensional tensor, from float64 tensors on one device."""
-    # sigma1 = V diag(w) V' = L L'. The trace of (sigma1^1/2 sigma2 sigma1^1/2)^1/2 is the sum of the roots of the
-    # eigenvalues of L' sigma2 L, a symmetric matrix: they are real, and rounding alone makes any of them negative.
-    w, v = torch.linalg.eigh(sigma1)
-    # The roots of eigenvalues that are nothing but rounding would be as large as 1e-8.
-    w = torch.where(w > len(w) * torch.finfo(w.dtype).eps * w[-1], w, 0)
-    root = v * w.sqrt()
+def _cholesky(sigma):
+    """The Cholesky factor of sigma (d,d), five times faster than eigenvectors, or None where its rank is in doubt."""
+    root, failed = torch.linalg.cholesky_ex(sigma)
+    if failed.item():
+        return None
+    rounding = len(sigma) * torch.finfo(sigma.dtype).eps * sigma.diagonal().max()
+    return root if (root.diagonal().square().min() > rounding).item() else None
+
+
+def frechet_tensor(mu1, sigma1, mu2, sigma2, root=None):
+    """`frechet_distance` as a 0-dimensional tensor, from float64 tensors on one device.
+
+    root: L (d,d) with sigma1 = L L'; None: made from the eigenvectors, which serves any rank.
+    """
+    # The trace of (sigma1^1/2 sigma2 sigma1^1/2)^1/2 is the sum of the roots of the eigenvalues of L' sigma2 L, a
+    # symmetric matrix: they are real, and rounding alone makes any of them negative.
+    if root is None:
+        w, v = torch.linalg.eigh(sigma1)
+        # The roots of eigenvalues that are nothing but rounding would be as large as 1e-8.
+        w = torch.where(w > len(w) * torch.finfo(w.dtype).eps * w[-1], w, 0)
+        root = v * w.sqrt()
     product = root.T @ sigma2 @ root
     cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
     distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * cross

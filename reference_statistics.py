@@ -84,7 +84,7 @@ def random_features(num_images, seed):
     return utils.rng(seed, "metric", 0).permutation(num_images)[:NUM_REAL_FEATURES]
 
 
-def coverage_ceiling(real_features, k, memory_mb=1024, device="cpu"):
+def coverage_ceiling(real_features, k, memory_mb=prdc.MEMORY_MB, device="cpu"):
     """Coverage between two halves of the real features (n,d): about the most that a generator can reach."""
     half = len(real_features) // 2
     one, other = (part.to(device) for part in (real_features[:half], real_features[half : 2 * half]))
@@ -200,7 +200,7 @@ def _foreign_reference(arrays, path, network):
 # Merging and exporting
 
 
-def merge(references, dataset, seed=0, memory_mb=1024):
+def merge(references, dataset, seed=0, memory_mb=prdc.MEMORY_MB):
     """The statistics of a data set from those of its parts: the moments exactly, real features chosen anew.
 
     Args: references: Reference of each part, which share no image; dataset: name of the whole; seed: of the choice;

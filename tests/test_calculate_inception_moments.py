@@ -161,6 +161,8 @@ def test_a_random_subset_is_measured_on_its_own(fitted, capsys):
         (["--reference_file", "nowhere.npz"], "--reference_file nowhere.npz: no such file"),
         (["--reference_file", str(fitted)], "no such file"),
         (["--is_outputs", "1000"], "3 classes of its own"),
+        (["--prdc_memory_mb", "1"], "MiB of memory, not 1"),
+        (["--kid_subset_size", "1"], "--kid_subset_size 1"),
         (["--prdc_k", "120"], "--prdc_k 120: .* holds 120 real features"),
         (["--is_splits", "200", "--num_inception_images", "100"], "at least 200"),
     ):

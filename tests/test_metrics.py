@@ -79,6 +79,15 @@ def test_frechet_distance_is_symmetric_and_finite_for_rank_deficient_covariances
         frechet_distance(np.full(64, np.nan), full[1], *full)
 
 
+@pytest.mark.parametrize("n", [2, 60, 64, 65, 70, 500])
+def test_both_roots_give_the_same_frechet_distance(n):
+    moments = [torch.as_tensor(moment) for moment in (*covariance(n, 64, 6), *covariance(500, 64, 7))]
+    root = metrics._cholesky(moments[1])
+    assert (root is not None) == (n > 64)  # n images determine n - 1 directions
+    expected = metrics.frechet_tensor(*moments).item()
+    assert frechet_distance(*moments) == pytest.approx(expected, abs=1e-9 * moments[1].trace().item())
+
+
 def test_frechet_distance_equals_pytorch_fid():
     theirs = pytest.importorskip("pytorch_fid.fid_score")
     one, two = covariance(400, 48, 4), covariance(400, 48, 5, scale=1.5)
