@@ -1,177 +1,286 @@
-"""The metrics of a checkpoint: the same as during training, with the protocol behind them.
+"""Metrics of a checkpoint, of a folder of images, an npz or an HDF5 file: numbers with the protocol behind them.
 
-    python evaluate.py runs/quickstart
-    python evaluate.py runs/quickstart --truncation 0.7 --json
+    python evaluate.py runs/quickstart                                   as during training
+    python evaluate.py runs/quickstart --truncation_sweep 0.2 1.0 0.1    a table and a plot against truncation
+    python evaluate.py samples.npz --dataset I128                        images made elsewhere
+    python evaluate.py folder_a folder_b                                 one against the other as reference
+    python evaluate.py --compare first.json second.json                  results of --json side by side
     torchrun --nproc_per_node 8 evaluate.py ...
 
-Needs the checkpoint and the reference statistics of its data set, but not the data set itself.
+Needs the reference statistics of a data set, but not the data set itself, unless --intra_fid is asked for.
 """
 
 import contextlib
 import json
-import math
 import sys
+from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
+import batch_norm_modes
 import BigGAN
+import calculate_inception_moments
 import datasets
+import evaluation_features
+import evaluation_sources
 import inception_utils
+import metric_tables
+import reference_statistics
 import sample
+import truncation_sweep
 import utils
+from feature_networks import load_feature_network
+from latents import Truncation
 
 # Flags here that mean something else in train.py, or belong to the machine: not taken over from the run.
 NOT_FROM_RUN = ("ema", "device")
+OF_THE_DATASET = ("crop_size", "reference_file", "reference_num")  # nor these, where another --dataset is named
+SPLITS, K = 10, 5  # of IS and PRDC where no reference statistics say otherwise
+ABOUT = ("checkpoint", "step", "images")  # what a result says besides its metrics
 
 
-@contextlib.contextmanager
-def evaluating(module):
-    """Within the block the module and its parts are in eval mode; afterwards each is in the mode that it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
+def evaluate_generator(G, measure, num_images, seed, truncation=None, *, ema, mode=batch_norm_modes.RUNNING):
+    """Metrics of images 0 to num_images - 1 of a seed, whose classes take turns.
 
+    They depend neither on the number of ranks nor on the batch size. G, and torch's random state, stay as they are.
 
-def evaluate_generator(
-    G, network, reference, num_images, batch_size, seed, device, truncation=None, rank=0, world_size=1, *, ema
-):
-    """Metrics of images 0 to num_images - 1 of a seed, whose classes take turns, with running BN statistics.
-
-    Every rank makes a contiguous part of the images; rank 0 gets all features, in the images' order, so that the
-    metrics do not depend on the number of ranks. Touches neither torch's random state nor G's mode.
-
-    Args: network: FeatureNetwork on `device`, as G is; reference: its Reference; batch_size: images at a time on a
-        rank; truncation: see `sample.latents`; ema: whether G is a moving average, for the protocol.
-    Returns: dict of floats (see `inception_utils.compute_metrics`) and `protocol`, a dict; the same on all ranks.
+    Args: G: on `measure.ranks.device`; measure: evaluation_features.Measure; truncation: a Truncation or None; ema:
+        whether G is a moving average, for the protocol; mode: BatchNormMode.
+    Returns: dict of floats (see `inception_utils.compute_metrics`, `evaluation_features.intra_class`) and `protocol`,
+        a dict; the same on all ranks.
     Raises: utils.UserError where the GPU's memory, or the number of images, is too small.
     """
-    y = sample.balanced_labels(num_images, range(G.config.n_classes))
-    with evaluating(G):
-        rows = _features_of_part(G, network, y, batch_size, seed, device, truncation, rank, world_size)
-    features, logits = (_gather(part, rank, world_size) for part in rows)
-    metrics = None
-    if rank == 0:
+    with batch_norm_modes.prepared(G, mode, seed, truncation) as prepared:
+        if mode.name == "standing":
+            utils.broadcast_buffers([prepared], measure.ranks)  # every GPU rounds in its own way
+        images = evaluation_sources.GeneratedImages(prepared, num_images, seed, mode, truncation)
         # A feature network of other classes than G's (an unconditional G, say) cannot tell whether they are right.
-        labels = y if network.num_classes == G.config.n_classes else None
-        whole = features[:num_images], logits[:num_images]
-        metrics = inception_utils.compute_metrics(*whole, labels, network, reference)
-        metrics["protocol"] = inception_utils.protocol(
-            network,
-            reference,
+        labelled = measure.network.num_classes == G.config.n_classes
+        metrics = evaluation_features.compute(measure, images, range(num_images), labelled, seed)
+    order = "classes in turns, shuffled" if mode.block_size else "classes in turns"
+    return _with_protocol(metrics, measure, num_images, seed, mode.protocol() | {"order": order}, ema, truncation)
+
+
+def evaluate_images(images, measure, num_images, seed):
+    """Metrics of images that are there already (see evaluation_sources): as `evaluate_generator`.
+
+    Files are often sorted by class: which images are taken, where num_images are fewer than all, and their order, which
+    the splits of the Inception score follow, are drawn from the seed.
+    """
+    chosen = utils.rng(seed, "metric", 20).permutation(len(images))[:num_images]
+    labelled = images.labels is not None and images.labels.max() < measure.network.num_classes
+    metrics = evaluation_features.compute(measure, images, chosen, labelled, seed)
+    return _with_protocol(metrics, measure, num_images, seed, {"bn_mode": None, "order": "shuffled"})
+
+
+def _with_protocol(metrics, measure, num_images, seed, further, ema=None, truncation=None):
+    """Metrics, known on rank 0, and their protocol, joined by `further`, on all ranks."""
+    if measure.ranks.is_main:
+        protocol = inception_utils.protocol(
+            measure.network,
+            measure.reference,
             num_fake=num_images,
             ema=ema,
-            bn_mode="running",
+            bn_mode=further["bn_mode"],
             truncation=truncation and truncation.limit,
             truncation_kind=truncation and truncation.kind,
             seed=seed,
+            **measure.options,
         )
-    return _broadcast(metrics, device, world_size)
-
-
-def _features_of_part(G, network, y, batch_size, seed, device, truncation, rank, world_size):
-    """Features (n,d) and logits (n,K) of this rank's images; n is the same on all ranks, rows past the end are 0."""
-    n = math.ceil(len(y) / world_size)
-    start = min(rank * n, len(y))
-    y = y[start : start + n]
-    features = torch.zeros(n, network.feature_dim, device=device)
-    logits = torch.zeros(n, network.num_classes, device=device)
-    done = 0
-    disable = True if rank else None  # None: shown on terminals only
-    with tqdm(total=len(y), desc="evaluating", unit="image", leave=False, disable=disable) as bar:
-        for images in sample.generate(G, y, seed, batch_size, truncation, start, device):
-            part = slice(done, done + len(images))
-            features[part], logits[part] = network(images.to(device))
-            done += len(images)
-            bar.update(len(images))
-    return features, logits
-
-
-def _gather(rows, rank, world_size):
-    """Rows (n,...) of all ranks in the ranks' order, (world_size * n,...), on rank 0; None on the others."""
-    if world_size == 1:
-        return rows
-    whole = rows.new_empty(world_size * len(rows), *rows.shape[1:]) if rank == 0 else None
-    torch.distributed.gather(rows, list(whole.chunk(world_size)) if rank == 0 else None)
-    return whole
-
-
-def _broadcast(value, device, world_size):
-    """Rank 0's small picklable value, on all ranks."""
-    if world_size == 1:
-        return value
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0, device=torch.device(device))
-    return box[0]
+        metrics = metrics | {"protocol": protocol | further}
+    return evaluation_features.broadcast(metrics, measure.ranks)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The script
 
 
-def parse_args(argv=None, run_args=None):
-    """Parsed flags. `run_args`: the training flags of the checkpoint, which are the defaults of those of that name."""
+def parse_args(argv=None, defaults=None):
+    """Parsed flags. `defaults`: of flags by name, such as the training flags of a checkpoint."""
     parser = utils.ArgumentParser(
-        "Print the metrics of a checkpoint. Data set, data_root, seed and the flags of the group 'metrics' "
-        "are by default those that the checkpoint was trained with.",
-        "CHECKPOINT",
+        "Metrics of a checkpoint or of images in files. Of a checkpoint, data set, data_root, seed and the flags of "
+        "metrics and batch norm are by default those that it was trained with. --num_inception_images is by default "
+        "50000 of a checkpoint, and all images of files.",
+        "SOURCE [REFERENCE]",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file, or a run folder: its best checkpoint")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+    parser.add_argument(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="a .pth file, a run folder (its best checkpoint), a folder of images, an npz with arr_0, or an HDF5 file; "
+        "a second one, or an npz of statistics, is what to compare with instead of a data set's statistics",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+    output.add_argument(
+        "--compare",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="results of --json to show side by side (with SOURCE's own, if any), with a warning for each difference "
+        "that makes numbers incomparable",
+    )
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", help="name of the data set whose reference statistics to compare with")
     data.add_argument("--data_root", default="data", help="folder of the reference statistics")
     data.add_argument("--crop_size", type=utils.positive_int, default=None, help="that of the reference statistics")
-    inception_utils.add_metric_args(parser)
+    inception_utils.add_metric_args(parser).add_argument(
+        "--intra_fid",
+        action="store_true",
+        help="also the mean Frechet distance within each class; reads the data set itself, or the second SOURCE",
+    )
+    truncation_sweep.add_sweep_args(parser)
     sample.add_sampling_args(parser)
-    flags = vars(parser.parse_args(argv))
-    known = {name: value for name, value in (run_args or {}).items() if name in flags and name not in NOT_FROM_RUN}
-    parser.set_defaults(**known)
-    return parser.parse_args(argv)
+    batch_norm_modes.add_bn_args(parser)
+    parser.set_defaults(num_inception_images=None)
+    flags = vars(parser.parse_intermixed_args(argv))
+    parser.set_defaults(**{k: v for k, v in (defaults or {}).items() if k in flags and k not in NOT_FROM_RUN})
+    args = parser.parse_intermixed_args(argv)
+    if len(args.sources) > 2 or not (args.sources or args.compare):
+        parser.error(f"one or two SOURCEs, not {len(args.sources)}")
+    return args
 
 
 def main(argv=None):
     given = parse_args(argv)  # also finds wrong flags before anything is loaded
-    quiet = contextlib.redirect_stdout(sys.stderr) if given.json else contextlib.nullcontext()
-    with quiet, utils.process_group(given.device) as ranks:
-        G, meta = BigGAN.load_generator(given.checkpoint, ranks.device, given.ema)
-        args = parse_args(argv, meta.get("args"))
-        if args.dataset is None:
-            raise utils.UserError(f"{args.checkpoint} does not say what it was trained on: name a --dataset")
-        name = datasets.reference_name(args.dataset, args.data_root, args.crop_size)
-        network, reference = inception_utils.load_evaluation(args, name, ranks.device)
-        if ranks.is_main:
-            print(sample.describe(G, meta, ranks.device))
-        metrics = evaluate_generator(
-            G,
-            network,
-            reference,
-            args.num_inception_images,
-            args.metric_batch_size,
-            args.seed,
-            ranks.device,
-            sample.chosen_truncation(args, meta),
-            ranks.rank,
-            ranks.world_size,
-            ema=meta["ema"],
-        )
+    others = [metric_tables.read_results(file) for file in given.compare]
+    result = None
+    if given.sources:
+        quiet = contextlib.redirect_stdout(sys.stderr) if given.json else contextlib.nullcontext()
+        with quiet, utils.process_group(given.device) as ranks:
+            result = _evaluate(argv, given, ranks)
+        if not ranks.is_main:
+            return
+    print_results(result, others, given.json)
+
+
+def print_results(result, others, as_json):
+    """Print the result of this command, a dict or None, beside those of other files (metric_tables.read_results)."""
+    named = metric_tables.named_results("this", result) if result else []
+    groups = [named, *others] if named else others
+    for line in metric_tables.differences([group[0] for group in groups]):
+        print(f"warning: {line}", file=sys.stderr)
+    rows = [row for group in groups for row in group]
+    if as_json:
+        print(json.dumps(result or dict(rows), indent=1))
+    elif others:
+        print(metric_tables.rows_table(rows))
+    elif "truncation_sweep" in result:
+        print(metric_tables.rows_table(named, "truncation"))
+        print(f"wrote {result['plot']} and {Path(result['plot']).with_suffix('.json')}")
+    else:
+        print(metric_tables.table({key: value for key, value in result.items() if key not in ABOUT}))
+
+
+def _evaluate(argv, given, ranks):
+    """The result of the command, a dict for --json."""
+    source, *second = given.sources
+    kind = evaluation_sources.kind_of(source)
+    second_kind = evaluation_sources.kind_of(second[0]) if second else None
+    if kind == "statistics":
+        raise utils.UserError(f"{source} holds statistics, no images: only the second SOURCE can be such a file")
+    if kind != "checkpoint":
+        if given.truncation_sweep:
+            raise utils.UserError(f"--truncation_sweep: {source} is no checkpoint, its images are made already")
+        return _evaluate_files(argv, source, kind, second, second_kind, ranks)
+    limits = truncation_sweep.limits(*given.truncation_sweep) if given.truncation_sweep else []
+    G, meta = BigGAN.load_generator(source, ranks.device, given.ema)
+    own = {k: v for k, v in meta.get("args", {}).items() if not (given.dataset and k in OF_THE_DATASET)}
+    args = parse_args(argv, {"num_inception_images": 50_000} | own)
+    measure = _load_measure(args, G.config.resolution, source, second, second_kind, ranks)
     if ranks.is_main:
-        about = {"checkpoint": meta["path"], "step": meta["step"]}
-        print(json.dumps(about | metrics, indent=1) if args.json else table(metrics))
+        print(sample.describe(G, meta, ranks.device))
+    common = (G, measure, args.num_inception_images, args.seed)
+    options = {"ema": meta["ema"], "mode": batch_norm_modes.chosen_mode(args)}
+    about = {"checkpoint": meta["path"], "step": meta["step"]}
+    if limits:
+        out = Path(args.out) if args.out else sample.default_out(Path(meta["path"]))
+        path = out / f"truncation_sweep_{Path(meta['path']).stem}.png"
+        kind = sample.chosen_truncation_kind(args, meta)
+        points = (evaluate_generator(*common, Truncation(limit, kind), **options) for limit in limits)
+        return truncation_sweep.run(points, about, path, ranks)
+    metrics = evaluate_generator(*common, sample.chosen_truncation(args, meta), **options)
+    trained = (meta.get("metrics") or {}).get("protocol")
+    if trained and ranks.is_main:
+        for line in metric_tables.incomparable(trained, metrics["protocol"]):
+            print(f"warning: not comparable with the evaluations of training: {line}", file=sys.stderr)
+    return about | metrics
 
 
-def table(metrics):
-    """Metrics and protocol as aligned lines of text."""
-    numbers = {name: f"{value:.4f}" for name, value in metrics.items() if name != "protocol"}
-    protocol = {name: "-" if value is None else str(value) for name, value in metrics["protocol"].items()}
-    width = max(map(len, [*numbers, *protocol]))
-    number_width = max(map(len, numbers.values()))
-    lines = [f"{name:<{width}}  {text:>{number_width}}" for name, text in numbers.items()]
-    return "\n".join([*lines, "", *(f"{name:<{width}}  {text}" for name, text in protocol.items())])
+def _evaluate_files(argv, source, kind, second, second_kind, ranks):
+    images = evaluation_sources.open_images(source, kind)
+    args = parse_args(argv, {"num_inception_images": len(images)})
+    if args.num_inception_images > len(images):
+        raise utils.UserError(f"--num_inception_images {args.num_inception_images}: {source} has {len(images)} images")
+    measure = _load_measure(args, images.resolution, source, second, second_kind, ranks)
+    if ranks.is_main:
+        print(f"{source}: {args.num_inception_images} of {len(images)} images, on {ranks.device}")
+    return {"images": str(source)} | evaluate_images(images, measure, args.num_inception_images, args.seed)
+
+
+def _load_measure(args, resolution, source, second, second_kind, ranks):
+    """The Measure of the flags for images of a resolution, against a data set's statistics or the second SOURCE."""
+    name = datasets.reference_name(args.dataset, args.data_root, args.crop_size) if args.dataset else None
+    if name is None and (not second or args.feature_network == "classifier"):
+        raise utils.UserError(f"{source} does not say which data set to compare with: name a --dataset")
+    if args.intra_fid and not args.dataset and second_kind in (None, "checkpoint", "statistics"):
+        raise utils.UserError("--intra_fid needs the real images of each class: name a --dataset")
+    real_images = None
+    if second_kind in ("folder", "npz", "hdf5"):
+        real_images = evaluation_sources.open_images(second[0], second_kind)
+    elif args.intra_fid:
+        real_images = datasets.open_dataset(args.dataset, args.data_root)
+        if args.crop_size:
+            real_images = datasets.CentreCrop(real_images, args.crop_size)
+    if not second:
+        network, reference = inception_utils.load_evaluation(args, name, ranks.device)
+    else:
+        files = (args.data_root, name, args.inception_weights, args.resize)
+        network = load_feature_network(args.feature_network, *files, ranks.device)
+        inception_utils.check_outputs(network, args.is_outputs)
+        least = max(args.is_splits or SPLITS, (args.prdc_k or K) + 1)
+        if args.num_inception_images < least:
+            raise utils.UserError(f"{source}: {args.num_inception_images} images; the metrics need at least {least}")
+    _check_resolution(network, resolution, source)
+    if second_kind == "statistics":
+        reference = reference_statistics.load_reference(second[0], network)
+    elif second_kind == "checkpoint":
+        reference = _reference_of_checkpoint(args, second[0], network, ranks)
+    elif second:
+        _check_resolution(network, real_images.resolution, second[0])
+        reference = _reference_of(args, real_images, network, ranks)
+    return evaluation_features.make_measure(args, network, reference, ranks, real_images if args.intra_fid else None)
+
+
+def _reference_of(args, images, network, ranks):
+    """Reference statistics of some images, made on the spot."""
+    return calculate_inception_moments.compute_reference(
+        images,
+        network,
+        seed=args.seed,
+        k=args.prdc_k or K,
+        splits=args.is_splits or SPLITS,
+        batch_size=args.metric_batch_size,
+        device=ranks.device,
+        is_outputs=args.is_outputs or "all",
+        prdc_memory_mb=args.prdc_memory_mb,
+        ranks=ranks,
+    )
+
+
+def _reference_of_checkpoint(args, source, network, ranks):
+    """Reference statistics of a checkpoint's images, of another seed: images of the same z would be pairs."""
+    G, meta = BigGAN.load_generator(source, ranks.device, args.ema)
+    _check_resolution(network, G.config.resolution, source)
+    seed, mode, truncation = args.seed + 1, batch_norm_modes.chosen_mode(args), sample.chosen_truncation(args, meta)
+    with batch_norm_modes.prepared(G, mode, seed, truncation) as prepared:
+        about = (seed, mode, truncation, meta["path"], meta["class_names"])
+        images = evaluation_sources.GeneratedImages(prepared, args.num_inception_images, *about)
+        return _reference_of(args, images, network, ranks)
+
+
+def _check_resolution(network, resolution, source):
+    if network.resolution not in (None, resolution):
+        size = f"{network.resolution}x{network.resolution}"
+        raise utils.UserError(f"{source}: the {network.name} takes images of {size}, these are not of that size")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ ACCEPTED_SWITCHES = {
     "shuffle": "training images are always shuffled",
     "use_multiepoch_sampler": "the sampler always goes on past the end of the data, and resumes exactly",
     "use_ema": "with --ema, the moving average is what is evaluated and sampled",
-    "G_eval_mode": "G is always evaluated with its running batch-norm statistics",
+    "G_eval_mode": "running batch-norm statistics are the default; see --bn_mode",
     "toggle_grads": "gradients of the network that does not learn are always off",
     "resume": "running the same command again always resumes",
     "no_pin_memory": "memory is pinned on CUDA only",
@@ -33,6 +33,7 @@ ACCEPTED_VALUES = {
     "base_root": (None, "data sets are in --data_root, runs in --runs_root"),
 }
 REFUSED = {
+    "accumulate_stats": "use --bn_mode standing",
     "log_G_spectra": "--sv_log_interval N logs the singular values of all layers every N steps",
     "log_D_spectra": "--sv_log_interval N logs the singular values of all layers every N steps",
     "split_D": "D always sees real and fake images in one forward",

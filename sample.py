@@ -16,73 +16,24 @@ import os
 import re
 import shutil
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy.special import erf, erfinv
 from tqdm import tqdm
 
+import batch_norm_modes
 import BigGAN
 import utils
+from latents import TRUNCATION_KINDS, Truncation, balanced_labels, latents, random_labels, shuffled_labels
 
 COLUMNS = 10  # of every sheet
 SHEET_BATCH = 20  # images at a time for a sheet: fits wherever training did
 MAX_HEADER = 10  # characters above a column of about 64 pixels
-# What truncation to T does to a normal z -> (bound of the distribution drawn from, factor, bound of the result):
-# redrawn beyond T (Brock et al. 2019, section 3.1); redrawn beyond 2, then times T (pytorch-pretrained-BigGAN); times T
-# (BigGAN-PyTorch); clamped to T (mmgeneration).
-TRUNCATION_KINDS = {
-    "truncated_normal": lambda t: (t, 1, t),
-    "scaled_truncated_normal": lambda t: (2, t, 2 * t),
-    "scaled_normal": lambda t: (math.inf, t, math.inf),
-    "clamped_normal": lambda t: (math.inf, 1, t),
-}
-
-
-@dataclass(frozen=True)
-class Truncation:
-    """A truncation of z to `limit` > 0, of a kind of TRUNCATION_KINDS."""
-
-    limit: float
-    kind: str = "truncated_normal"
-
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Noise, classes and images
-
-
-def latents(seed, indices, dim_z, truncation=None):
-    """The noise of images number `indices`.
-
-    z is standard normal, or a truncated one. It is drawn through the inverse of the distribution function, so that an
-    image keeps its place in the distribution when the truncation changes: the same image, less or more typical.
-
-    Args: seed: int >= 0; indices: ints >= 0 (n,); truncation: a Truncation, or None for the whole normal distribution.
-    Returns: float32 tensor (n, dim_z), on the CPU.
-    """
-    uniform = np.empty((len(indices), dim_z))
-    for row, i in zip(uniform, indices, strict=True):
-        row[:] = utils.rng(seed, "sample", int(i)).random(dim_z)
-    uniform = np.maximum(2 * uniform - 1, np.nextafter(-1, 0))  # of [-1, 1): -1 would become -infinity
-    drawn, factor, limit = (math.inf, 1, math.inf)
-    if truncation is not None:
-        drawn, factor, limit = TRUNCATION_KINDS[truncation.kind](truncation.limit)
-    z = factor * math.sqrt(2) * erfinv(uniform * erf(drawn / math.sqrt(2)))
-    return torch.from_numpy(np.clip(z, -limit, limit).astype(np.float32))
-
-
-def balanced_labels(num_images, classes):
-    """Class ids of images 0 to N-1, taking turns: int64 (N,)."""
-    return torch.as_tensor(classes)[torch.arange(num_images) % len(classes)]
-
-
-def random_labels(seed, num_images, classes):
-    """Independent uniform class ids of images 0 to N-1: int64 (N,)."""
-    picks = [utils.rng(seed, "sample", i, 1).integers(len(classes)) for i in range(num_images)]
-    return torch.as_tensor(classes)[picks]
+# Images
 
 
 def generate(G, y, seed, batch_size, truncation=None, start=0, device=None):
@@ -95,11 +46,15 @@ def generate(G, y, seed, batch_size, truncation=None, start=0, device=None):
     for first in range(0, len(y), batch_size):
         y_batch = y[first : first + batch_size]
         indices = range(start + first, start + first + len(y_batch))
-        yield _forward(G, latents(seed, indices, G.config.dim_z, truncation), y_batch, device)
+        yield make_images(G, latents(seed, indices, G.config.dim_z, truncation), y_batch, device)
 
 
 @torch.no_grad()
-def _forward(G, z, y, device=None):
+def make_images(G, z, y, device=None):
+    """Images of z (N,dim_z) and y, ids (N,) or weights (N,K), in one forward: uint8 (N,3,R,R) on the CPU.
+
+    Raises: utils.UserError if the GPU's memory is too small for them.
+    """
     device = device or next(G.parameters()).device
     try:
         return utils.to_uint8(G(z.to(device), y.to(device))).cpu()
@@ -110,7 +65,7 @@ def _forward(G, z, y, device=None):
 def _render(G, z, y):
     """Images of z (N,dim_z) and y, ids (N,) or weights (N,K): uint8 (N,3,R,R), a few at a time."""
     batches = zip(z.split(SHEET_BATCH), y.split(SHEET_BATCH), strict=True)
-    return torch.cat([_forward(G, z_batch, y_batch) for z_batch, y_batch in batches])
+    return torch.cat([make_images(G, z_batch, y_batch) for z_batch, y_batch in batches])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -268,7 +223,12 @@ def chosen_truncation(args, meta):
     limit = args.truncation or convention.get("truncation")
     if limit is None:
         return None
-    return Truncation(limit, args.truncation_kind or convention.get("truncation_kind", "truncated_normal"))
+    return Truncation(limit, chosen_truncation_kind(args, meta))
+
+
+def chosen_truncation_kind(args, meta):
+    """What truncating means by the flags, or by the convention of a converted checkpoint: of TRUNCATION_KINDS."""
+    return args.truncation_kind or meta.get("convention", {}).get("truncation_kind", "truncated_normal")
 
 
 def parse_args(argv=None):
@@ -277,6 +237,7 @@ def parse_args(argv=None):
     group = add_sampling_args(parser)
     group.add_argument("--batch_size", type=utils.positive_int, default=64, help="single images at a time")
     group.add_argument("--classes", type=utils.count, nargs="+", metavar="ID", help="only these classes; None: all")
+    batch_norm_modes.add_bn_args(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--out", help="folder to write to; None: samples/ in the checkpoint's run folder")
     group.add_argument("--sheets", action=argparse.BooleanOptionalAction, default=True, help="write the sample sheets")
@@ -302,10 +263,11 @@ def main(argv=None):
     _check_out(out, args, G.config.resolution)
     truncation = chosen_truncation(args, meta)
     print(describe(G, meta, device) + (f", z {truncation.kind} {truncation.limit:g}" if truncation else ""))
-    if args.sheets:
-        _write_sheets(G, meta, args, classes, truncation, out)
-    if args.num_samples:
-        _write_samples(G, meta, args, classes, truncation, out)
+    with batch_norm_modes.prepared(G, batch_norm_modes.chosen_mode(args), args.seed, truncation) as G:
+        if args.sheets:
+            _write_sheets(G, meta, args, classes, truncation, out)
+        if args.num_samples:
+            _write_samples(G, meta, args, classes, truncation, out)
 
 
 def describe(G, meta, device):
@@ -358,7 +320,11 @@ def _save(image, path, what):
 
 
 def _write_samples(G, meta, args, classes, truncation, out):
-    y = balanced_labels(args.num_samples, classes)
+    mode = batch_norm_modes.chosen_mode(args)
+    to_make, batch_size = balanced_labels(args.num_samples, classes), args.batch_size
+    if mode.block_size:  # whole blocks, whatever the number of images, so that each has its block's statistics
+        to_make, batch_size = shuffled_labels(args.seed, mode.whole(args.num_samples), classes), mode.block_size
+    y = to_make[: args.num_samples]
     writers = {}
     if args.format != "npz":
         writers[out / "images"] = png_writer(out / "images", y, meta["class_names"])
@@ -366,10 +332,11 @@ def _write_samples(G, meta, args, classes, truncation, out):
         writers[out / "samples.npz"] = npz_writer(out / "samples.npz", y, G.config.resolution)
     with contextlib.ExitStack() as stack, tqdm(total=len(y), unit="img", disable=None) as bar:
         write_functions = [stack.enter_context(writer) for writer in writers.values()]
-        for images in generate(G, y, args.seed, args.batch_size, truncation):
+        for images in generate(G, to_make, args.seed, batch_size, truncation):
+            wanted = images[: len(y) - bar.n]
             for write in write_functions:
-                write(images)
-            bar.update(len(images))
+                write(wanted)
+            bar.update(len(wanted))
     for path in writers:
         print(f"wrote {path} ({len(y)} images)")
 

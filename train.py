@@ -19,6 +19,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import batch_norm_modes
 import batches
 import BigGAN
 import checkpoints
@@ -29,6 +30,7 @@ import density_scores
 import dry_run
 import ema
 import evaluate
+import evaluation_features
 import finetune
 import inception_utils
 import instance_selection
@@ -105,6 +107,7 @@ def make_parser():
 
     density_scores.add_selection_args(parser)
     inception_utils.add_metric_args(parser)
+    batch_norm_modes.add_bn_args(parser)
     report = parser.add_argument_group("reports")
     report.add_argument(
         "--test_every", type=utils.count, default=5000, help="steps between evaluations; 0: none at all"
@@ -192,7 +195,7 @@ def train(args, ranks):
     plan = checks.make_plan(args)
     dataset, config, source = plan.dataset, plan.config, plan.source
     checks.check_batches(args, ranks.world_size)
-    feature_network = reference = None
+    feature_network = measure = None
     if args.test_every:
         feature_network, reference = inception_utils.load_evaluation(
             args, plan.reference.name, ranks.device, plan.reference
@@ -200,6 +203,7 @@ def train(args, ranks):
         checkpoints.check_which_best(
             args.which_best, inception_utils.metric_keys(feature_network, reference, config.n_classes)
         )
+        measure = evaluation_features.make_measure(args, feature_network, reference, ranks)
     folder = checkpoints.run_folder(args)
     findings = utils.on_main(ranks, lambda: dataset_doctor.introduce(dataset))
     selection = instance_selection.select(args, dataset, findings["content"], ranks)
@@ -215,6 +219,7 @@ def train(args, ranks):
     d_loss, g_loss = losses.LOSSES[args.loss]
     average = ema.MovingAverage(G, args.ema_decay, args.ema_start) if args.ema else None
     evaluated = average.module if args.ema else G
+    bn_mode = batch_norm_modes.chosen_mode(args)
 
     # Resume, or start from another run's weights.
     about = {  # what every checkpoint says of itself, besides its step and metrics
@@ -300,15 +305,11 @@ def train(args, ranks):
             if test:
                 metrics = evaluate.evaluate_generator(
                     evaluated,
-                    feature_network,
-                    reference,
-                    num_images=args.num_inception_images,
-                    batch_size=args.metric_batch_size,
-                    seed=args.seed,
-                    device=ranks.device,
-                    rank=ranks.rank,
-                    world_size=ranks.world_size,
+                    measure,
+                    args.num_inception_images,
+                    args.seed,
                     ema=args.ema,
+                    mode=bn_mode,
                 )
                 best = checkpoints.better(args.which_best, step, metrics, best)
                 if log:
@@ -318,8 +319,8 @@ def train(args, ranks):
                     log.write("eval", step, metrics)
                     bar.write(f"step {step}: {inception_utils.summary(metrics)}")
             if sheet and log:
-                with evaluate.evaluating(evaluated):
-                    picture = sample.class_sheet(evaluated, 10, args.seed, class_names=plan.class_names)
+                with batch_norm_modes.prepared(evaluated, bn_mode, args.seed) as prepared:
+                    picture = sample.class_sheet(prepared, 10, args.seed, class_names=plan.class_names)
                 utils.save_image(picture, folder / "samples" / f"step_{step:08d}.png")
                 log.image("samples", step, picture)
             if save and log:

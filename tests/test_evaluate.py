@@ -1,7 +1,9 @@
-"""evaluate.py: metrics that depend on neither batch size, ranks nor mode, and the script with a real classifier."""
+"""evaluate.py: metrics that depend on neither batch size nor ranks, of checkpoints and files; sweeps; comparisons."""
 
+import itertools
 import json
-import random
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,30 +11,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_sample import CLASSES, RESOLUTION, save_checkpoint, small_generator
+from PIL import Image
+from test_sample import CLASSES, NAMES, RESOLUTION, save_checkpoint, small_generator
 
 import classifier
 import evaluate
+import evaluation_features
+import evaluation_sources
 import feature_networks
+import logs
+import make_hdf5
+import metrics
 import reference_statistics
 import sample
+import train
+import truncation_sweep
 import utils
-from metrics import RunningMoments
+from batch_norm_modes import BatchNormMode
+from evaluation_features import Measure
+from latents import Truncation
 
 NUM_IMAGES = 150
 METRICS = {
-    "fd",
-    "is_mean",
-    "is_std",
-    "kid_mean",
-    "kid_std",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "accuracy",
+    "fd", "is_mean", "is_std", "kid_mean", "kid_std", "precision", "recall", "density", "coverage", "accuracy",
     "protocol",
-}
+}  # fmt: skip
+ONE = utils.Ranks(0, 1, torch.device("cpu"))
+MODES = [BatchNormMode(), BatchNormMode("batch", 32), BatchNormMode("standing", 32, 2)]
+FAST = {"kid_subsets": 5}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def G():
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory, G):
-    """A folder with a classifier and its reference statistics; the "real" images are G's own of another seed."""
+    """A data set, its classifier and reference statistics; the "real" images are G's own of another seed."""
     folder = tmp_path_factory.mktemp("data")
     torch.manual_seed(1)
     net = classifier.Classifier(RESOLUTION, CLASSES).eval()
@@ -50,8 +56,10 @@ def data_root(tmp_path_factory, G):
     classifier.save_classifier(net, path, dataset_name="small", accuracy=0.5, seed=0, epochs=0)
     network = feature_networks.load_feature_network("classifier", folder, "small")
     y = sample.balanced_labels(NUM_IMAGES, range(CLASSES))
-    features, _ = network(torch.cat(list(sample.generate(G, y, seed=9, batch_size=50))))
-    moments = RunningMoments()
+    images = torch.cat(list(sample.generate(G, y, seed=9, batch_size=50)))
+    make_hdf5.write_hdf5(folder / "small.hdf5", images.numpy(), y.numpy(), NAMES, "made", "none")
+    features, _ = network(images)
+    moments = metrics.RunningMoments()
     moments.update(features)
     protocol = reference_statistics.make_protocol(
         network, dataset="small", num_images=NUM_IMAGES, seed=9, k=5, splits=3
@@ -63,92 +71,285 @@ def data_root(tmp_path_factory, G):
 
 @pytest.fixture(scope="module")
 def measure(data_root):
+    """The Measure of a batch size."""
     network = feature_networks.load_feature_network("classifier", data_root, "small")
     path = reference_statistics.reference_path(data_root, "small", "classifier", "native")
-    return network, reference_statistics.load_reference(path, network)
+    reference = reference_statistics.load_reference(path, network)
+    return lambda batch_size=64, **options: Measure(network, reference, batch_size, ONE, FAST, **options)
 
 
-@pytest.fixture
-def run(tmp_path, G, data_root):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, G, data_root):
     flags = {
         "dataset": "small_hdf5", "data_root": str(data_root), "feature_network": "classifier", "resize": None,
         "inception_weights": None, "num_inception_images": NUM_IMAGES, "metric_batch_size": 40, "seed": 9,
-        "ema": False, "device": "nowhere", "G_ch": 4,
+        "ema": False, "device": "nowhere", "G_ch": 4, "kid_subsets": 5,
     }  # fmt: skip
-    save_checkpoint(tmp_path / "run" / "weights" / "best_00000007.pth", G, args=flags)
-    return tmp_path / "run"
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    save_checkpoint(folder / "weights" / "best_00000007.pth", G, args=flags)
+    return folder
 
 
-def close(metrics, others):
-    assert metrics.keys() == others.keys() and metrics["protocol"] == others["protocol"]
-    for name in METRICS - {"protocol"}:
-        assert type(metrics[name]) is float
-        assert metrics[name] == pytest.approx(others[name], rel=1e-2, abs=1e-2), name
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory, run):
+    """The run's images of seed 3 as files: images/ by class, samples.npz."""
+    out = tmp_path_factory.mktemp("samples")
+    flags = f"--num_samples {NUM_IMAGES} --format both --no-sheets --seed 3 --device cpu"
+    sample.main([str(run), "--out", str(out), *flags.split()])
+    return out
 
 
-def test_metrics_do_not_depend_on_batch_size_and_are_plain(G, measure):
-    metrics = evaluate.evaluate_generator(G, *measure, NUM_IMAGES, 64, 0, "cpu", ema=True)
-    assert metrics.keys() == METRICS
-    assert json.loads(json.dumps(metrics)) == metrics
-    close(metrics, evaluate.evaluate_generator(G, *measure, NUM_IMAGES, 7, 0, "cpu", ema=True))
+@pytest.fixture
+def files(data_root):
+    """Flags that images of files need."""
+    flags = f"--dataset small --data_root {data_root} --feature_network classifier --kid_subsets 5 --device cpu"
+    return flags.split()
+
+
+def close(values, others, without=()):
+    assert values.keys() == others.keys() and values["protocol"] == others["protocol"]
+    for name in METRICS - {"protocol", *without}:
+        assert type(values[name]) is float
+        assert values[name] == pytest.approx(others[name], rel=1e-4, abs=1e-5), name
+
+
+def evaluated(capsys, *arguments):
+    """What evaluate.py --json prints on stdout."""
+    capsys.readouterr()
+    evaluate.main([*map(str, arguments), "--json", "--device", "cpu"])
+    return json.loads(capsys.readouterr().out)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A generator
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_metrics_do_not_depend_on_the_batch_size_and_are_plain(G, measure, mode):
+    values = evaluate.evaluate_generator(G, measure(64), NUM_IMAGES, 0, ema=True, mode=mode)
+    assert values.keys() == METRICS
+    assert json.loads(json.dumps(values)) == values
+    close(values, evaluate.evaluate_generator(G, measure(7), NUM_IMAGES, 0, ema=True, mode=mode))
 
 
 def test_the_seed_of_the_reference_gives_the_reference(G, measure):
-    metrics = evaluate.evaluate_generator(G, *measure, NUM_IMAGES, 50, 9, "cpu", ema=True)
-    assert metrics["fd"] == pytest.approx(0, abs=1e-3) and metrics["coverage"] > 0.99
+    values = evaluate.evaluate_generator(G, measure(50), NUM_IMAGES, 9, ema=True)
+    assert values["fd"] == pytest.approx(0, abs=1e-3) and values["coverage"] > 0.99
 
 
 def test_the_protocol_says_how_images_were_made(G, measure):
-    protocol = evaluate.evaluate_generator(G, *measure, 130, 60, 3, "cpu", sample.Truncation(0.5), ema=False)[
-        "protocol"
-    ]
+    def protocol(*arguments, **options):
+        return evaluate.evaluate_generator(G, measure(), 130, 3, *arguments, ema=False, **options)["protocol"]
+
     expected = {"fake_num": 130, "seed": 3, "truncation": 0.5, "truncation_kind": "truncated_normal", "ema": False}
-    assert expected.items() <= protocol.items() and protocol["bn_mode"] == "running"
+    assert (expected | {"bn_mode": "running"}).items() <= protocol(Truncation(0.5)).items()
+    batch = {"bn_mode": "batch", "bn_batch_size": 32}
+    assert batch.items() <= protocol(mode=MODES[1]).items() and "bn_batch_size" not in protocol()
+    standing = {"bn_mode": "standing", "bn_batch_size": 32, "num_standing_accumulations": 2}
+    assert standing.items() <= protocol(mode=MODES[2]).items()
 
 
-def test_the_module_and_the_random_state_are_left_alone(measure):
-    G = small_generator().train()
-    G.stages[0][0].bn1.eval()
-    modes = [part.training for part in G.modules()]
-    state = {name: tensor.clone() for name, tensor in G.state_dict().items()}
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    evaluate.evaluate_generator(G, *measure, 130, 50, 0, "cpu", ema=True)
-    assert [part.training for part in G.modules()] == modes
-    assert all(torch.equal(tensor, state[name]) for name, tensor in G.state_dict().items())
-    assert torch.equal(before[0], torch.get_rng_state()) and before[2] == random.getstate()
-    assert np.array_equal(before[1], np.random.get_state()[1])
-
-
-def test_the_mode_comes_back_after_an_error(G):
-    module = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.ReLU().eval())
-    with pytest.raises(RuntimeError), evaluate.evaluating(module):
-        assert not module[0].training
-        raise RuntimeError
-    assert [part.training for part in module.modules()] == [True, True, False]
+@pytest.mark.parametrize("mode", MODES[1:], ids=lambda mode: mode.name)
+def test_each_mode_gives_numbers_of_its_own(G, measure, mode):
+    common = (G, measure(), NUM_IMAGES, 0)
+    running, other = (evaluate.evaluate_generator(*common, ema=True, mode=m)["fd"] for m in (MODES[0], mode))
+    assert abs(running - other) > 1e-3
 
 
 def test_no_accuracy_for_a_generator_of_other_classes(measure):
-    metrics = evaluate.evaluate_generator(small_generator(n_classes=1), *measure, 130, 50, 0, "cpu", ema=True)
-    assert metrics.keys() == METRICS - {"accuracy"}
+    values = evaluate.evaluate_generator(small_generator(n_classes=1), measure(), 130, 0, ema=True)
+    assert values.keys() == METRICS - {"accuracy"}
 
 
 @pytest.mark.parametrize("num_images", [5, 6, 1])
 def test_parts_of_ranks_join_to_the_whole(G, measure, num_images):
-    network, _ = measure
-    y = sample.balanced_labels(num_images, range(CLASSES))
-    whole = evaluate._features_of_part(G, network, y, 2, 0, "cpu", None, 0, 1)
-    parts = [evaluate._features_of_part(G, network, y, 2, 0, "cpu", None, rank, 3) for rank in range(3)]
-    for tensor, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+    images = evaluation_sources.GeneratedImages(G, num_images, 0, MODES[0])
+
+    def part(rank, world_size):
+        n = -(-num_images // world_size)
+        indices = np.arange(num_images)[rank * n : (rank + 1) * n]
+        return evaluation_features._part(measure(2), images, indices, n)
+
+    for tensor, pieces in zip(part(0, 1), zip(*(part(rank, 3) for rank in range(3)), strict=True), strict=True):
         assert len({piece.shape for piece in pieces}) == 1  # what gathering needs
-        assert torch.allclose(torch.cat(pieces)[:num_images], tensor, atol=1e-2)
+        assert torch.allclose(torch.cat(pieces)[:num_images], tensor, atol=1e-5)
+
+
+def test_intra_class_distance_is_the_mean_over_classes(G, measure, data_root):
+    real = evaluation_sources.open_images(data_root / "small.hdf5", "hdf5")
+    values = evaluate.evaluate_generator(G, measure(real_images=real), 60, 0, ema=True)
+    network = measure().network
+    y = sample.balanced_labels(60, range(CLASSES))
+    fake = network(torch.cat(list(sample.generate(G, y, 0, 60))))[0]
+    mean, by_class = metrics.intra_fid(fake, y, network(real.read(np.arange(150)))[0], torch.from_numpy(real.labels))
+    assert values["intra_fd"] == pytest.approx(mean, rel=1e-4) and len(by_class) == CLASSES
+    assert values["intra_fd_per_class"] == pytest.approx({str(c): value for c, value in by_class.items()}, rel=1e-4)
+    with pytest.raises(utils.UserError, match="class 1 has 1 images"):
+        evaluate.evaluate_generator(G, measure(real_images=real), 4, 0, ema=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def test_evaluating_never_changes_training(data_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(logs, "plot_curves", lambda *paths: None)  # takes longer than the rest
+    model = "--G_ch 4 --D_ch 4 --G_ch_mult 2-2-1 --D_ch_mult 1-2 --G_attn 0 --D_attn 0 --dim_z 6 --G_param SN"
+    steps = "--batch_size 4 --num_D_steps 1 --num_iters 2 --log_every 1 --num_inception_images 130 --device cpu"
+    modes = [f"--test_every 1 --sample_every 1 --bn_batch_size 8 --bn_mode {mode.name}" for mode in MODES]
+    runs = []
+    for i, reports in enumerate(["--test_every 0 --sample_every 9", *modes]):
+        where = f"--dataset small --data_root {data_root} --runs_root {tmp_path} --experiment_name {i}"
+        flags = f"{model} {steps} {where} {reports} --kid_subsets 5 --feature_network classifier --which_best FD"
+        train.main(flags.split())
+        lines = [json.loads(line) for line in (tmp_path / str(i) / "log.jsonl").read_text().splitlines()]
+        assert len([line for line in lines if line["event"] == "eval"]) == (2 if i else 0)
+        losses = [{k: v for k, v in line.items() if "loss" in k} for line in lines if line["event"] == "train"]
+        runs.append((losses, torch.load(tmp_path / str(i) / "weights" / "ckpt_00000002.pth", weights_only=True)))
+    assert len(runs[0][0]) == 2
+    for losses, checkpoint in runs[1:]:
+        assert losses == runs[0][0]
+        for name in ("G", "D"):
+            assert all(torch.equal(tensor, checkpoint[name][key]) for key, tensor in runs[0][1][name].items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def test_files_give_the_metrics_of_the_checkpoint_that_made_them(run, samples, files, capsys):
+    own = evaluated(capsys, run, "--seed", 3)
+    archive, folder = (evaluated(capsys, samples / name, *files) for name in ("samples.npz", "images"))
+    assert archive["images"] == str(samples / "samples.npz") and "accuracy" not in folder
+    assert archive["protocol"]["bn_mode"] is None and archive["protocol"]["fake_num"] == NUM_IMAGES
+    for values in (archive, folder):
+        assert values["fd"] == pytest.approx(own["fd"], rel=1e-4)
+        assert values["coverage"] == pytest.approx(own["coverage"])
+        assert values["is_mean"] == pytest.approx(own["is_mean"], rel=0.1)  # its splits are others
+    assert archive["accuracy"] == pytest.approx(own["accuracy"])
+    close(evaluated(capsys, samples / "images", *files, "--metric_batch_size", 7), folder, without=["accuracy"])
+
+
+def test_order_and_choice_do_not_follow_the_class(data_root, files, samples, capsys, tmp_path):
+    """Sorted by class, 150 images give every split of IS and every part of them all classes."""
+    images, y = (np.load(samples / "samples.npz")[name] for name in ("arr_0", "arr_1"))
+    order = np.argsort(y, kind="stable")
+    np.savez(tmp_path / "sorted.npz", images[order], y[order])
+    mixed, by_class = (evaluated(capsys, path, *files) for path in (samples / "samples.npz", tmp_path / "sorted.npz"))
+    for name in ("fd", "accuracy"):
+        assert by_class[name] == pytest.approx(mixed[name], rel=1e-4)
+    assert by_class["is_mean"] == pytest.approx(mixed["is_mean"], rel=0.1)
+    chosen = evaluation_sources.open_images(tmp_path / "sorted.npz", "npz")
+    seen = []
+    original, chosen.read = chosen.read, lambda indices: seen.extend(indices) or original(indices)
+    network = feature_networks.load_feature_network("classifier", data_root, "small")
+    reference = reference_statistics.load_reference(data_root / "small_classifier_native_reference.npz", network)
+    values = evaluate.evaluate_images(chosen, Measure(network, reference, 16, ONE, FAST), 60, seed=0)
+    assert len(set(seen)) == 60 and min(np.bincount(y[order][seen])) > 10 and values["protocol"]["fake_num"] == 60
+
+
+def test_one_source_against_another(run, samples, data_root, files, capsys):
+    npz, real = samples / "samples.npz", data_root / "small.hdf5"
+    own, other = (evaluated(capsys, npz, *second, *files) for second in ([], [real]))
+    for name in ("fd", "precision", "coverage"):
+        assert other[name] == pytest.approx(own[name], rel=1e-4)  # the data set itself, and its statistics
+    same = evaluated(capsys, npz, samples / "images", *files, "--prdc_k", 3)
+    assert same["fd"] == pytest.approx(0, abs=1e-3) and same["recall"] > 0.99 and same["protocol"]["k"] == 3
+    assert same["protocol"]["reference"] == "images" and same["protocol"]["reference_num"] == NUM_IMAGES
+    statistics = evaluated(capsys, npz, data_root / "small_classifier_native_reference.npz", *files)
+    assert statistics["fd"] == own["fd"]
+    against_run = evaluated(capsys, npz, run, *files)
+    assert 0 < against_run["fd"] < 1 and against_run["protocol"]["reference"].endswith("best_00000007.pth")
+    intra = evaluated(capsys, npz, real, *files, "--intra_fid")
+    assert intra["intra_fd"] == pytest.approx(np.mean(list(intra["intra_fd_per_class"].values())))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sweeps and comparisons
+
+
+def test_a_sweep_is_a_table_a_plot_and_numbers(run, tmp_path, capsys):
+    flags = ["--truncation_sweep", "0.2", "0.6", "0.4", "--out", str(tmp_path), "--bn_mode", "standing"]
+    result = evaluated(capsys, run, *flags, "--bn_batch_size", 16, "--num_standing_accumulations", 2)
+    sweep = result["truncation_sweep"]
+    assert [point["protocol"]["truncation"] for point in sweep] == [0.2, 0.6]
+    assert len({point["protocol"]["seed"] for point in sweep}) == 1 and len({point["fd"] for point in sweep}) == 2
+    assert json.loads((tmp_path / "truncation_sweep_best_00000007.json").read_text()) == result
+    with Image.open(result["plot"]) as picture:
+        assert picture.format == "PNG" and len(picture.convert("RGB").getcolors(1 << 24)) > 50
+    evaluate.main(["--compare", str(tmp_path / "truncation_sweep_best_00000007.json")])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and len({line.rindex(".") for line in lines[1:]}) == 1
+
+
+def test_an_interrupted_sweep_keeps_its_points(G, measure, tmp_path):
+    def points():
+        yield evaluate.evaluate_generator(G, measure(), 130, 0, Truncation(0.5), ema=True)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        truncation_sweep.run(points(), {"step": 7}, tmp_path / "new" / "sweep.png", ONE)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["sweep.partial.json"]
+    assert len(json.loads((tmp_path / "new" / "sweep.partial.json").read_text())["truncation_sweep"]) == 1
+    result = truncation_sweep.run(itertools.islice(points(), 1), {"step": 7}, tmp_path / "new" / "sweep.png", ONE)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["sweep.json", "sweep.png"]
+    assert json.loads((tmp_path / "new" / "sweep.json").read_text()) == result
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_any_evaluation(tmp_path):
+    (tmp_path / "file").touch()
+    points = iter([{"never": "evaluated"}])
+    with pytest.raises(utils.UserError, match="cannot write"):
+        truncation_sweep.run(points, {}, tmp_path / "file" / "sweep.png", ONE)
+    assert list(points)
+
+
+def test_truncations_of_a_sweep():
+    assert truncation_sweep.limits(0.2, 1.0, 0.1) == [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert truncation_sweep.limits(0.5, 0.5, 1) == [0.5] and truncation_sweep.limits(0.2, 1.0, 0.3) == [0.2, 0.5, 0.8]
+    for wrong in ((1, 0.2, 0.1), (0.001, 10, 0.001)):
+        with pytest.raises(utils.UserError, match="--truncation_sweep"):
+            truncation_sweep.limits(*wrong)
+
+
+def test_results_of_unlike_protocol_are_compared_with_a_warning(run, samples, files, tmp_path, capsys):
+    def printed(*arguments):
+        evaluate.main([*map(str, arguments), "--device", "cpu"])
+        return capsys.readouterr()
+
+    results = {"like": ["--seed", 1], "fewer": ["--num_inception_images", 130], "batch": ["--bn_mode", "batch"]}
+    for name, flags in results.items():
+        (tmp_path / name).write_text(json.dumps(evaluated(capsys, run, *flags)))
+    alike = printed(run, "--compare", tmp_path / "like")
+    assert "warning" not in alike.err and len(alike.out.splitlines()) == 4  # what is evaluated, a header and two rows
+    unlike = printed("--compare", *(tmp_path / name for name in results))
+    warnings = [line for line in unlike.err.splitlines() if "warning" in line]
+    assert any("fewer" in line and "fake_num: 150 against 130" in line for line in warnings)
+    assert any("batch" in line and "bn_mode: running against batch" in line for line in warnings)
+    assert unlike.out.splitlines()[0].split()[:2] == ["fd", "is_mean"] and len(unlike.out.splitlines()) == 4
+    of_files = printed(samples / "samples.npz", *files, "--compare", tmp_path / "like")
+    assert "warning" not in of_files.err  # how the files were made, nobody knows
+    (tmp_path / "other").write_text('{"fd": 1.0}')
+    for name in ("other", "nowhere"):
+        with pytest.raises(utils.UserError, match=name):
+            evaluate.main(["--compare", str(tmp_path / name)])
+
+
+def test_numbers_unlike_those_of_training_warn(run, G, tmp_path, capsys):
+    protocol = evaluated(capsys, run)["protocol"]
+    checkpoint = utils.load_torch(run / "weights" / "best_00000007.pth")
+    utils.save_torch({**checkpoint, "metrics": {"protocol": protocol}}, tmp_path / "best.pth")
+    for flags, warns in (([], False), (["--bn_mode", "batch"], True)):
+        evaluate.main([str(tmp_path / "best.pth"), "--device", "cpu", *flags])
+        assert ("evaluations of training: bn_mode" in capsys.readouterr().err) is warns
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The script
 
 
 def test_the_script_takes_the_flags_of_the_run(run, capsys):
-    evaluate.main([str(run), "--json", "--device", "cpu"])
-    printed = json.loads(capsys.readouterr().out)
+    printed = evaluated(capsys, run)
     assert printed.keys() == METRICS | {"checkpoint", "step"} and printed["step"] == 7
     assert printed["protocol"]["ema"] and printed["protocol"]["seed"] == 9 and printed["coverage"] > 0.99
 
@@ -160,30 +361,87 @@ def test_the_script_takes_the_flags_of_the_run(run, capsys):
     assert shown["fake_num"] == "140" and shown["seed"] == "1" and shown["truncation"] == "2.0"
 
 
-def test_ranks_give_the_metrics_of_one_process(run, capsys):
-    flags = [str(run), "--json", "--device", "cpu", "--num_inception_images", "149"]
-    evaluate.main(flags)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "evaluate.py"]
-    folder = Path(evaluate.__file__).parent
-    ranks = subprocess.run([*command, *flags], cwd=folder, capture_output=True, text=True)
+# Evaluates each of the command lines in sys.argv[1], a JSON list, in one process group, and prints a JSON list.
+ON_RANKS = """
+import contextlib, json, sys
+import evaluate, utils
+with utils.process_group("cpu") as ranks:
+    with contextlib.redirect_stdout(sys.stderr):
+        results = [evaluate._evaluate(argv, evaluate.parse_args(argv), ranks) for argv in json.loads(sys.argv[1])]
+    if ranks.is_main:
+        print(json.dumps(results))
+"""
+
+
+def test_ranks_give_the_metrics_of_one_process(run, samples, files, tmp_path, capsys):
+    """Two processes, batches of 7 and 64: running, batch and standing statistics, a folder, a reference from files."""
+    (tmp_path / "on_ranks.py").write_text(ON_RANKS)
+    npz, folder = str(samples / "samples.npz"), str(samples / "images")
+    checkpoint = [str(run), "--seed", "0", "--bn_batch_size", "20"]
+    commands = [[*checkpoint, "--num_inception_images", "149", "--bn_mode", mode.name] for mode in MODES]
+    commands += [[folder, *files], [npz, folder, *files, "--num_inception_images", "121"]]
+    commands += [[*checkpoint, "--intra_fid"]]
+    single = [evaluated(capsys, *command, "--metric_batch_size", 64) for command in commands]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "on_ranks.py")]
+    argv = json.dumps([[*command, "--metric_batch_size", "7", "--device", "cpu"] for command in commands])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(evaluate.__file__).parent)}
+    ranks = subprocess.run([sys.executable, *launcher, argv], env=environment, capture_output=True, text=True)
     assert ranks.returncode == 0, ranks.stderr
-    close(json.loads(capsys.readouterr().out), json.loads(ranks.stdout))
+    for one, two in zip(single, json.loads(ranks.stdout), strict=True):
+        close(one, two, without=() if "accuracy" in one else ("accuracy",))
+        assert one.get("intra_fd_per_class", {}) == pytest.approx(two.get("intra_fd_per_class", {}), rel=1e-4)
+
+
+def test_a_problem_of_any_rank_is_raised_on_all(monkeypatch):
+    """Rank 0 has none, rank 1 has one: each hears of it."""
+
+    def share_minimum(tensor, op):
+        tensor.fill_(1)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", share_minimum)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda box, src, device: box.__setitem__(0, "bad"))
+    for problem, rank in ((None, 0), ("bad", 1)):
+        with pytest.raises(utils.UserError, match="bad"):
+            evaluation_features._raise_on_all(problem, utils.Ranks(rank, 2, torch.device("cpu")))
 
 
 @pytest.mark.filterwarnings("ignore:fd of 2 images")
-def test_bad_input_is_one_line(run, tmp_path, G, capsys):
+def test_bad_input_is_one_line(run, samples, data_root, files, tmp_path, G, capsys):
     nameless = save_checkpoint(tmp_path / "nameless.pth", G, args={})
+    npz, statistics = samples / "samples.npz", data_root / "small_classifier_native_reference.npz"
+    np.savez(tmp_path / "wide.npz", np.zeros((20, 16, 32, 3), dtype=np.uint8))
+    (tmp_path / "torn.npz").write_bytes(npz.read_bytes()[:2000])
+    shutil.copytree(samples / "images", tmp_path / "images")
+    next((tmp_path / "images").rglob("*.png")).write_bytes(b"torn")
+    (tmp_path / "empty").mkdir()
     for arguments, words in (
         ([tmp_path / "nowhere"], "nowhere"),
         ([nameless], "--dataset"),
         ([run, "--dataset", "other"], "calculate_inception_moments.py --dataset other"),
         ([run, "--data_root", tmp_path], "calculate_inception_moments.py"),
         ([run, "--num_inception_images", "2"], "2"),
+        ([npz], "name a --dataset"),
+        ([npz, data_root / "small.hdf5", "--feature_network", "classifier"], "name a --dataset"),
+        ([npz, *files, "--num_inception_images", "151"], "150 images"),
+        ([npz, *files, "--truncation_sweep", "0.5", "1", "0.1"], "no checkpoint"),
+        ([npz, "nowhere", *files], "nowhere"),
+        ([npz, tmp_path / "wide.npz", *files], "16x16"),
+        ([tmp_path / "wide.npz", *files], "16x16"),
+        ([statistics, *files], "second SOURCE"),
+        ([tmp_path / "torn.npz", *files], "torn.npz"),
+        ([tmp_path / "images", *files], "cannot be read as an image"),
+        ([tmp_path / "empty", *files], "no images"),
+        ([samples / "images", *files, "--intra_fid"], "does not say which class"),
+        ([npz, samples / "images", *files, "--intra_fid"], "does not say which class"),
+        ([npz, samples / "images", *files, "--num_inception_images", "3"], "at least 10"),
+        ([run, "--intra_fid", "--dataset", "other"], "other.hdf5"),
     ):
         with pytest.raises(utils.UserError, match=words) as caught:
             evaluate.main([*map(str, arguments), "--device", "cpu"])
         assert "\n" not in str(caught.value)
-    for flags in ("--truncation -1", "--num_inception_images 0", "--dataste x"):
+    wrong = ["--truncation -1", "--num_inception_images 0", "--dataste x", "--truncation_sweep 1 x 2", "--bn_mode none"]
+    capsys.readouterr()
+    for flags in [f"{run} {flags}" for flags in wrong] + ["--json", "a b c"]:
         with pytest.raises(SystemExit) as caught:
-            evaluate.main([str(run), *flags.split()])
+            evaluate.main(flags.split())
         assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1

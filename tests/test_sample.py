@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from scipy import stats
 
+import batch_norm_modes
 import BigGAN
+import evaluation_sources
 import sample
 import utils
 from model_config import ModelConfig
@@ -267,3 +269,21 @@ def test_the_command_exits_with_2():
     command = [sys.executable, "sample.py", "nowhere.pth"]
     done = subprocess.run(command, cwd=Path(sample.__file__).parent, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere.pth" in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["batch", "standing"])
+def test_samples_under_a_batch_norm_mode_are_the_images_that_evaluation_sees(run, G, tmp_path, mode):
+    made = []
+    for name, flags in {"few": "--num_samples 40", "more": "--num_samples 50 --batch_size 7"}.items():
+        flags = f"{run} --out {tmp_path / name} --format npz --no-sheets --device cpu --bn_mode {mode} {flags}"
+        sample.main([*flags.split(), "--bn_batch_size", "16", "--num_standing_accumulations", "2"])
+        with np.load(tmp_path / name / "samples.npz") as file:
+            made.append((file["arr_0"].transpose(0, 3, 1, 2).astype(int), file["arr_1"]))
+    bn_mode = batch_norm_modes.BatchNormMode(mode, 16, 2)
+    with batch_norm_modes.prepared(G, bn_mode, seed=0) as network:
+        images = evaluation_sources.GeneratedImages(network, 40, 0, bn_mode)
+        made.append((images.read(np.arange(40)).numpy().astype(int), images.labels))
+    running = torch.cat(list(sample.generate(G, torch.from_numpy(images.labels), 0, 40))).numpy().astype(int)
+    for pixels, y in made:
+        assert np.abs(pixels[:40] - made[0][0]).max() <= 1 and np.array_equal(y[:40], made[0][1])
+        assert np.abs(pixels[:40] - running).max() > 5

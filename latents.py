@@ -1,0 +1,74 @@
+"""Noise and classes of generated images, each a function of the seed and of the image's number alone.
+
+Symbols: N images, K classes of the model.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import erf, erfinv
+
+import utils
+
+# What truncation to T does to a normal z -> (bound of the distribution drawn from, factor, bound of the result):
+# redrawn beyond T (Brock et al. 2019, section 3.1); redrawn beyond 2, then times T (pytorch-pretrained-BigGAN); times T
+# (BigGAN-PyTorch); clamped to T (mmgeneration).
+TRUNCATION_KINDS = {
+    "truncated_normal": lambda t: (t, 1, t),
+    "scaled_truncated_normal": lambda t: (2, t, 2 * t),
+    "scaled_normal": lambda t: (math.inf, t, math.inf),
+    "clamped_normal": lambda t: (math.inf, 1, t),
+}
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """A truncation of z to `limit` > 0, of a kind of TRUNCATION_KINDS."""
+
+    limit: float
+    kind: str = "truncated_normal"
+
+
+def latents(seed, indices, dim_z, truncation=None, stream="sample"):
+    """The noise of images number `indices`.
+
+    z is standard normal, or a truncated one. It is drawn through the inverse of the distribution function, so that an
+    image keeps its place in the distribution when the truncation changes: the same image, less or more typical.
+
+    Args: seed: int >= 0; indices: ints >= 0 (n,); truncation: a Truncation, or None for the whole normal distribution;
+        stream: of `utils.rng`.
+    Returns: float32 tensor (n, dim_z), on the CPU.
+    """
+    uniform = np.empty((len(indices), dim_z))
+    for row, i in zip(uniform, indices, strict=True):
+        row[:] = utils.rng(seed, stream, int(i)).random(dim_z)
+    uniform = np.maximum(2 * uniform - 1, np.nextafter(-1, 0))  # of [-1, 1): -1 would become -infinity
+    drawn, factor, limit = (math.inf, 1, math.inf)
+    if truncation is not None:
+        drawn, factor, limit = TRUNCATION_KINDS[truncation.kind](truncation.limit)
+    z = factor * math.sqrt(2) * erfinv(uniform * erf(drawn / math.sqrt(2)))
+    return torch.from_numpy(np.clip(z, -limit, limit).astype(np.float32))
+
+
+def balanced_labels(num_images, classes):
+    """Class ids of images 0 to N-1, taking turns: int64 (N,)."""
+    return torch.as_tensor(classes)[torch.arange(num_images) % len(classes)]
+
+
+def shuffled_labels(seed, num_images, classes):
+    """Class ids of images 0 to N-1, taking turns in an order that is drawn anew for each turn: int64 (N,).
+
+    As balanced as `balanced_labels`, but neighbours are no neighbours in the list of classes, where similar classes
+    often are: for images that share batch statistics.
+    """
+    turns = range(-(-num_images // len(classes)))
+    order = [utils.rng(seed, "sample", turn, 2).permutation(len(classes)) for turn in turns]
+    return torch.as_tensor(classes)[np.concatenate(order)[:num_images]]
+
+
+def random_labels(seed, num_images, classes, stream="sample"):
+    """Independent uniform class ids of images 0 to N-1: int64 (N,). stream: of `utils.rng`."""
+    picks = [utils.rng(seed, stream, i, 1).integers(len(classes)) for i in range(num_images)]
+    return torch.as_tensor(classes)[picks]

@@ -1,0 +1,68 @@
+"""Results of evaluate.py as text: one with its protocol, or several side by side with what sets them apart."""
+
+import inception_utils
+import utils
+
+
+def table(metrics):
+    """Metrics and protocol as aligned lines of text."""
+    numbers = {name: f"{value:.4f}" for name, value in metrics.items() if isinstance(value, float)}
+    protocol = {name: "-" if value is None else str(value) for name, value in metrics["protocol"].items()}
+    width = max(map(len, [*numbers, *protocol]))
+    number_width = max(map(len, numbers.values()))
+    lines = [f"{name:<{width}}  {text:>{number_width}}" for name, text in numbers.items()]
+    return "\n".join([*lines, "", *(f"{name:<{width}}  {text}" for name, text in protocol.items())])
+
+
+def rows_table(results, heading=""):
+    """A line for each of `results`, (name, metrics) pairs, a column for each number that any of them has."""
+    names = list(dict.fromkeys(key for _, metrics in results for key, v in metrics.items() if isinstance(v, float)))
+    cells = [[heading, *names]]
+    for name, metrics in results:
+        cells.append([name, *(f"{metrics[key]:.4f}" if key in metrics else "-" for key in names)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join([f"{row[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in cells
+    )
+
+
+def named_results(name, result):
+    """The (name, metrics) pairs of what evaluate.py --json printed: one, or one for each point of a sweep."""
+    if "truncation_sweep" not in result:
+        return [(name, result)]
+    prefix = "" if name == "this" else f"{name} "
+    return [(f"{prefix}{point['protocol']['truncation']:g}", point) for point in result["truncation_sweep"]]
+
+
+def read_results(path):
+    """The (name, metrics) pairs of a file written by evaluate.py --json. Raises: utils.UserError naming it."""
+    result = utils.load_json(path)
+    try:
+        results = named_results(str(path), result)
+        if all("is_mean" in metrics and isinstance(metrics["protocol"], dict) for _, metrics in results):
+            return results
+    except (TypeError, KeyError, ValueError):
+        pass
+    raise utils.UserError(f"{path} holds no results of evaluate.py --json")
+
+
+def differences(results):
+    """Lines that say why the numbers of `results`, (name, metrics) pairs, are not to be compared with the first's."""
+    (first, reference), *others = results
+    return [
+        f"{first} and {name} are not comparable: {line}"
+        for name, metrics in others
+        for line in incomparable(reference["protocol"], metrics["protocol"])
+    ]
+
+
+def incomparable(one, other):
+    """The lines of `inception_utils.compare_protocols` about what both protocols record.
+
+    Of images from files nobody knows the batch norm; the order of the images decides only which split of IS has which.
+    """
+    keys = one.keys() & other.keys() - {"order"}
+    if None in (one["bn_mode"], other["bn_mode"]):
+        keys -= {"bn_mode"}
+    return inception_utils.compare_protocols(*({key: p[key] for key in p if key in keys} for p in (one, other)))

@@ -1,0 +1,102 @@
+"""Metrics against truncation: fidelity is traded for variety (Brock et al. 2019, section 3.1 and appendix D)."""
+
+import argparse
+import math
+
+import utils
+
+MAX_POINTS = 1000
+
+
+def add_sweep_args(parser):
+    group = parser.add_argument_group("truncation sweep")
+    group.add_argument(
+        "--truncation_sweep",
+        nargs=3,
+        type=_positive,
+        metavar=("FROM", "TO", "STEP"),
+        help="evaluate a checkpoint at each of these truncations, with the same seeds: 0.2 1.0 0.1",
+    )
+    group.add_argument("--out", help="folder for plot and numbers; None: samples/ in the checkpoint's run folder")
+
+
+def _positive(text):
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def limits(start, stop, step):
+    """The truncations from start to stop, both included where the step meets it. Raises: utils.UserError."""
+    if start > stop:
+        raise utils.UserError(f"--truncation_sweep {start:g} {stop:g} {step:g}: goes from low to high")
+    count = math.floor((stop - start) / step + 1e-6) + 1
+    if count > MAX_POINTS:
+        raise utils.UserError(f"--truncation_sweep {start:g} {stop:g} {step:g}: {count} evaluations are too many")
+    return [round(start + i * step, 10) for i in range(count)]
+
+
+def run(points, about, path, ranks):
+    """Evaluate, and write a picture to `path` and the numbers beside it (.json), replacing an earlier sweep's.
+
+    Args: points: iterable of metrics with their protocol, evaluated as it is gone through; about: dict, what they are
+        of; path: of a PNG. Returns: dict, as in the JSON file.
+    Raises: utils.UserError, before anything is evaluated, if the folder cannot be written to.
+    """
+    result = {**about, "plot": str(path), "truncation_sweep": []}
+    partial = path.with_suffix(".partial.json")  # what there is if the sweep is interrupted
+    if ranks.is_main:
+        utils.save_json(result, partial)
+    for metrics in points:
+        result["truncation_sweep"].append(metrics)
+        if ranks.is_main:
+            utils.save_json(result, partial)
+    if ranks.is_main:
+        plot(result["truncation_sweep"], path)
+        utils.save_json(result, path.with_suffix(".json"))
+        partial.unlink()
+    return result
+
+
+def plot(sweep, path):
+    """Draw three panels: Frechet distance and IS, precision and recall against truncation, and IS against distance.
+
+    Args: sweep: metrics with their protocol, by increasing truncation; precision and recall may be missing.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+
+    truncations = [metrics["protocol"]["truncation"] for metrics in sweep]
+    key = "fid" if "fid" in sweep[0] else "fd"
+    distance, score = ([metrics[name] for metrics in sweep] for name in (key, "is_mean"))
+    supports = "precision" in sweep[0]
+    figure = Figure(figsize=(14 if supports else 9.5, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    both, trade, *others = figure.subplots(1, 3 if supports else 2)
+    both.plot(truncations, distance, marker=".", color="tab:blue")
+    both.set_ylabel(key.upper(), color="tab:blue")
+    right = both.twinx()
+    right.plot(truncations, score, marker=".", color="tab:orange")
+    right.set_ylabel("Inception score", color="tab:orange")
+    both.set_title(f"{key.upper()} and Inception score")
+    trade.plot(distance, score, marker=".", color="tab:gray")
+    every = -(-len(sweep) // 10)  # labels would overlap
+    for limit, x, y in list(zip(truncations, distance, score, strict=True))[::every]:
+        trade.annotate(f"{limit:g}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    trade.margins(0.1)  # room for the labels
+    trade.set_xlabel(key.upper())
+    trade.set_ylabel("Inception score")
+    trade.set_title("trade-off, by truncation")
+    for axes in others:
+        for name in ("precision", "recall"):
+            axes.plot(truncations, [metrics[name] for metrics in sweep], marker=".", label=name)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_title("precision and recall")
+        axes.legend()
+    for axes in (both, *others):
+        axes.set_xlabel(f"truncation of z ({sweep[0]['protocol']['truncation_kind']})")
+    for axes in (both, trade, *others):
+        axes.grid(alpha=0.3)
+    with utils.atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
