@@ -29,7 +29,10 @@ from feature_networks import add_feature_args, load_feature_network
 
 
 def parse_args(argv=None):
-    parser = utils.ArgumentParser(description=__doc__)
+    parser = utils.ArgumentParser(
+        "Write the reference statistics of a data set, which generated images are compared with, to one npz under "
+        "--data_root. A classifier is first fitted to the data, where it is missing."
+    )
     datasets.add_data_args(parser, loader=False)
     measure = add_feature_args(parser)
     inception_utils.add_score_args(measure, splits=10, k=5, is_outputs="all")
