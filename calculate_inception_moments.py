@@ -32,7 +32,10 @@ from feature_networks import add_feature_args, check_choice, load_feature_networ
 
 
 def parse_args(argv=None):
-    parser = utils.ArgumentParser(description=__doc__)
+    parser = utils.ArgumentParser(
+        "Write the reference statistics of a data set, which generated images are compared with, to one npz under "
+        "--data_root. A classifier is first fitted to the data, where it is missing."
+    )
     datasets.add_data_args(parser, loader=False)
     density_scores.add_selection_args(parser)
     measure = add_feature_args(parser)

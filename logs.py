@@ -64,6 +64,7 @@ PANELS = {
     "losses": ("D_loss_real", "D_loss_fake", "G_loss"),
     "Frechet distance": ("fid", "fd"),
     "Inception score": ("is_mean",),
+    "kernel distance": ("kid_mean",),
     "precision and recall": ("precision", "recall"),
     "density and coverage": ("density", "coverage"),
     "class accuracy": ("accuracy",),

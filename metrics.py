@@ -183,7 +183,7 @@ def polynomial_mmd(x, y, degree=3, gamma=None, coef0=1.0):
     gamma = 1 / x.shape[1] if gamma is None else gamma
 
     def kernel_sum(a, b):
-        blocks = ((rows @ b.T).mul_(gamma).add_(coef0).pow_(degree).sum() for rows in a.split(4096))
+        blocks = ((rows @ b.T).mul_(gamma).add_(coef0).pow_(degree).sum() for rows in a.split(1024))
         return sum(blocks, torch.zeros((), dtype=torch.float64, device=a.device))
 
     def mean_of_pairs(a):
