@@ -37,8 +37,8 @@ import instance_selection
 import legacy_flags
 import logs
 import losses
-import model_size
 import optimizers
+import run_messages
 import sample
 import utils
 from model_config import add_model_args
@@ -239,10 +239,10 @@ def train(args, ranks):
     start, best = resume(folder, about, G, D, average, opt_G, opt_D)
     report = finetune.start_from(source, G, D, average, plan.rows) if source and not start else None
     if ranks.is_main:
-        print_start(args, config, G, D, dataset, folder, start, num_steps)
+        run_messages.print_start(args, config, G, D, dataset, folder, start, num_steps)
     if start >= num_steps:
         if ranks.is_main:
-            print_end(folder, start)
+            run_messages.print_end(folder, start)
         return
     log = None
     if ranks.is_main:
@@ -339,7 +339,7 @@ def train(args, ranks):
             print(f"stopped at step {step}; the same command goes on from there")
         sys.exit(128 + stop.received)
     if ranks.is_main:
-        print_end(folder, num_steps)
+        run_messages.print_end(folder, num_steps)
 
 
 def resume(folder, about, G, D, average, opt_G, opt_D):
@@ -363,31 +363,6 @@ def check_finite(terms, step, folder):
             f"the losses are no longer finite at step {step} ({terms}); {folder} keeps the checkpoints of before. "
             "A lower --G_lr and --D_lr, or --D_param SN, usually helps"
         )
-
-
-def print_start(args, config, G, D, dataset, folder, start, num_steps):
-    notes = [*(args.legacy_notes or []), *config.notes()]
-    if not args.ema and (args.ema_start or args.ema_decay != 0.9999):
-        notes.append("without --ema there is no moving average: --ema_start and --ema_decay do nothing")
-    for note in notes:
-        print(f"note: {note}")
-    sizes = {name: model_size.num_parameters(net) for name, net in (("G", G), ("D", D))}
-    crops = f" in random crops of {config.resolution}x{config.resolution}" if args.augment else ""
-    print(
-        f"{dataset.name}: {len(dataset):,} images {dataset.resolution}x{dataset.resolution}{crops}, "
-        f"{config.n_classes} classes; "
-        f"G {sizes['G']:,} and D {sizes['D']:,} parameters; dim_z {config.dim_z}\n"
-        f"an optimizer step of D sees {args.batch_size * args.num_D_accumulations} images; "
-        f"{'resuming at' if start else 'from'} step {start} to {num_steps} in {folder}"
-    )
-
-
-def print_end(folder, step):
-    print(f"{folder} is at step {step}: {folder}/samples, curves.png and log.jsonl; tensorboard --logdir {folder}")
-    evaluations = [event for event in logs.read_log(folder / "log.jsonl") if event["event"] == "eval"]
-    if evaluations:
-        print(f"step {evaluations[-1]['step']}: {inception_utils.summary(evaluations[-1])}")
-    print(f"next: python sample.py {folder}")
 
 
 def main(argv=None):

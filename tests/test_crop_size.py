@@ -10,8 +10,8 @@ import calculate_inception_moments
 import checks
 import evaluate
 import feature_networks
-import inception_utils
 import make_hdf5
+import reference_statistics
 import train
 import utils
 
@@ -40,9 +40,8 @@ def cropped(data_root, runs, *flags):
 
 def test_statistics_are_those_of_the_centres(data_root):
     network = feature_networks.load_feature_network("classifier", data_root, "made_crop16")
-    reference = inception_utils.load_reference(
-        inception_utils.reference_path(data_root, "made_crop16", "classifier", network.resize), network
-    )
+    path = reference_statistics.reference_path(data_root, "made_crop16", "classifier", network.resize)
+    reference = reference_statistics.load_reference(path, network)
     assert reference.protocol["dataset"] == "made_crop16" and reference.protocol["num_images"] == 150
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 60, (150, 3, 20, 20)))
     images += 80 * (torch.arange(150) % 3)[:, None, None, None]

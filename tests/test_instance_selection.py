@@ -296,7 +296,8 @@ def _score_as_rank(rank, root):
     args = instance_selection.parse_args(["--dataset", "made", "--data_root", str(root), *SELECT])
     dataset = datasets.open_dataset("made", root)
     ranks = utils.Ranks(rank, 2, torch.device("cpu"))
-    scores, _ = density_scores.load_scores(args, dataset, "content", ranks)
+    content = dataset_doctor.examine(dataset)["content"]
+    scores, _ = density_scores.load_scores(args, dataset, content, ranks)
     np.save(root / f"rank{rank}.npy", scores)
 
 
