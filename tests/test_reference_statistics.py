@@ -129,7 +129,9 @@ def test_unlike_parts_are_not_merged():
         (part_of(small_network(hash_="b" * 64), features, "two"), "another weights_hash .* one aaaa.*, two bbbb"),
         (part_of(network, features, "two", k=3), "another k "),
         (part_of(network, features, "two", num_images=None), "two: the number of its images is not known"),
-        (part_of(network, features, "two", num_kept=10), "part 2 holds 10 real features, 40 are needed"),
+        (part_of(network, 2 * features, "two", num_kept=10), "part 2 holds 10 real features, 40 are needed"),
+        (part_of(network, features, "two"), "one and two share images"),
+        (part_of(network, 2 * features, "one", reference_num=40), "one and one share images"),
     ):
         with pytest.raises(utils.UserError, match=line):
             reference_statistics.merge([one, other], "all")
