@@ -129,6 +129,17 @@ def test_statistics_do_not_depend_on_the_number_of_ranks(fitted, tmp_path, batch
         assert (reference.coverage_ceiling, reference.protocol) == (alone.coverage_ceiling, alone.protocol)
 
 
+def test_an_unreadable_image_of_any_rank_is_one_line_of_all(fitted, monkeypatch):
+    """Rank 0, the one that speaks, hears of what rank 1 could not read."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: tensor.fill_(1))
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda box, src, device: box.__setitem__(0, "bad"))
+    ranks = utils.Ranks(0, 2, torch.device("cpu"))
+    with pytest.raises(utils.UserError, match="bad"):
+        calculate_inception_moments.compute_reference(
+            datasets.open_dataset("toy", fitted), load(fitted)[0], batch_size=16, device="cpu", ranks=ranks, **OPTIONS
+        )
+
+
 def test_a_random_subset_is_measured_on_its_own(fitted, capsys):
     _, whole, path = load(fitted)
     run(fitted, "--reference_num", "50", "--seed", "3")

@@ -401,8 +401,10 @@ def test_a_problem_of_any_rank_is_raised_on_all(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", share_minimum)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda box, src, device: box.__setitem__(0, "bad"))
     for problem, rank in ((None, 0), ("bad", 1)):
-        with pytest.raises(utils.UserError, match="bad"):
-            evaluation_features._raise_on_all(problem, utils.Ranks(rank, 2, torch.device("cpu")))
+        ranks = utils.Ranks(rank, 2, torch.device("cpu"))
+        with pytest.raises(utils.UserError, match="bad"), evaluation_features.raised_on_all(ranks):
+            if problem:
+                raise utils.UserError(problem)
 
 
 @pytest.mark.filterwarnings("ignore:fd of 2 images")
