@@ -330,7 +330,9 @@ def test_results_of_unlike_protocol_are_compared_with_a_warning(run, samples, fi
     of_files = printed(samples / "samples.npz", *files, "--compare", tmp_path / "like")
     assert "warning" not in of_files.err  # how the files were made, nobody knows
     (tmp_path / "other").write_text('{"fd": 1.0}')
-    for name in ("other", "nowhere"):
+    (tmp_path / "started").write_text('{"checkpoint": "a.pth", "plot": "a.png", "truncation_sweep": []}')
+    (tmp_path / "bare").write_text('{"fd": 1.0, "is_mean": 1.0, "protocol": {}}')
+    for name in ("other", "nowhere", "started", "bare"):
         with pytest.raises(utils.UserError, match=name):
             evaluate.main(["--compare", str(tmp_path / name)])
 
