@@ -363,6 +363,19 @@ def test_the_script_takes_the_flags_of_the_run(run, capsys):
     assert shown["fake_num"] == "140" and shown["seed"] == "1" and shown["truncation"] == "2.0"
 
 
+def test_flags_of_another_network_or_data_set_are_not_taken_over(run, G, capsys, tmp_path):
+    trained = utils.load_torch(run / "weights" / "best_00000007.pth")["args"]
+    network = {"feature_network": "inception", "inception_weights": "gone.pth", "resize": "tf1"}
+    save_checkpoint(tmp_path / "inception.pth", G, args=trained | network | {"reference_file": "gone.npz"})
+    assert evaluated(capsys, tmp_path / "inception.pth", "--feature_network", "classifier")["coverage"] > 0.99
+    with pytest.raises(utils.UserError, match="gone.pth"):  # its own network
+        evaluated(capsys, tmp_path / "inception.pth", "--feature_network", "inceptionv3")
+    save_checkpoint(tmp_path / "cropped.pth", G, args=trained | {"crop_size": 8})
+    with pytest.raises(utils.UserError, match="crop8"):  # its own data set
+        evaluated(capsys, tmp_path / "cropped.pth", "--dataset", trained["dataset"])
+    assert evaluated(capsys, tmp_path / "cropped.pth", "--dataset", "small")["coverage"] > 0.99
+
+
 # Evaluates each of the command lines in sys.argv[1], a JSON list, in one process group, and prints a JSON list.
 ON_RANKS = """
 import contextlib, json, sys
@@ -437,6 +450,11 @@ def test_bad_input_is_one_line(run, samples, data_root, files, tmp_path, G, caps
         ([tmp_path / "empty", *files], "no images"),
         ([samples / "images", *files, "--intra_fid"], "does not say which class"),
         ([npz, samples / "images", *files, "--intra_fid"], "does not say which class"),
+        ([npz, samples / "images", *files, "--reference_num", "50"], "--reference_num: .*images is what to compare"),
+        ([run, npz, "--reference_file", statistics], "--reference_file: .*samples.npz is what to compare"),
+        ([npz, *files, "--truncation", "0.5"], "--truncation: .*samples.npz is no checkpoint"),
+        ([npz, statistics, *files, "--kid_subset_size", "1"], "--kid_subset_size 1"),
+        ([npz, statistics, *files, "--prdc_memory_mb", "1"], "PRDC of .* features needs"),
         ([npz, samples / "images", *files, "--num_inception_images", "3"], "at least 10"),
         ([run, "--intra_fid", "--dataset", "other"], "other.hdf5"),
     ):
