@@ -183,6 +183,7 @@ def _foreign_reference(arrays, path, network):
     beside = path.with_name(f"{stem}_inception_activations.npz")
     if path.name.endswith("_inception_moments.npz") and beside.exists():
         arrays |= {key: value for key, value in _load_npz(beside).items() if key == "real_features"}
+    arrays = {key: array for key, array in arrays.items() if array.dtype.kind == "f"}
     d = network.feature_dim
     shapes = [arrays[key].shape if key in arrays else None for key in ("mu", "sigma")]
     features = torch.from_numpy(arrays["real_features"]).float() if "real_features" in arrays else None

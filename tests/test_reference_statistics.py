@@ -189,9 +189,12 @@ def test_files_that_are_no_statistics(tmp_path):
     path.write_bytes(content)
     with pytest.raises(utils.UserError, match="not a readable npz"):
         reference_statistics.load_reference(path, network)
-    np.savez(path, arr_0=np.zeros((2, 8, 8, 3), np.uint8))
-    with pytest.raises(utils.UserError, match="does not hold `mu`"):
-        reference_statistics.load_reference(path, network)
+    d = network.feature_dim
+    text = {"mu": np.full(d, "0.5"), "sigma": np.full((d, d), "0.5")}
+    for arrays in ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8)}, text):
+        np.savez(path, **arrays)
+        with pytest.raises(utils.UserError, match="does not hold `mu`"):
+            reference_statistics.load_reference(path, network)
     with pytest.raises(utils.UserError, match="not a readable npz"):
         reference_statistics.load_reference(tmp_path, network)
     with pytest.raises(utils.UserError, match="no such file"):
