@@ -22,6 +22,7 @@ import classifier
 import dataset_doctor
 import datasets
 import density_scores
+import evaluation_features
 import inception_utils
 import instance_selection
 import metrics
@@ -135,7 +136,8 @@ def compute_reference(
         class); selection: which images `dataset` is a selection of, for the protocol; ranks: of `utils.process_group`,
         or None for one process.
     Returns: reference_statistics.Reference, the same on all ranks.
-    Raises: UserError where there are too few images for `splits` or for coverage between two halves with `k`.
+    Raises: UserError where there are too few images for `splits` or for coverage between two halves with `k`; on all
+        ranks where an image of any rank cannot be read.
     """
     ranks = ranks or utils.Ranks(0, 1, torch.device(device))
     images_of = measured_images(dataset, reference_num, seed)
@@ -148,7 +150,11 @@ def compute_reference(
     row[chosen] = torch.arange(len(chosen))
     real_features = torch.zeros(len(chosen), network.feature_dim)
     moments, score = metrics.RunningMoments(), metrics.RunningInceptionScore(splits)
-    with tqdm(total=n, desc="real images", unit="image", disable=None if ranks.is_main else True) as bar:
+    disable = None if ranks.is_main else True  # None: shown on terminals only
+    with (
+        evaluation_features.raised_on_all(ranks),
+        tqdm(total=n, desc="real images", unit="image", disable=disable) as bar,
+    ):
         for number, start in enumerate(range(0, n, batch_size)):
             part = slice(start, min(start + batch_size, n))
             if number % ranks.world_size == ranks.rank:

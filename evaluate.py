@@ -33,6 +33,7 @@ from latents import Truncation
 # Flags here that mean something else in train.py, or belong to the machine: not taken over from the run.
 NOT_FROM_RUN = ("ema", "device")
 OF_THE_DATASET = ("crop_size", "reference_file", "reference_num")  # nor these, where another --dataset is named
+OF_THE_NETWORK = ("inception_weights", "resize", "reference_file")  # nor these, where another --feature_network is
 SPLITS, K = 10, 5  # of IS and PRDC where no reference statistics say otherwise
 ABOUT = ("checkpoint", "step", "images")  # what a result says besides its metrics
 
@@ -140,7 +141,7 @@ def parse_args(argv=None, defaults=None):
 
 
 def main(argv=None):
-    given = parse_args(argv)  # also finds wrong flags before anything is loaded
+    given = parse_args(argv, {"feature_network": None})  # also finds wrong flags before anything is loaded
     others = [metric_tables.read_results(file) for file in given.compare]
     result = None
     if given.sources:
@@ -177,14 +178,18 @@ def _evaluate(argv, given, ranks):
     second_kind = evaluation_sources.kind_of(second[0]) if second else None
     if kind == "statistics":
         raise utils.UserError(f"{source} holds statistics, no images: only the second SOURCE can be such a file")
+    for flag in ("reference_file", "reference_num"):
+        if second and getattr(given, flag):
+            raise utils.UserError(f"--{flag}: {second[0]} is what to compare with; leave one of them out")
     if kind != "checkpoint":
         if given.truncation_sweep:
             raise utils.UserError(f"--truncation_sweep: {source} is no checkpoint, its images are made already")
+        if second_kind != "checkpoint" and given.truncation:
+            raise utils.UserError(f"--truncation: {source} is no checkpoint, its images are made already")
         return _evaluate_files(argv, source, kind, second, second_kind, ranks)
     limits = truncation_sweep.limits(*given.truncation_sweep) if given.truncation_sweep else []
     G, meta = BigGAN.load_generator(source, ranks.device, given.ema)
-    own = {k: v for k, v in meta.get("args", {}).items() if not (given.dataset and k in OF_THE_DATASET)}
-    args = parse_args(argv, {"num_inception_images": 50_000} | own)
+    args = parse_args(argv, {"num_inception_images": 50_000} | _flags_of_run(meta.get("args", {}), given))
     measure = _load_measure(args, G.config.resolution, source, second, second_kind, ranks)
     if ranks.is_main:
         print(sample.describe(G, meta, ranks.device))
@@ -203,6 +208,15 @@ def _evaluate(argv, given, ranks):
         for line in metric_tables.incomparable(trained, metrics["protocol"]):
             print(f"warning: not comparable with the evaluations of training: {line}", file=sys.stderr)
     return about | metrics
+
+
+def _flags_of_run(trained, given):
+    """The flags of training, a dict, but those of a data set or a feature network that another one is named for."""
+    dropped = ()
+    for flag, others in (("dataset", OF_THE_DATASET), ("feature_network", OF_THE_NETWORK)):
+        if getattr(given, flag) not in (None, trained.get(flag)):
+            dropped += others
+    return {name: value for name, value in trained.items() if name not in dropped}
 
 
 def _evaluate_files(argv, source, kind, second, second_kind, ranks):
@@ -235,7 +249,7 @@ def _load_measure(args, resolution, source, second, second_kind, ranks):
     else:
         files = (args.data_root, name, args.inception_weights, args.resize)
         network = load_feature_network(args.feature_network, *files, ranks.device)
-        inception_utils.check_outputs(network, args.is_outputs)
+        inception_utils.check_options(args, network)
         least = max(args.is_splits or SPLITS, (args.prdc_k or K) + 1)
         if args.num_inception_images < least:
             raise utils.UserError(f"{source}: {args.num_inception_images} images; the metrics need at least {least}")

@@ -3,6 +3,7 @@
 Symbols: N images, n of them on each rank, d features, K classes of the feature network.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 
@@ -121,12 +122,8 @@ def features_of(measure, images, indices, description=None):
     """
     ranks = measure.ranks
     n = math.ceil(len(indices) / ranks.world_size)
-    problem = rows = None
-    try:
+    with raised_on_all(ranks):
         rows = _part(measure, images, np.asarray(indices)[ranks.rank * n : (ranks.rank + 1) * n], n, description)
-    except utils.UserError as error:
-        problem = str(error)
-    _raise_on_all(problem, ranks)
     return tuple(part[: len(indices)] if ranks.is_main else None for part in (_gather(r, ranks) for r in rows))
 
 
@@ -153,8 +150,14 @@ def _gather(rows, ranks):
     return whole
 
 
-def _raise_on_all(problem, ranks):
-    """Raise a UserError on every rank if `problem`, a line or None, is a line on any: that of the first such rank."""
+@contextlib.contextmanager
+def raised_on_all(ranks):
+    """A UserError that the block raises on any rank is raised on every rank: that of the first such rank."""
+    problem = None
+    try:
+        yield
+    except utils.UserError as error:
+        problem = str(error)
     first = torch.tensor(ranks.world_size if problem is None else ranks.rank)
     if ranks.world_size > 1:
         torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)

@@ -87,10 +87,7 @@ def load_evaluation(args, name, device, dataset=None):
     if args.reference_file and not path.is_file():
         raise utils.UserError(f"--reference_file {path}: no such file")
     reference = reference_statistics.load_reference(path, network)
-    check_outputs(network, args.is_outputs)
-    prdc.tiling(network.feature_dim, args.prdc_memory_mb)  # raises where that is too little
-    if args.kid_subset_size < 2:
-        raise utils.UserError("--kid_subset_size 1: pairs of images need two")
+    check_options(args, network)
     splits, k = args.is_splits or reference.protocol["splits"], args.prdc_k or reference.protocol["k"]
     least = max(splits, k + 1)
     if args.num_inception_images < least:
@@ -98,6 +95,14 @@ def load_evaluation(args, name, device, dataset=None):
     if reference.real_features is not None and len(reference.real_features) <= k:
         raise utils.UserError(f"--prdc_k {k}: {path} holds {len(reference.real_features)} real features")
     return network, reference
+
+
+def check_options(args, network):
+    """Raise utils.UserError where flags of `add_metric_args` do not go with a feature network."""
+    check_outputs(network, args.is_outputs)
+    prdc.tiling(network.feature_dim, args.prdc_memory_mb)  # raises where that is too little
+    if args.kid_subset_size < 2:
+        raise utils.UserError("--kid_subset_size 1: pairs of images need two")
 
 
 def check_outputs(network, is_outputs):

@@ -6,12 +6,16 @@ import utils
 
 def table(metrics):
     """Metrics and protocol as aligned lines of text."""
-    numbers = {name: f"{value:.4f}" for name, value in metrics.items() if isinstance(value, float)}
+    numbers = {name: _text(name, value) for name, value in metrics.items() if isinstance(value, float)}
     protocol = {name: "-" if value is None else str(value) for name, value in metrics["protocol"].items()}
     width = max(map(len, [*numbers, *protocol]))
-    number_width = max(map(len, numbers.values()))
-    lines = [f"{name:<{width}}  {text:>{number_width}}" for name, text in numbers.items()]
+    whole = max(text.index(".") for text in numbers.values())  # digits before the point, where all are aligned
+    lines = [f"{name:<{width}}  {' ' * (whole - text.index('.'))}{text}" for name, text in numbers.items()]
     return "\n".join([*lines, "", *(f"{name:<{width}}  {text}" for name, text in protocol.items())])
+
+
+def _text(name, value):
+    return f"{value:.6f}" if name.startswith("kid") else f"{value:.4f}"  # KID of good images is about 0.001
 
 
 def rows_table(results, heading=""):
@@ -19,7 +23,7 @@ def rows_table(results, heading=""):
     names = list(dict.fromkeys(key for _, metrics in results for key, v in metrics.items() if isinstance(v, float)))
     cells = [[heading, *names]]
     for name, metrics in results:
-        cells.append([name, *(f"{metrics[key]:.4f}" if key in metrics else "-" for key in names)])
+        cells.append([name, *(_text(key, metrics[key]) if key in metrics else "-" for key in names)])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join([f"{row[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))])
@@ -40,7 +44,7 @@ def read_results(path):
     result = utils.load_json(path)
     try:
         results = named_results(str(path), result)
-        if all("is_mean" in metrics and isinstance(metrics["protocol"], dict) for _, metrics in results):
+        if results and all("is_mean" in metrics and "bn_mode" in metrics["protocol"] for _, metrics in results):
             return results
     except (TypeError, KeyError, ValueError):
         pass

@@ -3,6 +3,7 @@
 Symbols: n images, d features of the feature network.
 """
 
+import itertools
 import json
 import re
 import zipfile
@@ -182,6 +183,7 @@ def _foreign_reference(arrays, path, network):
     beside = path.with_name(f"{stem}_inception_activations.npz")
     if path.name.endswith("_inception_moments.npz") and beside.exists():
         arrays |= {key: value for key, value in _load_npz(beside).items() if key == "real_features"}
+    arrays = {key: array for key, array in arrays.items() if array.dtype.kind == "f"}
     d = network.feature_dim
     shapes = [arrays[key].shape if key in arrays else None for key in ("mu", "sigma")]
     features = torch.from_numpy(arrays["real_features"]).float() if "real_features" in arrays else None
@@ -210,7 +212,8 @@ def merge(references, dataset, seed=0, memory_mb=prdc.MEMORY_MB):
         memory_mb: for the distances behind the coverage.
     Returns: Reference, whose real features are a random choice among all, as if drawn from the whole. It has no
         Inception score, and no real features where a part has none.
-    Raises: UserError where the parts were not measured alike, or do not tell how many images they are of.
+    Raises: UserError where the parts were not measured alike, do not tell how many images they are of, or are seen to
+        share images.
     """
     protocols = [reference.protocol for reference in references]
     for key in ("network", "weights_hash", "resize", "k", "splits", "is_outputs", "imagenet_classes"):
@@ -220,6 +223,8 @@ def merge(references, dataset, seed=0, memory_mb=prdc.MEMORY_MB):
     counts = [protocol["num_images"] for protocol in protocols]
     if None in counts:
         raise utils.UserError(f"{protocols[counts.index(None)]['dataset']}: the number of its images is not known")
+    for one, other in itertools.combinations(references, 2):
+        _check_apart(one, other)
     moments = RunningMoments()
     for reference, count in zip(references, counts, strict=True):
         moments.merge(RunningMoments.of(count, reference.mu, reference.sigma))
@@ -228,6 +233,14 @@ def merge(references, dataset, seed=0, memory_mb=prdc.MEMORY_MB):
     about = {"dataset": dataset, "num_images": sum(counts), "seed": seed, "reference_num": subset}
     ceiling = None if features is None else coverage_ceiling(features, protocols[0]["k"], memory_mb)
     return Reference(*moments.finalize(), features, None, None, ceiling, protocols[0] | about)
+
+
+def _check_apart(one, other):
+    """Raise UserError where two parts are one and the same, or one is a random subset of the other's data set."""
+    names = [part.protocol["dataset"] for part in (one, other)]
+    subset = one.protocol["reference_num"] or other.protocol["reference_num"]
+    if torch.equal(one.mu, other.mu) or (names[0] == names[1] and subset):
+        raise utils.UserError(f"{names[0]} and {names[1]} share images; merge statistics of parts that do not overlap")
 
 
 def _merged_features(parts, counts, seed):

@@ -55,7 +55,7 @@ def run(points, about, path, ranks):
     if ranks.is_main:
         plot(result["truncation_sweep"], path)
         utils.save_json(result, path.with_suffix(".json"))
-        partial.unlink()
+        partial.unlink(missing_ok=True)  # another process may have made the same sweep
     return result
 
 

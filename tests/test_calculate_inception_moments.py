@@ -1,5 +1,6 @@
 """Reference statistics of a small made data set, end to end, and the fitting of the classifier."""
 
+import dataclasses
 import multiprocessing
 import shutil
 from pathlib import Path
@@ -128,6 +129,17 @@ def test_statistics_do_not_depend_on_the_number_of_ranks(fitted, tmp_path, batch
         assert (reference.coverage_ceiling, reference.protocol) == (alone.coverage_ceiling, alone.protocol)
 
 
+def test_an_unreadable_image_of_any_rank_is_one_line_of_all(fitted, monkeypatch):
+    """Rank 0, the one that speaks, hears of what rank 1 could not read."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: tensor.fill_(1))
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda box, src, device: box.__setitem__(0, "bad"))
+    ranks = utils.Ranks(0, 2, torch.device("cpu"))
+    with pytest.raises(utils.UserError, match="bad"):
+        calculate_inception_moments.compute_reference(
+            datasets.open_dataset("toy", fitted), load(fitted)[0], batch_size=16, device="cpu", ranks=ranks, **OPTIONS
+        )
+
+
 def test_a_random_subset_is_measured_on_its_own(fitted, capsys):
     _, whole, path = load(fitted)
     run(fitted, "--reference_num", "50", "--seed", "3")
@@ -176,16 +188,17 @@ def test_merging_and_exporting(fitted, tmp_path, capsys):
     assert "toy_inception_activations.npz" in capsys.readouterr().out
     with np.load(tmp_path / "toy_inception_moments.npz") as file:
         assert np.array_equal(file["mu"], reference.mu.numpy())
-    calculate_inception_moments.main(
-        ["--dataset", "twice", "--data_root", str(tmp_path), "--merge", str(path), str(path)]
-    )
+    dataclasses.replace(reference, mu=reference.mu + 1).save(tmp_path / "shifted.npz")
+    merge = ["--dataset", "twice", "--data_root", str(tmp_path), "--merge", str(path)]
+    with pytest.raises(utils.UserError, match="toy and toy share images"):
+        calculate_inception_moments.main([*merge, str(path)])
+    calculate_inception_moments.main([*merge, str(tmp_path / "shifted.npz")])
     merged = reference_statistics.read_reference(tmp_path / "twice_classifier_native_reference.npz")
-    torch.testing.assert_close(merged.sigma, reference.sigma * (2 * 119 / 239), rtol=1e-10, atol=1e-12)
+    expected = reference.sigma * (2 * 119 / 239) + 60 / 239
+    torch.testing.assert_close(merged.sigma, expected, rtol=1e-10, atol=1e-12)
     assert "twice: 240 images" in capsys.readouterr().out
     with pytest.raises(utils.UserError, match="--overwrite replaces it"):
-        calculate_inception_moments.main(
-            ["--dataset", "twice", "--data_root", str(tmp_path), "--merge", str(path), str(path)]
-        )
+        calculate_inception_moments.main([*merge, str(tmp_path / "shifted.npz")])
     for flags in (["--export", "moments.pt"], ["--merge", str(path), "--reference_num", "5"]):
         with pytest.raises(SystemExit) as error:
             run(fitted, *flags)

@@ -330,7 +330,9 @@ def test_results_of_unlike_protocol_are_compared_with_a_warning(run, samples, fi
     of_files = printed(samples / "samples.npz", *files, "--compare", tmp_path / "like")
     assert "warning" not in of_files.err  # how the files were made, nobody knows
     (tmp_path / "other").write_text('{"fd": 1.0}')
-    for name in ("other", "nowhere"):
+    (tmp_path / "started").write_text('{"checkpoint": "a.pth", "plot": "a.png", "truncation_sweep": []}')
+    (tmp_path / "bare").write_text('{"fd": 1.0, "is_mean": 1.0, "protocol": {}}')
+    for name in ("other", "nowhere", "started", "bare"):
         with pytest.raises(utils.UserError, match=name):
             evaluate.main(["--compare", str(tmp_path / name)])
 
@@ -359,6 +361,19 @@ def test_the_script_takes_the_flags_of_the_run(run, capsys):
     assert len({line.rindex(".") for line in lines[1 : len(METRICS)]}) == 1  # aligned at the point
     shown = dict(line.split(maxsplit=1) for line in lines[1:] if line)
     assert shown["fake_num"] == "140" and shown["seed"] == "1" and shown["truncation"] == "2.0"
+
+
+def test_flags_of_another_network_or_data_set_are_not_taken_over(run, G, capsys, tmp_path):
+    trained = utils.load_torch(run / "weights" / "best_00000007.pth")["args"]
+    network = {"feature_network": "inception", "inception_weights": "gone.pth", "resize": "tf1"}
+    save_checkpoint(tmp_path / "inception.pth", G, args=trained | network | {"reference_file": "gone.npz"})
+    assert evaluated(capsys, tmp_path / "inception.pth", "--feature_network", "classifier")["coverage"] > 0.99
+    with pytest.raises(utils.UserError, match="gone.pth"):  # its own network
+        evaluated(capsys, tmp_path / "inception.pth", "--feature_network", "inceptionv3")
+    save_checkpoint(tmp_path / "cropped.pth", G, args=trained | {"crop_size": 8})
+    with pytest.raises(utils.UserError, match="crop8"):  # its own data set
+        evaluated(capsys, tmp_path / "cropped.pth", "--dataset", trained["dataset"])
+    assert evaluated(capsys, tmp_path / "cropped.pth", "--dataset", "small")["coverage"] > 0.99
 
 
 # Evaluates each of the command lines in sys.argv[1], a JSON list, in one process group, and prints a JSON list.
@@ -401,8 +416,10 @@ def test_a_problem_of_any_rank_is_raised_on_all(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", share_minimum)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda box, src, device: box.__setitem__(0, "bad"))
     for problem, rank in ((None, 0), ("bad", 1)):
-        with pytest.raises(utils.UserError, match="bad"):
-            evaluation_features._raise_on_all(problem, utils.Ranks(rank, 2, torch.device("cpu")))
+        ranks = utils.Ranks(rank, 2, torch.device("cpu"))
+        with pytest.raises(utils.UserError, match="bad"), evaluation_features.raised_on_all(ranks):
+            if problem:
+                raise utils.UserError(problem)
 
 
 @pytest.mark.filterwarnings("ignore:fd of 2 images")
@@ -433,6 +450,11 @@ def test_bad_input_is_one_line(run, samples, data_root, files, tmp_path, G, caps
         ([tmp_path / "empty", *files], "no images"),
         ([samples / "images", *files, "--intra_fid"], "does not say which class"),
         ([npz, samples / "images", *files, "--intra_fid"], "does not say which class"),
+        ([npz, samples / "images", *files, "--reference_num", "50"], "--reference_num: .*images is what to compare"),
+        ([run, npz, "--reference_file", statistics], "--reference_file: .*samples.npz is what to compare"),
+        ([npz, *files, "--truncation", "0.5"], "--truncation: .*samples.npz is no checkpoint"),
+        ([npz, statistics, *files, "--kid_subset_size", "1"], "--kid_subset_size 1"),
+        ([npz, statistics, *files, "--prdc_memory_mb", "1"], "PRDC of .* features needs"),
         ([npz, samples / "images", *files, "--num_inception_images", "3"], "at least 10"),
         ([run, "--intra_fid", "--dataset", "other"], "other.hdf5"),
     ):

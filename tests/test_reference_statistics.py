@@ -129,7 +129,9 @@ def test_unlike_parts_are_not_merged():
         (part_of(small_network(hash_="b" * 64), features, "two"), "another weights_hash .* one aaaa.*, two bbbb"),
         (part_of(network, features, "two", k=3), "another k "),
         (part_of(network, features, "two", num_images=None), "two: the number of its images is not known"),
-        (part_of(network, features, "two", num_kept=10), "part 2 holds 10 real features, 40 are needed"),
+        (part_of(network, 2 * features, "two", num_kept=10), "part 2 holds 10 real features, 40 are needed"),
+        (part_of(network, features, "two"), "one and two share images"),
+        (part_of(network, 2 * features, "one", reference_num=40), "one and one share images"),
     ):
         with pytest.raises(utils.UserError, match=line):
             reference_statistics.merge([one, other], "all")
@@ -187,9 +189,12 @@ def test_files_that_are_no_statistics(tmp_path):
     path.write_bytes(content)
     with pytest.raises(utils.UserError, match="not a readable npz"):
         reference_statistics.load_reference(path, network)
-    np.savez(path, arr_0=np.zeros((2, 8, 8, 3), np.uint8))
-    with pytest.raises(utils.UserError, match="does not hold `mu`"):
-        reference_statistics.load_reference(path, network)
+    d = network.feature_dim
+    text = {"mu": np.full(d, "0.5"), "sigma": np.full((d, d), "0.5")}
+    for arrays in ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8)}, text):
+        np.savez(path, **arrays)
+        with pytest.raises(utils.UserError, match="does not hold `mu`"):
+            reference_statistics.load_reference(path, network)
     with pytest.raises(utils.UserError, match="not a readable npz"):
         reference_statistics.load_reference(tmp_path, network)
     with pytest.raises(utils.UserError, match="no such file"):
