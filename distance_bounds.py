@@ -30,14 +30,8 @@ def int8_serves(points):
 
 @functools.cache
 def int8_pays(device_type):
-    """Whether int8 products are exact here, and at least twice as fast as those of float32: tried once.
-
-    Processors without dot products of int8 (VNNI) may saturate at 16 bits on the way, as these extreme values would.
-    """
-    if device_type != "cpu" or not hasattr(torch, "_int_mm"):
-        return False
-    extreme = torch.full((256, 1024), 127, dtype=torch.int8)
-    if not all((torch._int_mm(extreme, sign * extreme.T) == sign * 127**2 * 1024).all() for sign in (1, -1)):
+    """Whether int8 products are exact here, and at least twice as fast as those of float32: tried once."""
+    if device_type != "cpu" or not int8_is_exact():
         return False
 
     def seconds(multiply, points):
@@ -48,7 +42,18 @@ def int8_pays(device_type):
             times.append(time.perf_counter() - start)
         return min(times)
 
-    return 2 * seconds(torch._int_mm, extreme) < seconds(torch.mm, extreme.float())
+    points = torch.ones(256, 1024, dtype=torch.int8)
+    return 2 * seconds(torch._int_mm, points) < seconds(torch.mm, points.float())
+
+
+def int8_is_exact():
+    """Whether torch adds up products of int8 exactly on this processor.
+
+    One without dot products of int8 (VNNI) may saturate at 16 bits on the way, as these extreme values would.
+    """
+    points = torch.full((256, 1024), 127, dtype=torch.int8)
+    products = ((sign, torch._int_mm(points, sign * points.T)) for sign in (1, -1))
+    return all((product == sign * 127**2 * 1024).all().item() for sign, product in products)
 
 
 def direct_pairs(a, b, i, j):

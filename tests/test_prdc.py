@@ -88,17 +88,94 @@ def test_radii_are_those_of_direct_differences_to_the_bit(name, monkeypatch):
         assert torch.equal(prdc.radii(points, 5), squared.sort(1).values[:, 4])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+ORIGINAL_MAKE_BLOCK = distance_bounds.make_block
+
+
+def inflated(points, frame, dtype):
+    """A Block whose bounds hold, and settle nothing."""
+    block = ORIGINAL_MAKE_BLOCK(points, frame, dtype)
+    norms = block.lower + block.error
+    error = 10 * norms + block.error
+    return block._replace(lower=norms - error, error=error)
+
+
+LEVELS = {  # by name: whether int8 comes first, pairs per row of a tile that may stay in doubt, further settings
+    "int8, then pairs in float32": (True, 10**6, {}),
+    "float32 tiles": (False, 10**6, {}),
+    "int8, float32 and float64 tiles": (True, 0, {}),
+    "float32 and float64 tiles": (False, 0, {}),
+    "direct": (True, 10**6, {"make_block": inflated}),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["gaussian", "grid with ties", "nearly collapsed", "two far clusters", "of all sizes"])
+def test_each_level_gives_the_twin_s_counts(name, level, monkeypatch):
+    int8, doubts, settings = LEVELS[level]
+    if int8 and not distance_bounds.int8_is_exact():
+        pytest.skip("this processor's int8 products may saturate")
+
+    products, direct = [], []
+    int_mm, direct_pairs = torch._int_mm, prdc.direct_pairs
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: products.append(a.shape) or int_mm(a, b))
+    monkeypatch.setattr(prdc, "direct_pairs", lambda a, b, i, j: direct.append(len(i)) or direct_pairs(a, b, i, j))
+    monkeypatch.setattr(prdc, "int8_serves", lambda points: int8)
+    for name_of_limit, value in {"DOUBTS": doubts, "NEAR": doubts, "LARGEST_TILE": 32}.items():
+        monkeypatch.setattr(prdc, name_of_limit, value)
+    for attribute, value in settings.items():
+        for module in (prdc, distance_bounds):
+            monkeypatch.setattr(module, attribute, value)
+    real, fake = sets(name)
+    assert prdc.prdc(real=real, fake=fake) == pytest.approx(twin(real, fake, 5), abs=1e-13)
+    assert bool(products) == int8
+    assert level != "direct" or sum(direct) >= len(real) * len(fake)
+
+
+def make_block(points, frame, dtype):
+    if dtype == torch.int8:
+        return distance_bounds.rounded_to_int8(distance_bounds.make_block(points, frame, torch.float32))
+    return distance_bounds.make_block(points, frame, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_bounds_hold(name, dtype):
     real, fake = sets(name)
     frame = distance_bounds.make_frame(real, fake)
-    a, b = (distance_bounds.make_block(points, frame, dtype) for points in (real, fake))
+    a, b = (make_block(points, frame, dtype) for points in (real, fake))
     lower = distance_bounds.lower_bounds(a, b)
     upper = distance_bounds.upper_bounds(lower, a.error[:, None], b.error)
     direct = distance_bounds.direct_squared(real[:, None], fake[None]) * frame.scale**2
     assert (lower <= direct).all() and (direct <= upper).all()
-    assert (a.points.abs().max() <= 2) and (b.points.abs().max() <= 2)
+    if dtype != torch.int8:
+        assert (a.points.abs().max() <= 2) and (b.points.abs().max() <= 2)
+        i, j = torch.ones_like(lower).nonzero().unbind(1)
+        for at_pairs, tile in zip(distance_bounds.bounds_at(a, b, i, j), (lower, upper), strict=True):
+            torch.testing.assert_close(at_pairs.view(tile.shape), tile)
+        lower, upper = (bound.view(lower.shape) for bound in distance_bounds.bounds_at(a, b, i, j))
+        assert (lower <= direct).all() and (direct <= upper).all()
+
+
+def test_the_bounds_of_int8_hold_where_all_rounding_adds_up():
+    """Coordinates just below the half of a step, all of one sign: nothing cancels, and the bounds are nearly met."""
+    d = 4096
+    real = torch.cat([torch.full((3, 1), 127.0), torch.tensor([[62.49], [62.4999], [-62.49]]).expand(3, d - 1)], 1)
+    other = torch.cat([real, -real])
+    frame = distance_bounds.Frame(torch.zeros(d), 2.0**-7)
+    a, b = (make_block(points, frame, torch.int8) for points in (real, other))
+    assert a.points[:, 1:].abs().max() == 62
+    lower = distance_bounds.lower_bounds(a, b)
+    upper = distance_bounds.upper_bounds(lower, a.error[:, None], b.error)
+    direct = distance_bounds.direct_squared(real[:, None], other[None]) * frame.scale**2
+    assert (lower <= direct).all() and (direct <= upper).all()
+    middle, half = (lower + upper).double() / 2, (upper - lower).double() / 2
+    assert (direct - middle).abs().max() > 0.95 * half.max()
+
+
+def test_int8_is_left_where_it_saturates(monkeypatch):
+    assert not distance_bounds.int8_pays("cuda")
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.int() @ b.int()).clamp(-(2**15), 2**15 - 1))
+    assert not distance_bounds.int8_is_exact() and not distance_bounds.int8_pays.__wrapped__("cpu")
 
 
 def test_the_bounds_hold_where_float32_has_no_correct_digit():
