@@ -86,7 +86,7 @@ def tiling(d, memory_mb):
         size //= 2
     if working > budget:
         raise utils.UserError(f"PRDC of {d} features needs {math.ceil(working / 2**20)} MiB of memory, not {memory_mb}")
-    return size, max(2, (budget - working) // (5 * size * d))
+    return size, max(2, (budget * 3 // 4 - working) // (5 * size * d))  # the allocator holds a share of its own
 
 
 def radii(points, k, memory_mb=MEMORY_MB):
@@ -178,13 +178,17 @@ def ball_counts(*, real, fake, real_radii, fake_radii, memory_mb=MEMORY_MB):
     """
     size, keep = tiling(real.shape[1], memory_mb)
     frame = make_frame(real, fake)
+    kept = 1, keep - 1  # each real block meets all fake ones before the next one comes
     levels = [
-        [make_blocks(points, frame, dtype, size, kept) for points in (real, fake)]
-        for dtype, kept in ((torch.float32, max(1, keep // 2)), (torch.float64, 1))
+        [
+            make_blocks(points, frame, torch.float32, size, most)
+            for points, most in zip((real, fake), kept, strict=True)
+        ],
+        [make_blocks(points, frame, torch.float64, size, 1) for points in (real, fake)],
     ]
     float32_blocks = levels[0]
     if int8_serves(real):
-        levels.insert(0, [rough_blocks(block, max(1, keep // 2)) for block in float32_blocks])
+        levels.insert(0, [rough_blocks(block, most) for block, most in zip(float32_blocks, kept, strict=True)])
     around_fake = torch.zeros(len(fake), dtype=torch.int64, device=real.device)
     in_real, around_real = torch.zeros((2, len(real)), dtype=torch.int64, device=real.device)
     for i in range(0, len(real), size):
