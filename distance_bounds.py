@@ -18,7 +18,9 @@ import utils
 from feature_networks import full_precision
 
 LARGEST = 1e150  # features whose squared distance float64 can hold
-DIRECT_BYTES = 2**19  # of the differences held at once: they should stay in the cache
+# Of the differences held at once: they stay in the cache, and so few (below 2^15) torch computes on one thread; waking
+# others at each step costs far more than it saves where processors are shared.
+DIRECT_BYTES = 2**18 - 1
 WIDEST_INT8 = 2**17  # features whose products in int8, of 127^2 at most, int32 can add up
 SLACK = 2.0**-7  # the usual share of int8's rounding in a point; any other only makes bounds wider
 
