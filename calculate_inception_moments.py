@@ -165,6 +165,7 @@ def compute_reference(
                 real_features[row[part][kept]] = features.cpu()[kept]
             bar.update(part.stop - start)
     if ranks.world_size > 1:
+        moments.flush()
         moments, score = merged_over_ranks(moments, ranks), merged_over_ranks(score, ranks)
         torch.distributed.all_reduce(real_features)  # each row is 0 on all ranks but one
     about = {"dataset": dataset.name, "num_images": n, "seed": seed, "k": k, "splits": splits}

@@ -8,6 +8,8 @@ import torch
 
 import utils
 
+WAITING_ROWS = 4096  # features that wait to join running moments: 32 MiB of Inception's
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Moments and Frechet distance
 
@@ -16,45 +18,65 @@ class RunningMoments:
     """Mean and covariance of a stream of features, in float64; parts may be merged in any order.
 
     Sums of squares about the mean are kept, and joined by the pairwise update of Chan, Golub and LeVeque 1979: no
-    cancellation, wherever the mean lies.
+    cancellation, wherever the mean lies. Joining costs as much as the squares of some hundred rows: small batches wait
+    until there are many.
     """
 
     def __init__(self):
-        self.count, self.mean, self.scatter = 0, None, None
+        self.count, self.waiting = 0, []  # of all images; features not yet joined, each (n,d)
+        self._joined, self._mean, self._scatter = 0, None, None  # how many are, and their moments
 
     @classmethod
     def of(cls, count, mu, sigma):
         """The inverse of `finalize`: moments (d,) and (d,d) of so many images."""
         moments = cls()
-        moments.count, moments.mean, moments.scatter = count, mu, sigma * (count - 1)
+        moments._join(count, mu.clone(), sigma * (count - 1))
+        moments.count = count
         return moments
 
     def update(self, features):
-        """features: (n,d), any float type; n may be 0."""
+        """features: (n,d), any float type; n may be 0. They are copied."""
         if not len(features):
             return
-        part, x = RunningMoments(), features.double()
-        part.count, part.mean = len(x), x.mean(0)
-        part.scatter = (x - part.mean).T @ (x - part.mean)
-        self.merge(part)
+        self.count += len(features)
+        for part in features.split(WAITING_ROWS):
+            self.waiting.append(part.clone())
+            if sum(len(part) for part in self.waiting) >= WAITING_ROWS:
+                self.flush()
+
+    def flush(self):
+        """Join the features that wait: afterwards all tensors are attributes of this object."""
+        if self.waiting:
+            x = torch.cat([part.double() for part in self.waiting])
+            self.waiting = []
+            mean = x.mean(0)
+            x -= mean
+            self._join(len(x), mean, x.T @ x)
 
     def merge(self, other):
         """Add what another RunningMoments has seen."""
-        if not other.count:
+        other.flush()
+        self.flush()
+        if other.count:
+            self._join(other.count, other._mean.clone(), other._scatter.clone())
+            self.count += other.count
+
+    def _join(self, count, mean, scatter):
+        """Add the moments of so many more; takes the tensors over."""
+        if self._mean is None:
+            self._joined, self._mean, self._scatter = count, mean, scatter
             return
-        if not self.count:
-            self.count, self.mean, self.scatter = other.count, other.mean.clone(), other.scatter.clone()
-            return
-        total, shift = self.count + other.count, other.mean - self.mean
-        self.scatter += other.scatter + torch.outer(shift, shift) * (self.count * other.count / total)
-        self.mean += shift * (other.count / total)
-        self.count = total
+        total, shift = self._joined + count, mean.sub_(self._mean)
+        self._scatter += scatter.addr_(shift, shift, alpha=self._joined * count / total)
+        self._mean += shift * (count / total)
+        self._joined = total
 
     def finalize(self):
         """Returns: mu (d,), sigma (d,d) unbiased as in numpy.cov, float64. Raises: UserError for under 2 images."""
         if self.count < 2:
             raise utils.UserError(f"{self.count} image(s) are too few for a covariance")
-        return self.mean, self.scatter / (self.count - 1)
+        self.flush()
+        return self._mean.clone(), self._scatter / (self.count - 1)
 
 
 def moments_of(features):

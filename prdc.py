@@ -6,28 +6,36 @@ density and coverage: Naeem et al. 2020, arXiv:2002.09797, equations 3 to 6.
 
 Symbols: n real points, m fake points, d features, c and e points of two blocks, s the scale of a frame.
 The counts are those of direct float64 arithmetic on the features as given (`direct_squared`), ties and duplicates
-included. The fast product |a|^2 + |b|^2 - 2ab in float32 only gives bounds on it, one tile of the distance matrix at a
-time; wherever they do not settle a comparison, the differences themselves do. A tile with many such pairs (a collapsed
-set far from the centre, say) is bounded once more in float64.
+included. Fast products, as |a|^2 + |b|^2 - 2ab, only give bounds on it, one tile of the distance matrix at a time:
+first of points rounded to int8, whose products are exact integers; then in float32 for the pairs that this leaves in
+doubt; and wherever that does not settle a comparison, the differences themselves do. A tile with many pairs in doubt
+(a collapsed set far from the centre, say) is bounded once more as a whole, in float32 or float64.
 """
 
-import functools
 import math
-from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 import utils
-from feature_networks import full_precision
+from distance_bounds import (
+    DIRECT_BYTES,
+    bounds_at,
+    direct_pairs,
+    int8_serves,
+    lower_bounds,
+    make_block,
+    make_blocks,
+    make_frame,
+    rough_blocks,
+    upper_bounds,
+)
 
 MEMORY_MB = 1024
 SPARE = 3  # neighbours looked at beyond the k-th, so that near ties seldom need a second look
-LARGEST = 1e150  # features whose squared distance float64 can hold
 # A larger tile leaves the cache, and of a set's distances to itself computes more pairs twice; a smaller one is slower.
 LARGEST_TILE = 1024
-DIRECT_BYTES = 2**19  # of the differences held at once: they should stay in the cache
 DOUBTS = 16  # pairs per row of a tile whose differences cost about as much as the tile in float64
+NEAR = 64  # pairs per row of a tile whose products in float32 cost about as much as all of the tile
 
 
 def prdc(*, real, fake, k=5, memory_mb=MEMORY_MB):
@@ -72,13 +80,13 @@ def _check(real, fake, k):
 
 
 def tiling(d, memory_mb):
-    """Rows of a block, and how many float32 blocks may be kept, within the working memory."""
+    """Rows of a block, and how many blocks in float32 and int8 may be kept, within the working memory."""
     size, budget = LARGEST_TILE, memory_mb * 2**20
-    while (working := size * (64 * size + 48 * d) + 8 * DIRECT_BYTES) > budget // 2 and size > 16:
+    while (working := size * (64 * size + 56 * d) + 8 * DIRECT_BYTES) > budget // 2 and size > 16:
         size //= 2
     if working > budget:
         raise utils.UserError(f"PRDC of {d} features needs {math.ceil(working / 2**20)} MiB of memory, not {memory_mb}")
-    return size, max(2, (budget - working) // (4 * size * d))
+    return size, max(2, (budget * 3 // 4 - working) // (5 * size * d))  # the allocator holds a share of its own
 
 
 def radii(points, k, memory_mb=MEMORY_MB):
@@ -96,7 +104,8 @@ def radii(points, k, memory_mb=MEMORY_MB):
     found = found.kthvalue(k, dim=1).values
     # Of all points that were not kept, none is nearer than the last bound.
     sure = (lower[:, -1].double() >= found * frame.scale**2) | (found == 0) | (index.shape[1] == n - 1)
-    for rows in (~sure).nonzero().flatten().split(size):
+    unsure = (~sure).nonzero().flatten()
+    for rows in unsure.split(size) if len(unsure) else ():
         found[rows] = _settle(points, rows, found[rows], k, frame, size)
     return found
 
@@ -104,27 +113,40 @@ def radii(points, k, memory_mb=MEMORY_MB):
 def _nearest_by_bound(points, frame, few, size, keep):
     """The few points nearest to each by lower bound: that, the upper bound and the index, each (n,few), ascending.
 
-    The distances are symmetric: each pair of blocks is looked at once, along its rows and along its columns.
+    The distances are symmetric: each pair of blocks is looked at once, along its rows and along its columns. The first
+    level finds the pairs that may be among the nearest; only these are measured in float32.
     """
     n, starts = len(points), range(0, len(points), size)
     block = make_blocks(points, frame, torch.float32, size, keep)
+    rough = rough_blocks(block, keep) if int8_serves(points) else block
     lower = torch.full((n, few), math.inf, device=points.device)
     index = torch.zeros((n, few), dtype=torch.int64, device=points.device)
 
-    def keep_nearest(start, bounds, other):
-        rows = slice(start, start + len(bounds))
-        lower[rows], index[rows] = merge_nearest(lower[rows], index[rows], bounds, other)
+    def keep_nearest(rows, bounds, others):
+        lower[rows], index[rows] = merge_nearest(lower[rows], index[rows], bounds, others)
 
-    for i, first in enumerate(starts):
-        for second in starts[i:]:
-            bounds = lower_bounds(block(first), block(second))  # (c,e)
-            if first == second:
-                keep_nearest(first, bounds.fill_diagonal_(math.inf), first)  # nobody is their own neighbour
-            else:
-                keep_nearest(first, bounds, second)
-                keep_nearest(second, bounds.T.contiguous(), first)
+    numbers = torch.arange(n, device=points.device)
+    for start in starts:
+        rows = slice(start, start + size)
+        bounds = lower_bounds(block(start), block(start))
+        keep_nearest(rows, bounds.fill_diagonal_(math.inf), numbers[rows])  # nobody is their own neighbour
+    for first in starts:
+        for second in starts[first // size + 1 :]:
+            rows, columns = slice(first, first + size), slice(second, second + size)
+            bounds = lower_bounds(rough(first), rough(second))  # (c,e)
+            near = (bounds < lower[rows, -1:]) | (bounds < lower[columns, -1])
+            if near.count_nonzero() > NEAR * size:
+                bounds = lower_bounds(block(first), block(second))
+                keep_nearest(rows, bounds, numbers[columns])
+                keep_nearest(columns, bounds.T.contiguous(), numbers[rows])
+                continue
+            r, c = near.nonzero().unbind(1)
+            bounds, _ = bounds_at(block(first), block(second), r, c)
+            keep_nearest(rows, *padded_rows(len(near), r, bounds, second + c))
+            order = c.argsort()
+            keep_nearest(columns, *padded_rows(near.shape[1], c[order], bounds[order], first + r[order]))
     error = torch.cat([block(start).error for start in starts])  # (n,)
-    return lower, upper_bounds(lower, error, error[index]), index
+    return lower, upper_bounds(lower, error[:, None], error[index]), index
 
 
 def _settle(points, rows, found, k, frame, size):
@@ -139,7 +161,7 @@ def _settle(points, rows, found, k, frame, size):
         lower = lower_bounds(centred, others)  # (c,e)
         itself = rows[:, None] == torch.arange(start, start + lower.shape[1], device=rows.device)
         lower.masked_fill_(itself, math.inf)
-        limits = smallest(k, limits, upper_bounds(lower, centred.error, others.error))
+        limits = smallest(k, limits, upper_bounds(lower, centred.error[:, None], others.error))
         i, j = (lower <= limits[:, -1:]).nonzero().unbind(1)
         squared = torch.full_like(lower, math.inf)
         squared[i, j] = direct_pairs(points, points, rows[i], start + j)
@@ -156,108 +178,46 @@ def ball_counts(*, real, fake, real_radii, fake_radii, memory_mb=MEMORY_MB):
     """
     size, keep = tiling(real.shape[1], memory_mb)
     frame = make_frame(real, fake)
-    blocks = [  # the second pair for tiles that float32 leaves in doubt
-        (make_blocks(real, frame, dtype, size, kept), make_blocks(fake, frame, dtype, size, kept))
-        for dtype, kept in ((torch.float32, max(1, keep // 2)), (torch.float64, 1))
+    kept = 1, keep - 1  # each real block meets all fake ones before the next one comes
+    levels = [
+        [
+            make_blocks(points, frame, torch.float32, size, most)
+            for points, most in zip((real, fake), kept, strict=True)
+        ],
+        [make_blocks(points, frame, torch.float64, size, 1) for points in (real, fake)],
     ]
+    float32_blocks = levels[0]
+    if int8_serves(real):
+        levels.insert(0, [rough_blocks(block, most) for block, most in zip(float32_blocks, kept, strict=True)])
     around_fake = torch.zeros(len(fake), dtype=torch.int64, device=real.device)
     in_real, around_real = torch.zeros((2, len(real)), dtype=torch.int64, device=real.device)
     for i in range(0, len(real), size):
         for j in range(0, len(fake), size):
             rows, columns = slice(i, i + size), slice(j, j + size)
-            tile_radii = real_radii[rows, None], fake_radii[None, columns]
-            for real_block, fake_block in blocks:
+            for real_block, fake_block in levels:
                 a, b = real_block(i), fake_block(j)
                 lower = lower_bounds(a, b)
-                upper = upper_bounds(lower, a.error, b.error)
-                masks = [compare(lower, upper, radius, frame.scale) for radius in tile_radii]
-                if sum(doubtful.count_nonzero() for _, doubtful in masks) <= DOUBTS * size:
+                upper = upper_bounds(lower, a.error[:, None], b.error)
+                in_real_ball, doubt_real = compare(lower, upper, real_radii[rows, None], frame.scale)
+                in_fake_ball, doubt_fake = compare(lower, upper, fake_radii[columns], frame.scale)
+                doubtful = doubt_real | doubt_fake
+                if doubtful.count_nonzero() <= DOUBTS * size:
                     break
-            for (inside, doubtful), radius in zip(masks, tile_radii, strict=True):
-                r, c = doubtful.nonzero().unbind(1)
-                inside[r, c] = direct_pairs(real, fake, i + r, j + c) < radius.expand_as(inside)[r, c]
-            (in_real_ball, _), (in_fake_ball, _) = masks
-            around_fake[columns] += count(in_real_ball, 0)
-            in_real[rows] += count(in_real_ball, 1)
-            around_real[rows] += count(in_fake_ball, 1)
+            r, c = doubtful.nonzero().unbind(1)
+            finer = [block(start) for block, start in zip(float32_blocks, (i, j), strict=True)]
+            pair_radii = torch.stack([real_radii[i + r], fake_radii[j + c]])
+            inside, left = compare(*bounds_at(*finer, r, c), pair_radii, frame.scale)
+            left = left.any(0).nonzero().flatten()
+            inside[:, left] = direct_pairs(real, fake, i + r[left], j + c[left]) < pair_radii[:, left]
+            in_real_ball[r, c], in_fake_ball[r, c] = inside
+            around_fake[columns] += in_real_ball.count_nonzero(0)
+            in_real[rows] += in_real_ball.count_nonzero(1)
+            around_real[rows] += in_fake_ball.count_nonzero(1)
     return around_fake, in_real, around_real
-
-
-def direct_pairs(a, b, i, j):
-    """Squared distances (p,) float64 of the points a[i] to b[j], i and j int64 (p,), a few pairs at a time."""
-    few = max(1, DIRECT_BYTES // (8 * a.shape[1]))
-    parts = [direct_squared(a[i], b[j]) for i, j in zip(i.split(few), j.split(few), strict=True)]
-    return torch.cat(parts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The tensor part: shapes do not depend on values, nothing leaves the device
-
-
-class Frame(NamedTuple):
-    """Where distances are measured: points become scale * (point - centre), which leaves their order."""
-
-    centre: torch.Tensor  # (d,), the features' own type; any would do, one in their midst keeps the norms small
-    scale: float  # a power of 2, hence exact; no scaled feature passes 2
-
-
-class Block(NamedTuple):
-    """Points in a frame, c of them, and what bounds on their distances to others are made of."""
-
-    points: torch.Tensor  # (c,d)
-    lower: torch.Tensor  # (c,) squared norms less the error
-    error: torch.Tensor  # (c,) this point's share of the error of a squared distance
-
-
-def make_frame(*sets):
-    """The frame of sets of features (n,d), centred amid the first. Raises: UserError where they are not finite."""
-    ends = [end for points in sets for end in points.aminmax()]
-    reach = max(abs(end.item()) for end in ends) if all(end.isfinite().item() for end in ends) else math.inf
-    if reach > LARGEST:
-        raise utils.UserError(f"PRDC needs finite features up to {LARGEST:g}: the images or the weights are broken")
-    limit = 126 if all(points.dtype == torch.float32 for points in sets) else 500  # so that scale**2 is finite
-    exponent = min(max(-math.frexp(reach)[1], -limit), limit)
-    return Frame(sets[0][:: 1 + len(sets[0]) // 512].median(dim=0).values, 2.0**exponent)
-
-
-def make_blocks(points, frame, dtype, size, keep):
-    """A function from a start to the Block of `size` points from there, which remembers the `keep` newest."""
-    return functools.lru_cache(keep)(lambda start: make_block(points[start : start + size], frame, dtype))
-
-
-def make_block(points, frame, dtype):
-    """The Block of points (c,d), computed in `dtype`.
-
-    The bound. Let u be half of eps of dtype, A = scale * (a - centre) exactly, A' as rounded here, the same for b, and
-    N = |A'|^2 + |B'|^2. Products and sums of length d, in any order, err by at most g = d u / (1 - d u) times the sum
-    of the terms' magnitudes (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1).
-      |A - A'| <= 1.1 u |A'| moves |A - B|^2 by at most 5 u N;
-      the norms err by g N, the product by g 2 |A'||B'| <= g N, their sum and the subtraction of the errors by 8 u N;
-      direct_squared, with its 2 + log2(d) roundings, errs by less than 2 (32 + 3) u N even in float64.
-    Together less than 2 (d + 48) u N (1 + 2 d u) + underflow: each of d terms, coordinates up to 2 and factors up to 4,
-    may lose the smallest normal number of dtype, and those of the direct form that of float64 before scaling.
-    """
-    d, limits = points.shape[1], torch.finfo(dtype)
-    if points.dtype == torch.float32 and dtype == torch.float64:
-        points = points.double()
-    points = (points * frame.scale - (frame.centre * frame.scale).to(points.dtype)).to(dtype)
-    norms = points.square().sum(1)
-    unit = (d + 48) * limits.eps
-    underflow = d * (64 * limits.tiny + 8 * torch.finfo(torch.float64).tiny * frame.scale**2)
-    error = norms * (unit * (1 + 2 * unit)) + underflow
-    return Block(points, norms - error, error)
-
-
-def lower_bounds(a, b):
-    """Lower bounds (c,e) on the scaled squared distances between the points of two Blocks, in their dtype."""
-    with full_precision(a.points.device.type):
-        product = a.points @ b.points.T
-    return torch.add(b.lower, product, alpha=-2, out=product).add_(a.lower[:, None])
-
-
-def upper_bounds(lower, row_error, column_error):
-    """Upper bounds (c,e) that belong to lower bounds, from the errors (c,) and (e,) or (c,e) of the two points."""
-    return (lower + 2 * column_error).add_(2 * row_error[:, None])
 
 
 def compare(lower, upper, radius, scale):
@@ -290,34 +250,28 @@ def decide_kth(lower, upper, k):
     return torch.where(farther, math.inf, 0.0).double(), ~(nearer | farther)
 
 
-def merge_nearest(lower, index, bounds, start):
-    """The few lowest of the bounds (c,few) of points `index` and of those (c,e) of the points numbered from `start`."""
+def merge_nearest(lower, index, bounds, others):
+    """The few lowest of the bounds (c,few) of points `index` and those (c,e) of the points `others`, (e,) or (c,e)."""
     few = lower.shape[1]
     nearest, where = bounds.topk(min(few, bounds.shape[1]), dim=1, largest=False)
     lower, chosen = torch.cat([lower, nearest], dim=1).topk(few, dim=1, largest=False)
-    return lower, torch.cat([index, where + start], dim=1).gather(1, chosen)
+    return lower, torch.cat([index, others.expand_as(bounds).gather(1, where)], dim=1).gather(1, chosen)
+
+
+def padded_rows(num_rows, i, bounds, others):
+    """Bounds (p,) on the distances of the rows i (p,), ascending, to the points `others` (p,), as a matrix each.
+
+    Returns: (num_rows,e) both, e what the fullest row needs; elsewhere infinity and 0.
+    """
+    place = torch.arange(len(i), device=i.device) - torch.searchsorted(i, i)
+    shape = num_rows, int(place.max()) + 1 if len(i) else 0
+    matrix = torch.full(shape, math.inf, dtype=bounds.dtype, device=i.device)
+    matrix[i, place] = bounds
+    numbers = torch.zeros(shape, dtype=torch.int64, device=i.device)
+    numbers[i, place] = others
+    return matrix, numbers
 
 
 def smallest(k, *values):
     """The k smallest of each row of the values (c,...) together: (c,k), ascending."""
     return torch.cat(values, dim=1).topk(k, dim=1, largest=False).values
-
-
-def count(mask, dim):
-    """How many are true along a dimension: int64. Sums of up to 2^24 ones are exact in float32, and far faster."""
-    return mask.float().sum(dim).long()
-
-
-def direct_squared(a, b):
-    """Squared distances in float64 from differences: a, b (..., d), broadcast, to (...).
-
-    Halves are folded onto each other: the order of the additions, and with it a tie, depends on d alone, never on
-    the device or on how many pairs are summed together.
-    """
-    terms = (a.double() - b.double()).square()
-    while (width := terms.shape[-1]) > 1:
-        if width % 2:
-            terms = F.pad(terms, (0, 1))
-        half = (width + 1) // 2
-        terms = terms[..., :half] + terms[..., half:]
-    return terms[..., 0]

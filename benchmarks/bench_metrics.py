@@ -182,7 +182,7 @@ def parse_args():
     parser.add_argument("--features", type=int, default=2048, help="width d of a feature")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch_size", type=int, default=4096, help="features a batch, for our moments")
+    parser.add_argument("--batch_size", type=int, default=64, help="features a batch, for our moments")
     parser.add_argument("--memory_mb", type=int, default=1024, help="working memory of our PRDC")
     parser.add_argument("--metrics", nargs="+", choices=tuple(BASELINES), default=list(BASELINES))
     parser.add_argument(

@@ -15,8 +15,10 @@ from metrics import RunningMoments, frechet_distance, inception_score
 # --- moments ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("waiting", [1, 100, 4096])
 @pytest.mark.parametrize("offset", [0, 1e4])
-def test_moments_equal_numpy(offset):
+def test_moments_equal_numpy(offset, waiting, monkeypatch):
+    monkeypatch.setattr(metrics, "WAITING_ROWS", waiting)
     features = np.random.default_rng(0).normal(offset, np.arange(1, 21), (1000, 20))
     moments, parts = RunningMoments(), [RunningMoments() for _ in range(3)]
     for i, batch in enumerate(torch.from_numpy(features).split(37)):
@@ -34,13 +36,26 @@ def test_moments_equal_numpy(offset):
         assert np.abs(sigma.numpy() - expected).max() <= 1e-10 * np.abs(expected).max()
 
 
+def test_features_wait_as_they_were_and_are_counted_at_once(monkeypatch):
+    monkeypatch.setattr(metrics, "WAITING_ROWS", 64)
+    moments, x = RunningMoments(), torch.randn(300, 3)
+    for i, batch in enumerate(x.split(20)):
+        buffer = batch.clone()
+        moments.update(buffer)
+        buffer.fill_(torch.nan)
+        assert moments.count == 20 * (i + 1) and sum(map(len, moments.waiting)) < 64
+    torch.testing.assert_close(moments.finalize()[1], x.double().T.cov())
+
+
 def test_merging_leaves_the_other_alone():
     part, whole = RunningMoments(), RunningMoments()
     part.update(torch.randn(10, 3))
-    before = part.mean.clone()
+    before = part.finalize()
     whole.merge(part)
     whole.update(torch.randn(10, 3) + 5)
-    assert torch.equal(part.mean, before)
+    whole.merge(part)
+    assert whole.count == 30 and part.count == 10
+    assert all(torch.equal(new, old) for new, old in zip(part.finalize(), before, strict=True))
     with pytest.raises(utils.UserError):
         RunningMoments().finalize()
 
