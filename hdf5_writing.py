@@ -143,9 +143,12 @@ def bytes_held(out):
 
 
 def remove_leftovers(out):
-    """Remove what unfinished attempts at `out` have left behind, unless one is at work right now."""
-    leftovers = [_beside(out, ending) for ending in ("header", "partial", "journal")]
-    if any(path.exists() for path in leftovers):
+    """Remove what a call that was interrupted just after finishing `out` has left behind.
+
+    An unfinished file that is to replace `out` stays, and so does all while another process is at work.
+    """
+    leftovers = [_beside(out, ending) for ending in ("header", "journal")]
+    if any(path.exists() for path in leftovers) and not _beside(out, "partial").exists():
         with contextlib.suppress(utils.UserError, OSError), _locked(leftovers[-1]):
             for path in leftovers:
                 path.unlink(missing_ok=True)

@@ -322,6 +322,8 @@ def test_an_existing_file_stays_until_the_new_one_is_finished(tmp_path, expected
     with pytest.raises(KeyboardInterrupt):
         write(out, source)
     assert out.read_text() == "mine"
+    hdf5_writing.remove_leftovers(out)  # the unfinished one is none
+    assert (tmp_path / "a.hdf5.partial").exists() and (tmp_path / "a.hdf5.journal").exists()
     write(out, source)
     assert out.read_bytes() == expected
 
