@@ -46,7 +46,9 @@ def add_data_args(parser, loader=True):
         "--augment), the centre for statistics and classifier",
     )
     if loader:
-        group.add_argument("--num_workers", type=utils.positive_int, default=1, help="threads that read batches ahead")
+        group.add_argument(
+            "--num_workers", type=utils.count, default=1, help="threads that read batches ahead; 0 is taken as 1"
+        )
 
 
 def dataset_path(name, data_root):
@@ -197,7 +199,8 @@ class BatchLoader:
     is raised by `next`. It is also a context manager that closes itself.
 
     Args: dataset: has `len`, `read` and `labels_at` as `HDF5Dataset` has; batch_size: B; seed: int >= 0;
-        start: number of the first batch; num_workers: reading threads; pin_memory: page-lock the images (CUDA only).
+        start: number of the first batch; num_workers: reading threads, 0 is taken as 1;
+        pin_memory: page-lock the images (CUDA only).
     Raises: UserError if the ranks do not divide B.
     """
 
@@ -211,6 +214,7 @@ class BatchLoader:
         local = batch_size // world_size
         self.rows = slice(rank * local, (rank + 1) * local)
         self.next_number = start
+        num_workers = max(1, num_workers)
         self.threads = concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix="BatchLoader")
         self.pending = collections.deque()  # futures in the order of their batches
         for _ in range(num_workers + 1):  # one batch ready while every thread is at work on another

@@ -26,7 +26,6 @@ VERSION = 1  # raised where the same images would get other scores
 PUBLISHED = "inceptionv3"  # torchvision's Inception as the paper embeds with it: see `load_embedding`
 EMBEDDINGS = (PUBLISHED, *NETWORK_RESIZE)
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile)  # of damaged npz files
-ELSEWHERE = ("resnet50", "places365", "resnextwsl", "swav")  # of the published code; refused unless in EMBEDDINGS
 
 
 def add_selection_args(parser):
@@ -37,7 +36,7 @@ def add_selection_args(parser):
     )
     group.add_argument(
         "--embedding",
-        choices=tuple(dict.fromkeys(EMBEDDINGS + ELSEWHERE)),
+        choices=EMBEDDINGS,
         default=PUBLISHED,
         help="features that the density is measured in: inceptionv3 (the published ones), or a feature network",
     )
@@ -60,16 +59,10 @@ def _percent(text):
     return value
 
 
-def check_embedding(embedding):
-    """Raise utils.UserError for an embedding of the published code that is not here."""
-    if embedding not in EMBEDDINGS:
-        raise utils.UserError(f"--embedding {embedding} is not here; there are {', '.join(EMBEDDINGS)}")
-
-
 def embedding_weights(args):
     """--embedding_weights, else --inception_weights where those are of the embedding's network and not of another."""
-    network, metrics = network_name(args.embedding), args.feature_network
-    shared = network.startswith("inception") and (network == metrics or not metrics.startswith("inception"))
+    network = network_name(args.embedding)
+    shared = network != "classifier" and args.feature_network in (network, "classifier")
     return args.embedding_weights or (args.inception_weights if shared else None)
 
 
@@ -78,12 +71,12 @@ def load_embedding(embedding, data_root, dataset_name, weights=None, device="cpu
 
     Args and Raises: as `load_feature_network`.
     """
-    check_embedding(embedding)
     # The published code asks torchvision for the pretrained network, which then rescales its input from ImageNet's mean
     # and deviation to [-1, 1]; `inception`, the network of the metrics, has the same weights without that.
     resize = "bilinear_corners_transform_input" if embedding == PUBLISHED else None
-    network = load_feature_network(network_name(embedding), data_root, dataset_name, weights, resize, device)
-    return network
+    return load_feature_network(
+        network_name(embedding), data_root, dataset_name, weights, resize, device, weights_flag="--embedding_weights"
+    )
 
 
 def class_indices(labels):

@@ -28,6 +28,7 @@ ALIASES = {  # names of BigGAN-PyTorch and Instance Selection, of StudioGAN, of 
     "inception-v3-compat": "inception_tf",
     "ResNet50_torch": "resnet50",
 }
+WEIGHTS_FLAG = "--inception_weights"  # the flag that error messages name, unless the caller has another
 
 
 @dataclass(frozen=True)
@@ -200,23 +201,25 @@ def statistics_command(dataset_name, data_root, name):
     )
 
 
-def load_feature_network(name, data_root, dataset_name, weights=None, resize=None, device="cpu"):
+def load_feature_network(
+    name, data_root, dataset_name, weights=None, resize=None, device="cpu", weights_flag=WEIGHTS_FLAG
+):
     """The feature network of a data set, on `device`.
 
     Args: name: a key of NETWORK_RESIZE or of ALIASES; data_root, dataset_name (`HDF5Dataset.name`): where the
         classifier lies; weights: file of another network's weights, or None for torch.hub's cache or a download;
-        resize: a rule of the network, None for its default.
+        resize: a rule of the network, None for its default; weights_flag: the flag of `weights`, for error messages.
     Raises: UserError for an unknown name or rule, and for missing or foreign weights.
     """
-    name, resize = check_choice(name, weights, resize)
+    name, resize = check_choice(name, weights, resize, weights_flag)
     if name == "classifier":
         network = _load_classifier(data_root, dataset_name, resize)
     else:
-        network = _load_published(name, weights, resize)
+        network = _load_published(name, weights, resize, weights_flag)
     return network.to(device)
 
 
-def check_choice(name, weights=None, resize=None):
+def check_choice(name, weights=None, resize=None, weights_flag=WEIGHTS_FLAG):
     """The network's own name and its resize rule, as `load_feature_network` takes them. Raises: UserError."""
     name = network_name(name)
     if name not in NETWORK_RESIZE:
@@ -225,7 +228,7 @@ def check_choice(name, weights=None, resize=None):
     if resize not in (None, *rules):
         raise utils.UserError(f"--resize {resize}: the feature network {name} takes {' or '.join(rules)}")
     if name == "classifier" and weights is not None:
-        raise utils.UserError("--inception_weights: the classifier has weights of its own, beside the data set")
+        raise utils.UserError(f"{weights_flag}: the classifier has weights of its own, beside the data set")
     return name, resize or rules[0]
 
 
@@ -239,15 +242,17 @@ def _load_classifier(data_root, dataset_name, resize):
     return FeatureNetwork(net, name="classifier", resize=resize, weights_hash=digest, resolution=net.resolution)
 
 
-def _load_published(name, weights, resize):
+def _load_published(name, weights, resize, weights_flag):
     from inception_tf import is_script  # here, because importing torchvision takes a second
 
     release = RELEASES[name]
-    path, digest = _released_file(release) if weights is None else _named_file(Path(weights))
+    path, digest = (
+        _released_file(release, weights_flag) if weights is None else _named_file(Path(weights), weights_flag)
+    )
     # TorchScript brings code that is run: no file that the user has not named may be one.
     scripted = is_script(path)
     if scripted and (name != "inception_tf" or weights is None):
-        raise utils.UserError(f"{path} is TorchScript; it goes with --feature_network inception_tf --inception_weights")
+        raise utils.UserError(f"{path} is TorchScript; it goes with the network inception_tf and {weights_flag}")
     try:
         net = _build(name, path, scripted)
     except (RuntimeError, AttributeError, TypeError) as error:  # other keys or shapes; not a state dict
@@ -263,17 +268,17 @@ def _build(name, path, scripted):
     return {"inception": InceptionV3, "inception_tf": InceptionTF, "resnet50": ResNet50}[name](utils.load_torch(path))
 
 
-def _named_file(path):
+def _named_file(path, weights_flag):
     """A file that the user has named, and its sha256: recorded, whatever it is."""
     if not path.is_file():
-        raise utils.UserError(f"--inception_weights {path}: {'is a folder' if path.is_dir() else 'no such file'}")
+        raise utils.UserError(f"{weights_flag} {path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
         return path, utils.sha256(path)
     except OSError as error:
-        raise utils.UserError(f"--inception_weights: cannot read {path}: {error.strerror}") from error
+        raise utils.UserError(f"{weights_flag}: cannot read {path}: {error.strerror}") from error
 
 
-def _released_file(release):
+def _released_file(release, weights_flag):
     """The path and sha256 of published weights in torch.hub's cache, downloaded where they are missing."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = next((folder / name for name in release.names if (folder / name).exists()), folder / release.names[0])
@@ -284,7 +289,7 @@ def _released_file(release):
         except (OSError, RuntimeError) as error:  # no network; a file that is not the one we asked for
             raise utils.UserError(
                 f"no weights of {release.title}: downloading {release.url} failed ({error}); fetch it elsewhere and "
-                f"put it at {path}, name it with --inception_weights, or use --feature_network classifier"
+                f"put it at {path}, name it with {weights_flag}, or use the classifier instead"
             ) from error
     digest = utils.sha256(path)
     if not digest.startswith(release.sha256):

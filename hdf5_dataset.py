@@ -6,6 +6,7 @@ Symbols: N images, resolution R, B images in a batch.
 import itertools
 import json
 import math
+import os
 from pathlib import Path
 
 import h5py
@@ -129,7 +130,7 @@ def _open_hdf5(path, chunk_cache=0):
         if path.is_dir():
             raise utils.UserError(f"{path} is a folder, not an HDF5 file") from error
         if error.errno is not None:  # the system's refusal: permissions, a broken disk
-            raise utils.UserError(f"cannot read {path}: {error.strerror or _first_line(error)}") from error
+            raise utils.UserError(f"cannot read {path}: {os.strerror(error.errno)}") from error
         if "truncated" in str(error):
             raise utils.UserError(f"{path} is truncated (an unfinished copy?); copy or make it again") from error
         raise utils.UserError(f"{path} is not an HDF5 file") from error

@@ -105,22 +105,23 @@ class Progress:
         return self.done - len(self.unreadable)
 
 
-def write_source(out, source, resolution, rule, num_workers, max_bad):
+def write_source(out, source, resolution, rule, num_workers, max_bad, overwrite=False):
     """Decode the images of a `Source` and write them, from where an interrupted call with the same arguments got to.
 
     Whatever ends it, also in the middle of a write, the next call goes on, and the finished file is the same to the
-    byte; num_workers and max_bad may change in between. Another source or rule, or another version of the libraries
-    that decode and write, starts anew. An existing `out` is replaced at the end. Unreadable images are left out and
-    listed in `report_path(out)`.
+    byte; num_workers and max_bad may change in between. What another source or rule, or another version of the
+    libraries that decode and write, has got done is refused, unless there is nothing of it yet or `overwrite` is given:
+    then it starts anew. An existing `out` is replaced at the end. Unreadable images are left out and listed in
+    `report_path(out)`.
 
     Args: out: path of the HDF5 file; rule: text for the attribute `crop_resize`; num_workers: decoding processes.
     Returns: list of (index, reason) of the unreadable images.
     Raises: UserError if there are more than max_bad of those, or nothing else in a class, if `out` cannot be written,
-        or if another process is writing it.
+        or if another process is writing it, or has left it unfinished with other images.
     """
     out = Path(out)
     with _explained(out), _locked(_beside(out, "journal")) as journal:
-        offset, progress = _resume(out, journal, source, resolution, rule) or _begin(
+        offset, progress = _resume(out, journal, source, resolution, rule, overwrite) or _begin(
             out, journal, source, resolution, rule
         )
         _check_unreadable(out, source, progress, max_bad)
@@ -142,9 +143,12 @@ def bytes_held(out):
 
 
 def remove_leftovers(out):
-    """Remove what unfinished attempts at `out` have left behind, unless one is at work right now."""
-    leftovers = [_beside(out, ending) for ending in ("header", "partial", "journal")]
-    if any(path.exists() for path in leftovers):
+    """Remove what a call that was interrupted just after finishing `out` has left behind.
+
+    An unfinished file that is to replace `out` stays, and so does all while another process is at work.
+    """
+    leftovers = [_beside(out, ending) for ending in ("header", "journal")]
+    if any(path.exists() for path in leftovers) and not _beside(out, "partial").exists():
         with contextlib.suppress(utils.UserError, OSError), _locked(leftovers[-1]):
             for path in leftovers:
                 path.unlink(missing_ok=True)
@@ -213,14 +217,23 @@ def _begin(out, journal, source, resolution, rule):
     return offset, Progress()
 
 
-def _resume(out, journal, source, resolution, rule):
-    """Where an interrupted call got to, as `_begin` returns it, or None if there is none to go on from."""
+def _resume(out, journal, source, resolution, rule, overwrite):
+    """Where an interrupted call got to, as `_begin` returns it, or None if there is none to go on from.
+
+    Raises: UserError if it has got somewhere with other images, unless these are to be overwritten.
+    """
     lines, end = _read_journal(journal)
     if not lines:
         return None
     partial = _beside(out, "partial")
-    if lines[0].get("key") != _key(source, rule) or not partial.exists():
-        print(f"starting anew: {partial} was begun from other images, by another rule or by other versions")
+    if not partial.exists():
+        print(f"starting anew: {partial} is no longer there")
+        return None
+    if lines[0].get("key") != _key(source, rule):
+        origin = f"{partial} was begun from other images, by another rule or by other versions"
+        if lines[-1].get("done") and not overwrite:  # it may be the work of hours
+            raise utils.UserError(f"{origin}; --overwrite starts anew, --out writes another file")
+        print(f"starting anew: {origin}")
         return None
     journal.truncate(end)
     progress = Progress()
@@ -336,7 +349,7 @@ def _check_unreadable(out, source, progress, max_bad):
         _write_report(out, source, unreadable)
         raise utils.UserError(
             f"{len(unreadable)} image(s) cannot be read, more than --max_bad {max_bad} ({first}); {listed}; "
-            "a higher --max_bad goes on without them, repairing or removing them starts anew"
+            "a higher --max_bad goes on without them, after repairing or removing them --overwrite starts anew"
         )
 
 

@@ -111,7 +111,6 @@ def main(argv=None):
     args = parse_args(argv)
     quiet = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
     with quiet, utils.process_group(args.device) as ranks:
-        density_scores.check_embedding(args.embedding)
         dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
         check_out(args, dataset)
         content = utils.on_main(ranks, lambda: dataset_doctor.introduce(dataset))["content"]

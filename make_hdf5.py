@@ -32,7 +32,8 @@ IMAGENET = {"I32": 32, "I64": 64, "I128": 128, "I256": 256}  # the family's name
 def main(argv=None):
     args = parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
+        # File names need not be text; a log file shall tell what is being done while it is.
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     resolution, out = target(args)
     source = find_images(args)
     rule = image_decoding.CROP_RESIZE.format(resolution)
@@ -41,7 +42,9 @@ def main(argv=None):
         return
     check_disk(out, len(source.images), resolution)
     try:
-        unreadable = hdf5_writing.write_source(out, source, resolution, rule, args.num_workers, args.max_bad)
+        unreadable = hdf5_writing.write_source(
+            out, source, resolution, rule, args.num_workers, args.max_bad, args.overwrite
+        )
     except KeyboardInterrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted; the same command goes on where it was", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -97,7 +100,10 @@ def parse_args(argv):
     )
     group.add_argument("--data_root", default="data", help="folder of the data sets")
     group.add_argument(
-        "--overwrite", action=argparse.BooleanOptionalAction, default=False, help="replace an existing file"
+        "--overwrite",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="replace an existing or unfinished file",
     )
     group.add_argument(
         "--num_workers",

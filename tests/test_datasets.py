@@ -107,7 +107,8 @@ def test_loader_yields_the_images_of_batch_indices(dataset):
 def test_start_skips_and_threads_keep_the_order(dataset):
     whole = take(datasets.BatchLoader(dataset, 16, seed=0), 12)
     assert equal(whole[5:], take(datasets.BatchLoader(dataset, 16, seed=0, start=5), 7))
-    assert equal(whole, take(datasets.BatchLoader(dataset, 16, seed=0, num_workers=4), 12))
+    for num_workers in (0, 4):
+        assert equal(whole, take(datasets.BatchLoader(dataset, 16, seed=0, num_workers=num_workers), 12))
 
 
 def test_ranks_together_see_the_batch_of_one_process(dataset):
@@ -280,4 +281,4 @@ def test_flags():
     datasets.add_data_args(parser)
     args = parser.parse_args([])
     assert (args.dataset, args.data_root, args.load_in_mem, args.num_workers) == (None, "data", False, 1)
-    assert parser.parse_args(["--load_in_mem", "--num_workers", "8"]).load_in_mem
+    assert parser.parse_args(["--load_in_mem", "--num_workers", "0"]).load_in_mem

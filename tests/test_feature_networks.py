@@ -290,7 +290,7 @@ def test_files_that_hold_something_else(name, tmp_path, script_file):
         with pytest.raises(utils.UserError, match=r"(foreign|cut)\.pt.* is not a readable checkpoint"):
             load_feature_network(name, "data", "toy", weights=path)
     if name != "inception_tf":
-        with pytest.raises(utils.UserError, match="--feature_network inception_tf"):
+        with pytest.raises(utils.UserError, match="goes with the network inception_tf and --inception_weights"):
             load_feature_network(name, "data", "toy", weights=script_file)
     foreign.write_text("<html>404</html>")
     with pytest.raises(utils.UserError, match="is not a readable checkpoint"):

@@ -1,5 +1,7 @@
 """Reading one HDF5 file: every storage, damage, replacement."""
 
+import errno
+
 import h5py
 import numpy as np
 import pytest
@@ -105,6 +107,14 @@ def test_damaged_files_are_refused(tmp_path, family_file):
     text.write_text("images\n" * 500)
     refused(text, "not an HDF5 file")
     refused(tmp_path, "is a folder")
+
+
+def test_a_file_that_may_not_be_read_is_told_in_few_words(family_file, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise PermissionError(errno.EACCES, f"Unable to open file (name = '{family_file}', errno = 13, flags = 0)")
+
+    monkeypatch.setattr(hdf5_dataset.h5py, "File", forbidden)
+    refused(family_file, "cannot read .*: Permission denied$")
 
 
 def test_pixels_past_the_end_of_the_file_are_refused(family_file, monkeypatch):

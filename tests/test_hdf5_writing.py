@@ -32,8 +32,8 @@ def make_source(number=120, bad=BAD, description="made", seed=0):
     return Source(description, ["a", "b"], np.arange(number) * 2 // number, images)
 
 
-def write(out, source, num_workers=1, max_bad=10):
-    return hdf5_writing.write_source(out, source, R, "rule", num_workers, max_bad)
+def write(out, source, num_workers=1, max_bad=10, overwrite=False):
+    return hdf5_writing.write_source(out, source, R, "rule", num_workers, max_bad, overwrite)
 
 
 def refused(message, *args, **kwargs):
@@ -273,6 +273,27 @@ def test_a_torn_journal(tmp_path, expected, monkeypatch):
             assert (tmp_path / "torn" / "a.hdf5").read_bytes() == expected
 
 
+def test_what_is_done_of_other_images_is_lost_only_on_request(tmp_path, expected, monkeypatch):
+    out = tmp_path / "a.hdf5"
+    other = make_source(description="other", seed=1)
+    interrupt_at(other.images[0], monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        write(out, other)
+    write(out, make_source())  # nothing was done yet
+    out.unlink()
+    interrupt_at(other.images[100], monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        write(out, other)
+    refused("a.hdf5.partial was begun from other images.*--overwrite starts anew", out, make_source())
+    monkeypatch.undo()
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    write(out, make_source(), overwrite=True)
+    assert out.read_bytes() == expected
+    write(tmp_path / "copy" / "a.hdf5", other)
+    write(tmp_path / "other.hdf5", other)
+    assert (tmp_path / "copy" / "a.hdf5").read_bytes() == (tmp_path / "other.hdf5").read_bytes()
+
+
 def test_other_images_or_a_lost_partial_file_start_anew(tmp_path, expected, monkeypatch, capsys):
     out = tmp_path / "a.hdf5"
     for change in ("other images", "lost", "shorter", "other version"):
@@ -288,7 +309,7 @@ def test_other_images_or_a_lost_partial_file_start_anew(tmp_path, expected, monk
         with monkeypatch.context() as patch:
             if change == "other version":
                 patch.setattr(hdf5_writing.PIL, "__version__", "0")
-            write(out, make_source())
+            write(out, make_source(), overwrite=True)
         assert "starting anew" in capsys.readouterr().out
         assert out.read_bytes() == expected
 
@@ -301,6 +322,8 @@ def test_an_existing_file_stays_until_the_new_one_is_finished(tmp_path, expected
     with pytest.raises(KeyboardInterrupt):
         write(out, source)
     assert out.read_text() == "mine"
+    hdf5_writing.remove_leftovers(out)  # the unfinished one is none
+    assert (tmp_path / "a.hdf5.partial").exists() and (tmp_path / "a.hdf5.journal").exists()
     write(out, source)
     assert out.read_bytes() == expected
 

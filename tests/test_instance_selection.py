@@ -201,9 +201,13 @@ def test_the_kept_images_as_a_data_set(script, capsys):
     [
         (["--retention_ratio", "0"], "percentage above 0"),
         (["--retention_ratio", "nan"], "percentage above 0"),
-        (["--embedding", "swav"], "--embedding swav is not here; there are inceptionv3, "),
+        (["--embedding", "swav"], "--embedding: invalid choice: 'swav'"),
         (["--density_measure", "kde"], "invalid choice"),
-        (["--embedding", "inceptionv3", "--embedding_weights", "nowhere.pth"], "nowhere.pth: no such file"),
+        (
+            ["--embedding", "inceptionv3", "--embedding_weights", "nowhere.pth"],
+            "--embedding_weights nowhere.pth: no such file",
+        ),
+        (["--embedding_weights", "some.pth"], "--embedding_weights: the classifier has weights of its own"),
         (["--retention_ration", "4"], "did you mean --retention_ratio"),
         (["--out", "kept.png"], "must end in .hdf5"),
     ],
@@ -214,6 +218,37 @@ def test_bad_input_is_one_line(script, capsys, flags, words):
     text = str(stop.value) if isinstance(stop.value, utils.UserError) else capsys.readouterr().err.strip()
     assert words in text and "\n" not in text
     assert not list(script.root.glob("*scores*"))
+
+
+@pytest.mark.parametrize(
+    ("embedding", "feature_network", "shared"),
+    [
+        ("inceptionv3", "inception", True),
+        ("resnet50", "resnet50", True),
+        ("inceptionv3", "classifier", True),
+        ("inceptionv3", "inception_tf", False),
+        ("inceptionv3", "resnet50", False),
+        ("resnet50", "inception", False),
+        ("classifier", "inception", False),
+    ],
+)
+def test_the_metrics_weights_embed_where_they_are_of_that_network(embedding, feature_network, shared):
+    def chosen(*flags):
+        flags = ["--dataset", "made", "--embedding", embedding, "--feature_network", feature_network, *flags]
+        return density_scores.embedding_weights(train.parse_args([*flags, "--inception_weights", "metrics.pth"]))
+
+    assert chosen() == ("metrics.pth" if shared else None)
+    assert chosen("--embedding_weights", "own.pth") == "own.pth"
+
+
+def test_missing_weights_of_the_embedding_name_its_flag(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network here")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(utils.UserError, match="name it with --embedding_weights"):
+        density_scores.load_embedding("resnet50", tmp_path, "made")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -286,7 +321,7 @@ def test_a_dry_run_computes_no_scores(script, capsys):
     assert not list(script.root.glob("*scores*"))
     with pytest.raises(SystemExit):
         train.main([*flags, "--embedding", "places365", "--retention_ratio", "30"])
-    assert "--embedding places365 is not here" in capsys.readouterr().err
+    assert "--embedding: invalid choice: 'places365'" in capsys.readouterr().err
 
 
 def _score_as_rank(rank, root):
