@@ -37,7 +37,7 @@ def int8_pays(device_type):
     With instructions for it they are five times as fast, without they are many times slower: the best of many tries
     tells, also on a busy machine.
     """
-    if device_type != "cpu" or not int8_is_exact():
+    if device_type != "cpu" or not hasattr(torch, "_int_mm") or not int8_is_exact():
         return False
     points = torch.ones(256, 1024, dtype=torch.int8)
     pairs = ((torch._int_mm, points), (torch.mm, points.float()))
