@@ -12,7 +12,6 @@ import warnings
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 import utils
 from feature_networks import full_precision
@@ -21,6 +20,7 @@ LARGEST = 1e150  # features whose squared distance float64 can hold
 # Of the differences held at once: they stay in the cache, and so few (below 2^15) torch computes on one thread; waking
 # others at each step costs far more than it saves where processors are shared.
 DIRECT_BYTES = 2**18 - 1
+DIRECT_PAIRS, FOLDED = 4096, 64  # pairs whose last terms, so many each, wait to be added up together
 WIDEST_INT8 = 2**17  # features whose products in int8, of 127^2 at most, int32 can add up
 SLACK = 2.0**-7  # the usual share of int8's rounding in a point; any other only makes bounds wider
 
@@ -64,9 +64,17 @@ def int8_is_exact():
 
 def direct_pairs(a, b, i, j):
     """Squared distances (p,) float64 of the points a[i] to b[j], i and j int64 (p,), a few pairs at a time."""
+    groups = zip(i.split(DIRECT_PAIRS), j.split(DIRECT_PAIRS), strict=True)
+    return torch.cat([_direct_group(a, b, i_group, j_group) for i_group, j_group in groups])
+
+
+def _direct_group(a, b, i, j):
     few = max(1, DIRECT_BYTES // (8 * a.shape[1]))
-    parts = [direct_squared(a[i], b[j]) for i, j in zip(i.split(few), j.split(few), strict=True)]
-    return torch.cat(parts)
+    parts = []
+    for i_part, j_part in zip(i.split(few), j.split(few), strict=True):
+        terms = squared_differences(a.index_select(0, i_part), b.index_select(0, j_part))
+        parts.append(folded(terms, FOLDED))  # the last steps are worth their while for many pairs only
+    return folded(torch.cat(parts), 1)[:, 0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,10 +197,20 @@ def direct_squared(a, b):
     Halves are folded onto each other: the order of the additions, and with it a tie, depends on d alone, never on
     the device or on how many pairs are summed together.
     """
-    terms = (a.double() - b.double()).square()
-    while (width := terms.shape[-1]) > 1:
-        if width % 2:
-            terms = F.pad(terms, (0, 1))
-        half = (width + 1) // 2
-        terms = terms[..., :half] + terms[..., half:]
-    return terms[..., 0]
+    return folded(squared_differences(a, b), 1)[..., 0]
+
+
+def squared_differences(a, b):
+    """(a - b)^2 in float64: a, b (..., d) of float32 or float64, broadcast."""
+    terms = a.double() - b
+    terms *= terms
+    return terms
+
+
+def folded(terms, width):
+    """Halves of the terms (..., d), which are overwritten, added onto each other until at most `width` are left."""
+    while (length := terms.shape[-1]) > width:
+        half = (length + 1) // 2
+        terms[..., : length - half] += terms[..., half:]
+        terms = terms[..., :half]
+    return terms
