@@ -9,6 +9,7 @@ import argparse
 import torch
 from torch.nn import functional as F
 
+import pictures
 import utils
 
 CIFAR_RESOLUTION, CIFAR_PADDING = 32, 4  # files of this resolution are padded by so much where --augment crops them
@@ -58,7 +59,7 @@ def draw_reals(args, loader, ranks, step, draw):
     images = augment(images, args, ranks, step, draw)
     y = torch.zeros_like(y) if args.unconditional else y
     if not args.dequantise:
-        return utils.to_float(images), y
+        return pictures.to_float(images), y
     noise = utils.rng(args.seed, "dequantise", step, draw).random((args.batch_size, *images.shape[1:]), dtype="float32")
     noise = torch.from_numpy(ranks.slice(noise)).to(ranks.device)
     return (images.float() + noise) / 128 - 1, y

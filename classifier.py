@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import pictures
 import utils
 
 FEATURES = 128
@@ -166,7 +167,7 @@ def fit_classifier(dataset, *, seed=0, epochs=10, batch_size=64, learning_rate=2
         for epoch in range(epochs):
             generator = utils.rng(seed, "classifier", 2, epoch)
             for indices in np.array_split(generator.permutation(train), batches):
-                images = utils.to_float(dataset.read(indices).to(device))
+                images = pictures.to_float(dataset.read(indices).to(device))
                 images = random_shift(images, generator, max(1, dataset.resolution // 16))
                 labels = dataset.labels_at(indices).to(device)
                 loss = F.cross_entropy(network(images)[1], labels)
@@ -184,6 +185,6 @@ def held_out_accuracy(network, dataset, indices, batch_size, device):
     """Share of the images at `indices` that the network, in eval mode, assigns to their class."""
     right = 0
     for part in np.array_split(indices, math.ceil(len(indices) / batch_size)):
-        logits = network(utils.to_float(dataset.read(part).to(device)))[1]
+        logits = network(pictures.to_float(dataset.read(part).to(device)))[1]
         right += (logits.argmax(1).cpu() == dataset.labels_at(part)).sum().item()
     return right / len(indices)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 import datasets
 import density_scores
 import doctor_picture
+import pictures
 import utils
 
 FORMAT = 1  # of the findings
@@ -53,7 +54,7 @@ def examine(dataset, folder=None, overwrite=False):
     findings = full_pass(dataset) | {"key": key}
     drawn = None
     try:
-        utils.save_image(doctor_picture.draw(dataset, findings["counts"], report(findings)), picture_path)
+        pictures.save_image(doctor_picture.draw(dataset, findings["counts"], report(findings)), picture_path)
         drawn = str(picture_path)
         utils.save_json(findings, json_path)  # last: where there are findings there is a picture
     except utils.UserError as error:

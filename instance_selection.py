@@ -23,6 +23,7 @@ import torch
 import dataset_doctor
 import datasets
 import density_scores
+import pictures
 import utils
 
 SHEET_CLASSES, SHEET_IMAGES = 10, 5  # of the picture: classes, and images of each at either end
@@ -121,7 +122,7 @@ def main(argv=None):
         path = density_scores.scores_path(args.data_root, dataset.name, args.embedding, args.density_measure)
         print(report(selection))
         sheet, classes = score_sheet(dataset, scores)
-        utils.save_image(sheet, path.with_suffix(".png"))
+        pictures.save_image(sheet, path.with_suffix(".png"))
         print(f"scores: {path}")
         print(f"wrote {path.with_suffix('.png')} (rows: {', '.join(dataset.class_names[c] for c in classes)})")
         if args.out:
@@ -166,7 +167,7 @@ def score_sheet(dataset, scores):
         images[row, : len(densest)] = dataset.read(densest)
         if len(sparsest):
             images[row, -len(sparsest) :] = dataset.read(sparsest)
-    grid = utils.image_grid(images.flatten(0, 1), columns, ["densest", *[""] * (columns - 2), "sparsest"])
+    grid = pictures.image_grid(images.flatten(0, 1), columns, ["densest", *[""] * (columns - 2), "sparsest"])
     return grid, [int(dataset.labels[indices[0]]) for indices in groups]
 
 

@@ -8,7 +8,7 @@ distance, so that every number names its rule.
 import torch
 from torch.nn import functional as F
 
-import utils
+import pictures
 
 INCEPTION_SIZE, RESNET_SIZE = 299, 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -30,7 +30,7 @@ def bilinear_corners_transform_input(images):
 
     That transform undoes the normalisation and brings pixels to [-1,1]; as it commutes with resizing, this is all.
     """
-    return _interpolate(utils.to_float(images), INCEPTION_SIZE, align_corners=True)
+    return _interpolate(pictures.to_float(images), INCEPTION_SIZE, align_corners=True)
 
 
 def tf1(images):
@@ -75,5 +75,5 @@ RESIZE_RULES = {
     "tf1": tf1,
     "bilinear": bilinear,
     "pil_bicubic": pil_bicubic,
-    "native": utils.to_float,
+    "native": pictures.to_float,
 }

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import batch_norm_modes
 import BigGAN
+import pictures
 import utils
 from latents import TRUNCATION_KINDS, Truncation, balanced_labels, latents, random_labels, shuffled_labels
 
@@ -57,7 +58,7 @@ def make_images(G, z, y, device=None):
     """
     device = device or next(G.parameters()).device
     try:
-        return utils.to_uint8(G(z.to(device), y.to(device))).cpu()
+        return pictures.to_uint8(G(z.to(device), y.to(device))).cpu()
     except torch.OutOfMemoryError as error:
         raise utils.UserError(f"{device} has too little free memory for {len(z)} images at a time") from error
 
@@ -90,14 +91,14 @@ def class_sheet(G, rows, seed, truncation=None, classes=None, class_names=None):
         return random_sheet(G, rows, seed, truncation, classes)
     z = latents(seed, range(rows), G.config.dim_z, truncation).repeat_interleave(len(classes), dim=0)
     images = _render(G, z, torch.tensor(classes).repeat(rows))
-    return utils.image_grid(images, columns=len(classes), labels=_headers(classes, class_names))
+    return pictures.image_grid(images, columns=len(classes), labels=_headers(classes, class_names))
 
 
 def random_sheet(G, rows, seed, truncation=None, classes=None):
     """Rows of 10 images with a z each and classes drawn from `classes` (all if None), as a PIL image."""
     num_images = rows * COLUMNS
     y = random_labels(seed, num_images, classes or range(G.config.n_classes))
-    return utils.image_grid(_render(G, latents(seed, range(num_images), G.config.dim_z, truncation), y), COLUMNS)
+    return pictures.image_grid(_render(G, latents(seed, range(num_images), G.config.dim_z, truncation), y), COLUMNS)
 
 
 def z_interpolation_sheet(G, rows, seed, truncation=None, classes=None):
@@ -111,7 +112,7 @@ def z_interpolation_sheet(G, rows, seed, truncation=None, classes=None):
     angle = torch.linspace(0, math.pi / 2, COLUMNS)[:, None]
     z = angle.cos() * z[0::2, None] + angle.sin() * z[1::2, None]  # (rows,10,dim_z)
     y = balanced_labels(rows, classes).repeat_interleave(COLUMNS)
-    return utils.image_grid(_render(G, z.flatten(0, 1), y), COLUMNS)
+    return pictures.image_grid(_render(G, z.flatten(0, 1), y), COLUMNS)
 
 
 def class_interpolation_sheet(G, rows, seed, truncation=None, classes=None):
@@ -124,7 +125,7 @@ def class_interpolation_sheet(G, rows, seed, truncation=None, classes=None):
     one_hot = torch.nn.functional.one_hot(balanced_labels(rows + 1, classes), G.config.n_classes).float()
     share = torch.linspace(0, 1, COLUMNS)[:, None]
     y = torch.lerp(one_hot[:-1, None], one_hot[1:, None], share)  # (rows,10,K)
-    return utils.image_grid(_render(G, z, y.flatten(0, 1)), COLUMNS)
+    return pictures.image_grid(_render(G, z, y.flatten(0, 1)), COLUMNS)
 
 
 def _headers(classes, class_names):
@@ -315,7 +316,7 @@ def _write_sheets(G, meta, args, classes, truncation, out):
 
 
 def _save(image, path, what):
-    utils.save_image(image, path)
+    pictures.save_image(image, path)
     print(f"wrote {path} ({what})")
 
 

@@ -38,6 +38,7 @@ import legacy_flags
 import logs
 import losses
 import optimizers
+import pictures
 import run_messages
 import sample
 import utils
@@ -321,7 +322,7 @@ def train(args, ranks):
             if sheet and log:
                 with batch_norm_modes.prepared(evaluated, bn_mode, args.seed) as prepared:
                     picture = sample.class_sheet(prepared, 10, args.seed, class_names=plan.class_names)
-                utils.save_image(picture, folder / "samples" / f"step_{step:08d}.png")
+                pictures.save_image(picture, folder / "samples" / f"step_{step:08d}.png")
                 log.image("samples", step, picture)
             if save and log:
                 state |= {"metrics": metrics if test else None, "best": best, "scaler": None}

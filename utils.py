@@ -1,4 +1,4 @@
-"""Run plumbing shared by the scripts: errors, argument parsing, seeding, processes, files and image grids.
+"""Run plumbing shared by the scripts: errors, argument parsing, seeding, processes and files.
 
 Nothing in here knows about networks, data sets or metrics, and nothing here imports another file of the project.
 """
@@ -9,7 +9,6 @@ import difflib
 import errno
 import hashlib
 import json
-import math
 import os
 import signal
 import sys
@@ -21,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 
 class UserError(Exception):
@@ -86,6 +84,7 @@ def positive_int(text):
 
 def run_main(main):
     """Run a script's `main()`: bad input ends in one line and status 2, Ctrl-C in one line and status 130."""
+    warnings.formatwarning = _one_line_warning
     try:
         main()
     except UserError as error:
@@ -102,10 +101,21 @@ def run_main(main):
         sys.exit(128 + signal.SIGINT)
 
 
+def _one_line_warning(message, category, filename, lineno, line=None, default=warnings.formatwarning):
+    """A warning as text; one of the project's own is for the user, who has no use for the line of code."""
+    own = category is UserWarning and Path(filename).parent == Path(__file__).parent
+    return f"warning: {message}\n" if own else default(message, category, filename, lineno, line)
+
+
 def _exit_with_line(text):
     if is_main_process():  # the others have found the same, or are ended by torchrun
         print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
     sys.exit(2)
+
+
+def bar_interval():
+    """Keyword for tqdm: often on a terminal, seldom where every refresh becomes a line of a log file."""
+    return {"mininterval": 0.2 if sys.stderr.isatty() else 15}
 
 
 def is_main_process():
@@ -361,48 +371,3 @@ def sha256(path):
     """Hex digest of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Images
-
-
-def to_uint8(x):
-    """Images in [-1, 1], float (..., H, W), to uint8 by rounding (never truncation)."""
-    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def to_float(images):
-    """uint8 images to float32 in [-1, 1]; the inverse of `to_uint8`."""
-    return images.float() / 127.5 - 1
-
-
-def image_grid(images, columns, labels=None, scale=None, pad=2):
-    """One picture of many.
-
-    Args: images: uint8 (N,3,R,R), row by row; columns: images in a row; labels: text above each column, or None;
-        scale: whole-number enlargement, or None for about 64 pixels an image; pad: pixels between images.
-    Returns: PIL image, RGB.
-    """
-    n, _, height, width = images.shape
-    scale = scale or max(1, 64 // max(height, width))
-    cell_w, cell_h = width * scale + pad, height * scale + pad
-    header = 16 if labels else 0
-    sheet = Image.new("RGB", (columns * cell_w + pad, math.ceil(n / columns) * cell_h + pad + header), "white")
-    for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
-        tile = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        sheet.paste(tile, (i % columns * cell_w + pad, i // columns * cell_h + pad + header))
-    draw = ImageDraw.Draw(sheet)
-    for column, label in enumerate((labels or [])[:columns]):
-        draw.text((column * cell_w + pad + 1, 2), str(label)[: cell_w // 6], fill="black")
-    return sheet
-
-
-def bar_interval():
-    """Keyword for tqdm: often on a terminal, seldom where every refresh becomes a line of a log file."""
-    return {"mininterval": 0.2 if sys.stderr.isatty() else 15}
-
-
-def save_image(image, path):
-    with atomic_path(path) as temporary:
-        image.save(temporary, format=Path(path).suffix[1:].upper().replace("JPG", "JPEG"))

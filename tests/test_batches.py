@@ -5,6 +5,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import batches
+import pictures
 import train
 import utils
 from model_config import ModelConfig
@@ -51,7 +52,7 @@ def test_dequantised_reals_fill_their_grey_level():
     assert abs(noise.mean().item() - 0.5) < 0.01 and abs(noise.std().item() - 12**-0.5) < 0.01
     assert not torch.equal(x, reals(parse("--dequantise"), draw=2)[1])
     assert not torch.equal(x, reals(parse("--dequantise"), step=4)[1])
-    assert torch.equal(reals(parse())[1], utils.to_float(images))
+    assert torch.equal(reals(parse())[1], pictures.to_float(images))
 
 
 def windows(image, size):

@@ -18,6 +18,7 @@ import density_scores
 import evaluate
 import instance_selection
 import make_hdf5
+import pictures
 import reference_statistics
 import resizing
 import train
@@ -173,7 +174,7 @@ def test_the_script_shows_and_tells(script, capsys):
     dataset = datasets.open_dataset("made", script.root)
     with Image.open(script.root / "made_classifier_gaussian_scores.png") as sheet:
         picture = np.asarray(sheet)
-    scale, pad, header = 4, 2, 16  # of utils.image_grid at 16x16
+    scale, pad, header = 4, 2, 16  # of pictures.image_grid at 16x16
     for column, rank in ((0, -1), (10, 0)):  # of class a: the densest image, and the sparsest
         own = np.flatnonzero(dataset.labels == 0)
         image = dataset.images[own[np.argsort(scores[own])[rank]]]
@@ -266,7 +267,7 @@ def test_training_sees_the_kept_images_alone(script, tmp_path, monkeypatch, caps
     with np.load(script.root / "made_classifier_gaussian_scores.npz") as file:
         dataset = datasets.open_dataset("made", script.root)
         kept = keep(file["scores"], dataset.labels, 50)
-    shown = {utils.to_uint8(image).numpy().tobytes() for x, _ in seen for image in x}
+    shown = {pictures.to_uint8(image).numpy().tobytes() for x, _ in seen for image in x}
     assert shown == {image.tobytes() for image in dataset.images[kept]}
 
     about = utils.load_json(tmp_path / "runs" / "run" / "config.json")
@@ -308,7 +309,8 @@ def test_statistics_of_the_kept_images(script, tmp_path, capsys):
 
     runs = ["--runs_root", str(tmp_path / "runs"), *MODEL, *STEPS, "--test_every", "1", "--num_iters", "1"]
     train.main([*network, *runs, "--reference_file", str(path), "--experiment_name", "run"])
-    for flags, reference in (([], name), (["--dataset", "made"], "made")):
+    whole = str(path.with_name("made_classifier_native_reference.npz"))
+    for flags, reference in (([], name), (["--reference_file", whole], "made")):
         capsys.readouterr()
         evaluate.main([str(tmp_path / "runs" / "run"), "--json", *CPU, *flags])
         assert json.loads(capsys.readouterr().out)["protocol"]["reference"] == reference

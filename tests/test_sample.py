@@ -13,6 +13,7 @@ from scipy import stats
 import batch_norm_modes
 import BigGAN
 import evaluation_sources
+import pictures
 import sample
 import utils
 from model_config import ModelConfig
@@ -141,7 +142,7 @@ def test_class_sheet_has_a_class_per_column_and_a_z_per_row(G):
     sheet = tiles(sample.class_sheet(G, rows=4, seed=5, classes=[2, 0]), rows=4, columns=2, header=True)
     z = sample.latents(5, range(4), DIM_Z)
     for column, c in enumerate((2, 0)):
-        expected = utils.to_uint8(G(z, torch.full((4,), c))).permute(0, 2, 3, 1).numpy()
+        expected = pictures.to_uint8(G(z, torch.full((4,), c))).permute(0, 2, 3, 1).numpy()
         assert np.abs(sheet[:, column].astype(int) - expected).max() <= 1
 
 
@@ -159,11 +160,11 @@ def test_headers_are_names_where_all_are_short():
 def test_interpolations_start_and_end_at_the_images(G):
     z = sample.latents(5, range(4), DIM_Z)
     sheet = tiles(sample.z_interpolation_sheet(G, rows=2, seed=5, classes=[2, 0]), 2, 10, header=False)
-    expected = utils.to_uint8(G(z, torch.tensor([2, 2, 0, 0]))).permute(0, 2, 3, 1).numpy()
+    expected = pictures.to_uint8(G(z, torch.tensor([2, 2, 0, 0]))).permute(0, 2, 3, 1).numpy()
     assert np.abs(sheet[:, [0, 9]].reshape(expected.shape).astype(int) - expected).max() <= 1
 
     sheet = tiles(sample.class_interpolation_sheet(G, rows=2, seed=5, classes=[2, 0]), 2, 10, header=False)
-    expected = utils.to_uint8(G(z[[0, 0, 1, 1]], torch.tensor([2, 0, 0, 2]))).permute(0, 2, 3, 1).numpy()
+    expected = pictures.to_uint8(G(z[[0, 0, 1, 1]], torch.tensor([2, 0, 0, 2]))).permute(0, 2, 3, 1).numpy()
     assert np.abs(sheet[:, [0, 9]].reshape(expected.shape).astype(int) - expected).max() <= 1
     assert len(np.unique(sheet.reshape(20, -1), axis=0)) == 20
 

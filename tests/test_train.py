@@ -314,7 +314,7 @@ def test_moving_average():
         (["--ema_decay", "2"], "--ema_decay"),
         (["--num_iter", "5"], "did you mean --num_iters"),
         (["--load_weights", "x"], "resumed by itself"),
-        (["--retention_ratio", "50", "--embedding", "swav"], "--embedding swav is not here"),
+        (["--retention_ratio", "50", "--embedding", "swav"], "--embedding: invalid choice: 'swav'"),
         (["--retention_ratio", "101"], "percentage above 0"),
         (["--device", "cuda:77"], "--device"),
         (["--dataset", "single", "--unconditional"], "calculate_inception_moments.py"),

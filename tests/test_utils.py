@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import pictures
 import utils
 
 
@@ -32,8 +33,14 @@ def test_random_streams_are_functions_of_seed_stream_and_counters():
 
 def test_pixels_round_and_round_trip():
     images = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(utils.to_uint8(utils.to_float(images)), images)
-    assert utils.to_uint8(torch.tensor([-1.5, -1.0, 0.5 / 127.5 - 1 + 1e-4, 1.0, 2.0])).tolist() == [0, 0, 1, 255, 255]
+    assert torch.equal(pictures.to_uint8(pictures.to_float(images)), images)
+    assert pictures.to_uint8(torch.tensor([-1.5, -1.0, 0.5 / 127.5 - 1 + 1e-4, 1.0, 2.0])).tolist() == [
+        0,
+        0,
+        1,
+        255,
+        255,
+    ]
 
 
 def test_atomic_write_keeps_the_old_file_on_error(tmp_path):
@@ -84,10 +91,10 @@ def test_run_main_turns_errors_into_exit_statuses():
 def test_image_grid_places_images_row_by_row():
     images = torch.zeros(6, 3, 4, 4, dtype=torch.uint8)
     images[4] = 200
-    grid = np.asarray(utils.image_grid(images, columns=3, scale=2, pad=1))
+    grid = np.asarray(pictures.image_grid(images, columns=3, scale=2, pad=1))
     assert grid.shape == (2 * 9 + 1, 3 * 9 + 1, 3)
     assert (grid[10:18, 10:18] == 200).all() and (grid[1:9, 1:9] == 0).all()
-    assert utils.image_grid(images, columns=3, labels=["a", "b", "c"]).height > utils.image_grid(images, 3).height
+    assert pictures.image_grid(images, columns=3, labels=["a", "b", "c"]).height > pictures.image_grid(images, 3).height
 
 
 def test_device_names():
@@ -104,3 +111,8 @@ def test_a_reader_that_goes_away_is_no_traceback():
     )
     process.stdout.close()
     assert process.wait(timeout=60) == 141 and process.stderr.read() == b""
+
+
+def test_a_warning_of_the_project_is_one_line():
+    assert utils._one_line_warning("too few", UserWarning, utils.__file__, 1) == "warning: too few\n"
+    assert "elsewhere.py:1" in utils._one_line_warning("too few", UserWarning, "/lib/elsewhere.py", 1)
