@@ -7,4 +7,4 @@ source scripts/venv.sh
 ensure_venv requirements-dev.txt
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-.venv/bin/python -m pytest "$@"
+.venv/bin/python -m pytest -n auto --maxprocesses 4 "$@" # a test has one thread, a process most of 1 GB
