@@ -333,10 +333,12 @@ def _write_samples(G, meta, args, classes, truncation, out):
         writers[out / "samples.npz"] = npz_writer(out / "samples.npz", y, G.config.resolution)
     with contextlib.ExitStack() as stack, tqdm(total=len(y), unit="img", disable=None) as bar:
         write_functions = [stack.enter_context(writer) for writer in writers.values()]
+        left = len(y)
         for images in generate(G, to_make, args.seed, batch_size, truncation):
-            wanted = images[: len(y) - bar.n]
+            wanted = images[:left]  # all, but for a last block that is made whole
             for write in write_functions:
                 write(wanted)
+            left -= len(wanted)
             bar.update(len(wanted))
     for path in writers:
         print(f"wrote {path} ({len(y)} images)")

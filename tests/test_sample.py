@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +281,8 @@ def test_samples_under_a_batch_norm_mode_are_the_images_that_evaluation_sees(run
         sample.main([*flags.split(), "--bn_batch_size", "16", "--num_standing_accumulations", "2"])
         with np.load(tmp_path / name / "samples.npz") as file:
             made.append((file["arr_0"].transpose(0, 3, 1, 2).astype(int), file["arr_1"]))
+        with zipfile.ZipFile(tmp_path / name / "samples.npz") as archive:  # no more pixels than its header tells of
+            assert archive.getinfo("arr_0.npy").file_size - made[-1][0].size in range(1, 256)
     bn_mode = batch_norm_modes.BatchNormMode(mode, 16, 2)
     with batch_norm_modes.prepared(G, bn_mode, seed=0) as network:
         images = evaluation_sources.GeneratedImages(network, 40, 0, bn_mode)
