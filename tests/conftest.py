@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from family_files import random_images, write
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -43,3 +45,19 @@ def inception_tf_weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("inception_tf") / "pt_inception.pth"
     torch.save(trunk.state_dict(), path)
     return path
+
+
+@pytest.fixture
+def family_file(tmp_path):
+    return write(tmp_path / "made.hdf5", *random_images())
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes of three plain images each; class c, image i has grey level 50c + 10i everywhere."""
+    root = tmp_path / "photos"
+    for c, name in enumerate(("cat", "dog")):
+        (root / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (12, 10), (50 * c + 10 * i,) * 3).save(root / name / f"{i}.png")
+    return root

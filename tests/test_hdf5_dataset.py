@@ -6,31 +6,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from family_files import N, R, random_images, write
 
 import datasets
 import hdf5_dataset
 import make_hdf5
 import utils
-
-N, R = 50, 8
-
-
-def random_images(seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (N, 3, R, R), dtype=np.uint8), np.arange(N) % 7
-
-
-def write(path, images, labels, **storage):
-    """A file as the BigGAN-PyTorch family makes it: no attributes."""
-    with h5py.File(path, "w") as file:
-        file.create_dataset("imgs", data=images, **storage)
-        file.create_dataset("labels", data=labels)
-    return path
-
-
-@pytest.fixture
-def family_file(tmp_path):
-    return write(tmp_path / "made.hdf5", *random_images())
 
 
 @pytest.mark.parametrize(

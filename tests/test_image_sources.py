@@ -14,17 +14,6 @@ import utils
 from image_decoding import read_pixels
 
 
-@pytest.fixture
-def photos(tmp_path):
-    """Two classes of three plain images each; class c, image i has grey level 50c + 10i everywhere."""
-    root = tmp_path / "photos"
-    for c, name in enumerate(("cat", "dog")):
-        (root / name).mkdir(parents=True)
-        for i in range(3):
-            Image.new("RGB", (4, 4), (50 * c + 10 * i,) * 3).save(root / name / f"{i}.png")
-    return root
-
-
 def levels(source):
     """The grey levels of plain images."""
     return [int(read_pixels(image, 2)[0, 0, 0]) for image in source.images]

@@ -22,17 +22,6 @@ import make_hdf5
 import utils
 
 
-@pytest.fixture
-def photos(tmp_path):
-    """Two classes of three plain images each; class c, image i has grey level 50c + 10i everywhere."""
-    root = tmp_path / "photos"
-    for c, name in enumerate(("cat", "dog")):
-        (root / name).mkdir(parents=True)
-        for i in range(3):
-            Image.new("RGB", (12, 10), (50 * c + 10 * i,) * 3).save(root / name / f"{i}.png")
-    return root
-
-
 def make(images, out, *flags, resolution=8):
     command = ["--dataset", "folder", "--images", images, "--resolution", resolution, "--out", out, "--num_workers", 2]
     make_hdf5.main([str(word) for word in [*command, *flags]])
