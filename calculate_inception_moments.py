@@ -37,7 +37,7 @@ def parse_args(argv=None):
         "Write the reference statistics of a data set, which generated images are compared with, to one npz under "
         "--data_root. A classifier is first fitted to the data, where it is missing."
     )
-    datasets.add_data_args(parser, loader=False)
+    datasets.add_crop_arg(datasets.add_data_args(parser, loader=False))
     density_scores.add_selection_args(parser)
     measure = add_feature_args(parser)
     inception_utils.add_score_args(measure, splits=10, k=5, is_outputs="all")

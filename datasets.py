@@ -23,7 +23,10 @@ FAMILY_FILES = {f"I{resolution}_hdf5": f"ILSVRC{resolution}.hdf5" for resolution
 
 
 def add_data_args(parser, loader=True):
-    """Add the flags that say which data set to read, and how, to an argparse parser; `loader`: those of BatchLoader."""
+    """Add the flags that say which data set to read, and how, to an argparse parser; `loader`: those of BatchLoader.
+
+    Returns: their argparse group.
+    """
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
@@ -38,17 +41,21 @@ def add_data_args(parser, loader=True):
         default=False,
         help="read the whole file into memory first (of use for compressed files and slow disks)",
     )
-    group.add_argument(
-        "--crop_size",
-        type=utils.positive_int,
-        default=None,
-        help="side of the images to train on where those of the file are larger: random crops in training (with "
-        "--augment), the centre for statistics and classifier",
-    )
     if loader:
         group.add_argument(
             "--num_workers", type=utils.count, default=1, help="threads that read batches ahead; 0 is taken as 1"
         )
+    return group
+
+
+def add_crop_arg(parser):
+    """Add the flag of training on parts of larger images, for those who train and those who measure."""
+    parser.add_argument(
+        "--crop_size",
+        type=utils.positive_int,
+        help="side of the images to train on where those of the file are larger: random crops in training (with "
+        "--augment), the centre for statistics and classifier",
+    )
 
 
 def dataset_path(name, data_root):
@@ -68,7 +75,11 @@ def reference_name(name, data_root, crop_size=None):
     """The name under which statistics and the classifier of a data set are stored: `HDF5Dataset.name` of its file, or,
     where training crops to crop_size, `CentreCrop.name`. The file need not be there."""
     stem = dataset_path(name, data_root).stem
-    return f"{stem}_crop{crop_size}" if crop_size else stem
+    return cropped_name(stem, crop_size) if crop_size else stem
+
+
+def cropped_name(name, size):
+    return f"{name}_crop{size}"
 
 
 def open_dataset(name, data_root, load_in_mem=False):
@@ -143,7 +154,7 @@ class CentreCrop:
                 f"make a file of larger ones: make_hdf5.py --resolution R, with R above {size}"
             )
         self.dataset, self.resolution = dataset, size
-        self.path, self.name = dataset.path, f"{dataset.name}_crop{size}"
+        self.path, self.name = dataset.path, cropped_name(dataset.name, size)
         self.labels, self.num_classes, self.class_names = dataset.labels, dataset.num_classes, dataset.class_names
         self.source, self.crop_resize = dataset.source, dataset.crop_resize
 

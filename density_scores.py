@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from feature_networks import NETWORK_RESIZE, load_feature_network, network_name
 VERSION = 1  # raised where the same images would get other scores
 PUBLISHED = "inceptionv3"  # torchvision's Inception as the paper embeds with it: see `load_embedding`
 EMBEDDINGS = (PUBLISHED, *NETWORK_RESIZE)
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile)  # of damaged npz files
+UNREADABLE = (utils.UserError, KeyError, ValueError)  # what a damaged file of scores raises, or another npz
 
 
 def add_selection_args(parser):
@@ -156,8 +155,9 @@ def save_scores(path, scores, key):
 
 
 def _read(path):
-    with np.load(path, allow_pickle=False) as file:
-        return file["scores"], json.loads(file["key"].item())
+    """Scores and their key. Raises: one of UNREADABLE."""
+    arrays = utils.load_npz(path)
+    return arrays["scores"], json.loads(arrays["key"].item())
 
 
 def read_scores(path, key):
@@ -204,18 +204,15 @@ def load_scores(args, dataset, content, ranks, weights=None, overwrite=False):
     """
     network = load_embedding(args.embedding, args.data_root, dataset.name, weights, ranks.device)
     path = scores_path(args.data_root, dataset.name, args.embedding, args.density_measure)
-    found = [None, None]  # rank 0 decides, so that all ranks compute or none does
+    key = scores_key(content, network, args.density_measure)
 
     def look():
-        found[1] = scores_key(content, network, args.density_measure)
-        found[0] = None if overwrite else read_scores(path, found[1])
-        if found[0] is None and path.parent.exists() and not os.access(path.parent, os.W_OK):
+        found = None if overwrite else read_scores(path, key)
+        if found is None and path.parent.exists() and not os.access(path.parent, os.W_OK):
             raise utils.UserError(f"{path} cannot be written; make {path.parent} writable for the scores")
+        return found
 
-    utils.on_main(ranks, look)
-    if ranks.world_size > 1:
-        torch.distributed.broadcast_object_list(found, src=0, device=torch.device("cpu"))
-    scores, key = found
+    scores = utils.on_main(ranks, look)  # rank 0 decides, so that all ranks compute or none does
     if scores is None:
         if ranks.is_main:
             print(f"scoring {len(dataset):,} images ({args.embedding}, {args.density_measure}) for {path}", flush=True)

@@ -122,7 +122,7 @@ def parse_args(argv=None, defaults=None):
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", help="name of the data set whose reference statistics to compare with")
     data.add_argument("--data_root", default="data", help="folder of the reference statistics")
-    data.add_argument("--crop_size", type=utils.positive_int, default=None, help="that of the reference statistics")
+    datasets.add_crop_arg(data)
     inception_utils.add_metric_args(parser).add_argument(
         "--intra_fid",
         action="store_true",

@@ -10,7 +10,6 @@ Symbols: N images of H x W, b of them in a batch.
 import concurrent.futures
 import os
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,6 @@ KINDS = {
     "hdf5": "an HDF5 file",
     "statistics": "an npz of statistics",
 }
-DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 def kind_of(path):
@@ -217,7 +215,7 @@ class NpzImages:
             first = np.lib.format.read_magic(self.member) == (1, 0)
             read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
             self.shape, fortran_order, dtype = read_header(self.member)
-        except DAMAGE as error:
+        except utils.DAMAGED_NPZ as error:
             raise _damaged_npz(path) from error
         if dtype != np.uint8 or fortran_order or len(self.shape) != 4 or self.shape[3] != 3 or 0 in self.shape:
             raise utils.UserError(f"{path}: arr_0 must be uint8 images (N,R,R,3), not {dtype} {self.shape}")
@@ -242,7 +240,7 @@ class NpzImages:
             data = self.member.read(length)
             if len(data) != length:
                 raise EOFError
-        except DAMAGE as error:
+        except utils.DAMAGED_NPZ as error:
             raise _damaged_npz(self.path) from error
         return np.frombuffer(data, np.uint8).reshape(number, *self.shape[1:])
 
@@ -254,7 +252,7 @@ def _npz_names(path):
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except DAMAGE as error:
+    except utils.DAMAGED_NPZ as error:
         raise _damaged_npz(path) from error
 
 
@@ -263,7 +261,7 @@ def _npz_labels(path, num_images):
     try:
         with np.load(path, allow_pickle=False) as file:
             labels = file["arr_1"] if "arr_1" in file.files else None
-    except DAMAGE as error:
+    except utils.DAMAGED_NPZ as error:
         raise _damaged_npz(path) from error
     if labels is None or labels.shape != (num_images,) or labels.dtype.kind not in "iu" or labels.min() < 0:
         return None

@@ -6,8 +6,6 @@ Symbols: n images, d features of the feature network.
 import itertools
 import json
 import re
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +108,7 @@ def load_reference(path, network):
     path = Path(path)
     if not path.exists():
         path = _family_moments(path, network)
-    arrays = _load_npz(path)
+    arrays = utils.load_npz(path)
     if "reference" not in arrays:
         return _foreign_reference(arrays, path, network)
     reference = _own_reference(arrays, path)
@@ -120,27 +118,7 @@ def load_reference(path, network):
 
 def read_reference(path):
     """Reference statistics that calculate_inception_moments.py wrote, of whatever network. Raises: UserError."""
-    return _own_reference(_load_npz(path), path)
-
-
-def _load_npz(path):
-    """All arrays of an npz file."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except FileNotFoundError as error:
-        raise utils.UserError(f"{path}: no such file") from error
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        zlib.error,
-        zipfile.BadZipFile,
-    ) as error:
-        raise utils.UserError(f"{path} is not a readable npz file (damaged or another format)") from error
+    return _own_reference(utils.load_npz(path), path)
 
 
 def _own_reference(arrays, path):
@@ -182,7 +160,7 @@ def _foreign_reference(arrays, path, network):
     stem = path.name.removesuffix(".npz").removesuffix("_inception_moments")
     beside = path.with_name(f"{stem}_inception_activations.npz")
     if path.name.endswith("_inception_moments.npz") and beside.exists():
-        arrays |= {key: value for key, value in _load_npz(beside).items() if key == "real_features"}
+        arrays |= {key: value for key, value in utils.load_npz(beside).items() if key == "real_features"}
     arrays = {key: array for key, array in arrays.items() if array.dtype.kind == "f"}
     d = network.feature_dim
     shapes = [arrays[key].shape if key in arrays else None for key in ("mu", "sigma")]

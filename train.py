@@ -82,7 +82,7 @@ def make_parser():
     run.add_argument("--parallel", action="store_true", help="one process per visible GPU")
     utils.add_device_args(run)
 
-    datasets.add_data_args(parser)
+    datasets.add_crop_arg(datasets.add_data_args(parser))
     batches.add_batch_args(parser)
     add_model_args(parser)
     finetune.add_finetune_args(parser)

@@ -15,11 +15,16 @@ import sys
 import tempfile
 import time
 import warnings
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+
+# What reading a damaged npz file raises.
+DAMAGED_NPZ = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class UserError(Exception):
@@ -344,6 +349,17 @@ def load_json(path):
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error})") from error
+
+
+def load_npz(path):
+    """All arrays of an npz file, by name; no pickled objects. Raises: UserError naming the file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (TypeError, AttributeError, *DAMAGED_NPZ) as error:  # the first two: a single array, an .npy file
+        raise UserError(f"{path} is not a readable npz file (damaged or another format)") from error
 
 
 def save_torch(obj, path):
