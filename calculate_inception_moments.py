@@ -18,18 +18,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import classifier
 import dataset_doctor
-import datasets
-import density_scores
-import evaluation_features
 import inception_utils
 import instance_selection
-import metrics
 import prdc
-import reference_statistics
 import utils
-from feature_networks import add_feature_args, check_choice, load_feature_network
+from image_datasets import loading
+from metrics import classifier, functional
+from metrics.features import raised_on_all
+from metrics.networks import add_feature_args, check_choice, load_feature_network
+from metrics.reference import (
+    Reference,
+    coverage_ceiling,
+    export,
+    make_protocol,
+    merge,
+    random_features,
+    read_reference,
+    reference_path,
+)
+from selection.scores import add_selection_args
 
 
 def parse_args(argv=None):
@@ -37,8 +45,8 @@ def parse_args(argv=None):
         "Write the reference statistics of a data set, which generated images are compared with, to one npz under "
         "--data_root. A classifier is first fitted to the data, where it is missing."
     )
-    datasets.add_crop_arg(datasets.add_data_args(parser, loader=False))
-    density_scores.add_selection_args(parser)
+    loading.add_crop_arg(loading.add_data_args(parser, loader=False))
+    add_selection_args(parser)
     measure = add_feature_args(parser)
     inception_utils.add_score_args(measure, splits=10, k=5, is_outputs="all")
     statistics = parser.add_argument_group("statistics")
@@ -131,28 +139,28 @@ def compute_reference(
     Batches take turns among the ranks, so that features, and up to rounding in float64 all results, do not depend on
     their number.
 
-    Args: dataset: of `datasets.open_dataset`; network: FeatureNetwork on `device`; seed: of the random choice of real
+    Args: dataset: of `loading.open_dataset`; network: FeatureNetwork on `device`; seed: of the random choice of real
         features, of --reference_num images, and of the random splits of the Inception score (files are often sorted by
         class); selection: which images `dataset` is a selection of, for the protocol; ranks: of `utils.process_group`,
         or None for one process.
-    Returns: reference_statistics.Reference, the same on all ranks.
+    Returns: metrics.reference.Reference, the same on all ranks.
     Raises: UserError where there are too few images for `splits` or for coverage between two halves with `k`; on all
         ranks where an image of any rank cannot be read.
     """
     ranks = ranks or utils.Ranks(0, 1, torch.device(device))
     images_of = measured_images(dataset, reference_num, seed)
     n = len(images_of)
-    chosen = reference_statistics.random_features(n, seed)
+    chosen = random_features(n, seed)
     if len(chosen) < 2 * (k + 1):
         raise utils.UserError(f"{dataset.path}: {n} images are too few for PRDC with --prdc_k {k}")
-    split = metrics.contiguous_splits(n, splits)[utils.rng(seed, "metric", 1).permutation(n)]
+    split = functional.contiguous_splits(n, splits)[utils.rng(seed, "metric", 1).permutation(n)]
     row = torch.full((n,), -1)  # where an image's features go in real_features
     row[chosen] = torch.arange(len(chosen))
     real_features = torch.zeros(len(chosen), network.feature_dim)
-    moments, score = metrics.RunningMoments(), metrics.RunningInceptionScore(splits)
+    moments, score = functional.RunningMoments(), functional.RunningInceptionScore(splits)
     disable = None if ranks.is_main else True  # None: shown on terminals only
     with (
-        evaluation_features.raised_on_all(ranks),
+        raised_on_all(ranks),
         tqdm(total=n, desc="real images", unit="image", disable=disable) as bar,
     ):
         for number, start in enumerate(range(0, n, batch_size)):
@@ -170,14 +178,12 @@ def compute_reference(
         torch.distributed.all_reduce(real_features)  # each row is 0 on all ranks but one
     about = {"dataset": dataset.name, "num_images": n, "seed": seed, "k": k, "splits": splits}
     about |= {"is_outputs": is_outputs, "reference_num": reference_num, "selection": selection}
-    return reference_statistics.Reference(
+    return Reference(
         *(moment.cpu() for moment in moments.finalize()),
         real_features,
         *score.finalize(),
-        reference_statistics.coverage_ceiling(real_features, k, prdc_memory_mb, device),
-        reference_statistics.make_protocol(
-            network, **about, imagenet_classes=has_imagenet_classes(dataset.class_names)
-        ),
+        coverage_ceiling(real_features, k, prdc_memory_mb, device),
+        make_protocol(network, **about, imagenet_classes=has_imagenet_classes(dataset.class_names)),
     )
 
 
@@ -198,7 +204,7 @@ def matching_reference(path, protocol):
     if not path.exists():
         return None
     try:
-        reference = reference_statistics.read_reference(path)
+        reference = read_reference(path)
     except utils.UserError as error:
         say(f"computing again: {error}")
         return None
@@ -237,10 +243,10 @@ def report(reference, path):
 
 def measure(args, ranks):
     """Compute the statistics that the flags ask for, or find them computed. Returns: Reference and its path."""
-    file = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
+    file = loading.open_dataset(args.dataset, args.data_root, args.load_in_mem)
     check_choice(args.feature_network, args.inception_weights, args.resize)  # before a classifier is fitted
     findings = utils.on_main(ranks, lambda: dataset_doctor.introduce(file))
-    dataset = datasets.CentreCrop(file, args.crop_size) if args.crop_size else file
+    dataset = loading.CentreCrop(file, args.crop_size) if args.crop_size else file
     if args.feature_network == "classifier":
         utils.on_main(ranks, lambda: ensure_classifier(args, dataset, ranks.device))
     network = load_feature_network(
@@ -248,16 +254,14 @@ def measure(args, ranks):
     )
     selection = instance_selection.select(args, file, findings["content"], ranks)
     if selection:  # its statistics have a name, hence a file, of their own
-        dataset = datasets.Subset(dataset, selection.subset.indices)
+        dataset = loading.Subset(dataset, selection.subset.indices)
         dataset.name = f"{dataset.name}_{selection.suffix}"
     inception_utils.check_outputs(network, args.is_outputs)
     prdc.tiling(network.feature_dim, args.prdc_memory_mb)  # raises where that is too little
-    path = reference_statistics.reference_path(
-        args.data_root, dataset.name, network.name, network.resize, args.reference_num
-    )
+    path = reference_path(args.data_root, dataset.name, network.name, network.resize, args.reference_num)
     options = {"seed": args.seed, "k": args.prdc_k, "splits": args.is_splits, "is_outputs": args.is_outputs}
     options |= {"reference_num": args.reference_num, "selection": selection and selection.record()}
-    protocol = reference_statistics.make_protocol(
+    protocol = make_protocol(
         network,
         dataset=dataset.name,
         num_images=args.reference_num or len(dataset),
@@ -274,15 +278,13 @@ def measure(args, ranks):
     return reference, path
 
 
-def merge(args):
+def merge_parts(args):
     """Write the statistics of --dataset from those of its parts. Returns: Reference and its path."""
-    name = datasets.dataset_path(args.dataset, args.data_root).stem
-    parts = [reference_statistics.read_reference(path) for path in args.merge]
-    reference = reference_statistics.merge(parts, name, args.seed, args.prdc_memory_mb)
+    name = loading.dataset_path(args.dataset, args.data_root).stem
+    parts = [read_reference(path) for path in args.merge]
+    reference = merge(parts, name, args.seed, args.prdc_memory_mb)
     about = reference.protocol
-    path = reference_statistics.reference_path(
-        args.data_root, name, about["network"], about["resize"], about["reference_num"]
-    )
+    path = reference_path(args.data_root, name, about["network"], about["resize"], about["reference_num"])
     if path.exists() and not args.overwrite:
         raise utils.UserError(f"{path} is there already; --overwrite replaces it")
     reference.save(path)
@@ -292,7 +294,7 @@ def merge(args):
 def main(argv=None):
     args = parse_args(argv)
     if args.merge:
-        reference, path = merge(args)
+        reference, path = merge_parts(args)
         report(reference, path)
     else:
         with utils.process_group(args.device) as ranks:
@@ -300,7 +302,7 @@ def main(argv=None):
             if ranks.is_main:
                 report(reference, path)
     if args.export and utils.is_main_process():
-        print(f"exported: {', '.join(map(str, reference_statistics.export(reference, args.export)))}")
+        print(f"exported: {', '.join(map(str, export(reference, args.export)))}")
 
 
 if __name__ == "__main__":

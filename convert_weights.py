@@ -5,7 +5,7 @@
     python sample.py biggan128.pth
 
 The architecture is read off the names and shapes of the weights (`infer_generator`, `infer_discriminator`), which
-peer_weights.py has brought into one scheme; then each layer of our networks takes its weights (`fill`).
+conversion/peers.py has brought into one scheme; then each layer of our networks takes its weights (`fill`).
 """
 
 import argparse
@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 import BigGAN
-import checkpoints
 import layers
-import peer_weights
 import utils
+from conversion import peers
 from model_config import D_MULTIPLIERS, G_MULTIPLIERS, ModelConfig, parse_option
+from training import run_folder
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The architecture
@@ -216,7 +216,7 @@ def _tensors_of(layer, module):
 
 
 def _block_numbers(network):
-    """Our names of blocks, to those of `peer_weights.canonical` where these differ."""
+    """Our names of blocks, to those of `peers.canonical` where these differ."""
     if not isinstance(network, BigGAN.Generator):
         return {}
     ours = [f"stages.{s}.{i}" for s, stage in enumerate(network.stages) for i in range(len(stage))]
@@ -226,20 +226,20 @@ def _block_numbers(network):
 def convert(networks, source, overrides, truncation=1.0, gain_offset=None, bgr=False):
     """A checkpoint of ours, as a dict.
 
-    Args: networks: as from `peer_weights.read_networks`; source: a key of peer_weights.SOURCES; overrides: values of
+    Args: networks: as from `peers.read_networks`; source: a key of peers.SOURCES; overrides: values of
         fields of ModelConfig; truncation: for which huggingface's batch-norm statistics are taken; gain_offset: see
-        `peer_weights.rewrite_generator`; bgr: whether the images there are BGR.
+        `peers.rewrite_generator`; bgr: whether the images there are BGR.
     Raises: utils.UserError if the weights do not fit a model of ours.
     """
     weights = {}
     for kind, state in networks.items():
-        weights[kind] = peer_weights.Weights(state, source)
+        weights[kind] = peers.Weights(state, source)
         if "blocks.0.conv1" not in weights[kind].layers or "linear" not in weights[kind].layers:
-            raise utils.UserError(f"{kind} is not a network of {peer_weights.SOURCES[source]}")
+            raise utils.UserError(f"{kind} is not a network of {peers.SOURCES[source]}")
         if kind == "D":
-            peer_weights.rewrite_discriminator(weights[kind], bgr)
+            peers.rewrite_discriminator(weights[kind], bgr)
         else:
-            peer_weights.rewrite_generator(weights[kind], source, truncation, gain_offset, bgr)
+            peers.rewrite_generator(weights[kind], source, truncation, gain_offset, bgr)
     fields = {}
     for kind in weights:
         known = fields | overrides
@@ -251,7 +251,7 @@ def convert(networks, source, overrides, truncation=1.0, gain_offset=None, bgr=F
             if found[name] != fields[name]:
                 raise utils.UserError(f"the networks disagree: {name} is {fields[name]}, and in {kind} {found[name]}")
         fields |= found
-    defaults = peer_weights.defaults(source, any(w.is_sngan for w in weights.values()))
+    defaults = peers.defaults(source, any(w.is_sngan for w in weights.values()))
     fields = {"n_classes": 1, **defaults, **fields, **overrides}
     if source not in ("ssm", "ajbrock"):  # there BN_eps is not for the output's batch norm, which has 1e-5
         fields.setdefault("output_BN_eps", fields["BN_eps"])
@@ -260,7 +260,7 @@ def convert(networks, source, overrides, truncation=1.0, gain_offset=None, bgr=F
         G, D = BigGAN.build(config)
     states = {kind: fill(D if kind == "D" else G, part) for kind, part in weights.items()}
     return {
-        "format": checkpoints.FORMAT,
+        "format": run_folder.FORMAT,
         "step": 0,
         "images_seen": 0,
         "model_config": config.to_dict(),
@@ -271,9 +271,9 @@ def convert(networks, source, overrides, truncation=1.0, gain_offset=None, bgr=F
             "source": source,
             "channel_order": "RGB",
             "channel_order_there": "BGR" if bgr else "RGB",
-            "truncation_kind": peer_weights.TRUNCATION_KIND[source],
+            "truncation_kind": peers.TRUNCATION_KIND[source],
             "truncation": truncation if source == "huggingface" else None,
-            "spectral_norm": peer_weights.SPECTRAL_NORM[source],
+            "spectral_norm": peers.SPECTRAL_NORM[source],
         },
         **{kind: states.get(kind) for kind in ("G", "G_ema", "D")},
     }
@@ -285,8 +285,8 @@ def convert(networks, source, overrides, truncation=1.0, gain_offset=None, bgr=F
 
 def parse_args(argv=None):
     parser = utils.ArgumentParser("Convert a checkpoint of another codebase to one of ours.", "IN OUT")
-    about = "; ".join(f"{name}: {text}" for name, text in peer_weights.SOURCES.items())
-    parser.add_argument("--from", dest="source", required=True, choices=peer_weights.SOURCES, help=about)
+    about = "; ".join(f"{name}: {text}" for name, text in peers.SOURCES.items())
+    parser.add_argument("--from", dest="source", required=True, choices=peers.SOURCES, help=about)
     parser.add_argument("path", metavar="IN", help='its file or folder, or a file {"G": ..., "G_ema": ..., "D": ...}')
     parser.add_argument("out", metavar="OUT", help="the .pth file to write, for sample.py, evaluate.py and train.py")
     group = parser.add_argument_group("what weights do not tell")
@@ -327,7 +327,7 @@ def main(argv=None):
         if not equals:
             raise utils.UserError(f"--set {setting}: not of the form FIELD=VALUE")
         overrides[name] = parse_option(name, text)
-    networks = peer_weights.read_networks(args.path, args.source)
+    networks = peers.read_networks(args.path, args.source)
     checkpoint = convert(networks, args.source, overrides, args.truncation, args.gain_offset, args.bgr)
     utils.save_torch(checkpoint, args.out)
     config = checkpoint["model_config"]
@@ -335,7 +335,7 @@ def main(argv=None):
         f"{args.out}: {', '.join(networks)} of a {config['model']} at {config['resolution']}x{config['resolution']} "
         f"with {config['n_classes']} classes"
     )
-    shown = {name: value for name, value in config.items() if name in overrides or name in peer_weights.NOT_IN_WEIGHTS}
+    shown = {name: value for name, value in config.items() if name in overrides or name in peers.NOT_IN_WEIGHTS}
     print("not determined by the weights: " + ", ".join(f"{name}={value}" for name, value in shown.items()))
     if args.source == "mmgen" and not args.bgr:
         print("note: mmgeneration trains on BGR images, except where a file is named *_cvt_*_rgb; --bgr if this is so")

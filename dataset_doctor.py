@@ -22,11 +22,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import datasets
-import density_scores
-import doctor_picture
-import pictures
 import utils
+from image_datasets import doctor_picture, loading
+from selection.scores import add_selection_args, keep, stored_scores
+from torch_utils.images import save_image
 
 FORMAT = 1  # of the findings
 BLOCK_BYTES = 4 * 2**20  # pixels read at a time: small enough for a CPU's cache, large enough for a disk
@@ -41,7 +40,7 @@ def examine(dataset, folder=None, overwrite=False):
     Findings belong to a file while its size, modification time and labels stay the same. Where they cannot be written,
     that is said in a line, and they are returned all the same.
 
-    Args: dataset: datasets.HDF5Dataset; folder: of the kept findings, None: that of the data set;
+    Args: dataset: loading.HDF5Dataset; folder: of the kept findings, None: that of the data set;
         overwrite: make the pass again in any case.
     Returns: dict of plain Python values, see `full_pass`, and `key`; `fresh`: whether the pass was made now;
         `picture`: path of the picture, None if it could not be written.
@@ -54,7 +53,7 @@ def examine(dataset, folder=None, overwrite=False):
     findings = full_pass(dataset) | {"key": key}
     drawn = None
     try:
-        pictures.save_image(doctor_picture.draw(dataset, findings["counts"], report(findings)), picture_path)
+        save_image(doctor_picture.draw(dataset, findings["counts"], report(findings)), picture_path)
         drawn = str(picture_path)
         utils.save_json(findings, json_path)  # last: where there are findings there is a picture
     except utils.UserError as error:
@@ -166,7 +165,7 @@ def _map_blocks(function, dataset):
     pending = collections.deque()
     threads = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="doctor")
     try:
-        for images, _ in datasets.iterate(dataset, size):
+        for images, _ in loading.iterate(dataset, size):
             pending.append(threads.submit(function, images.numpy()))
             if len(pending) > num_threads:
                 yield pending.popleft().result()
@@ -321,7 +320,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--overwrite", action=argparse.BooleanOptionalAction, default=False, help="examine again what has been before"
     )
-    density_scores.add_selection_args(parser)
+    add_selection_args(parser)
     args = parser.parse_args(argv)
     if args.dataset is None:
         parser.error("--dataset is required: the name of a data set made by make_hdf5.py")
@@ -332,14 +331,14 @@ def kept_counts(args, dataset, findings):
     """Images that instance selection keeps of each class, ints (num_classes,), or None where all are kept."""
     if args.retention_ratio == 100:
         return None
-    scores = density_scores.stored_scores(args, dataset, findings["content"])
-    kept = density_scores.keep(scores, dataset.labels, args.retention_ratio)
+    scores = stored_scores(args, dataset, findings["content"])
+    kept = keep(scores, dataset.labels, args.retention_ratio)
     return np.bincount(dataset.labels[kept], minlength=dataset.num_classes)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    dataset = datasets.open_dataset(args.dataset, args.data_root)
+    dataset = loading.open_dataset(args.dataset, args.data_root)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         findings = examine(dataset, overwrite=args.overwrite)
     kept = kept_counts(args, dataset, findings)

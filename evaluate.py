@@ -15,20 +15,19 @@ import json
 import sys
 from pathlib import Path
 
-import batch_norm_modes
 import BigGAN
 import calculate_inception_moments
-import datasets
-import evaluation_features
-import evaluation_sources
 import inception_utils
-import metric_tables
-import reference_statistics
 import sample
-import truncation_sweep
 import utils
-from feature_networks import load_feature_network
-from latents import Truncation
+from image_datasets import loading
+from metrics import tables, truncation_sweep
+from metrics.features import broadcast, compute, make_measure
+from metrics.images import GeneratedImages, kind_of, open_images
+from metrics.networks import load_feature_network
+from metrics.reference import load_reference
+from sampling import batch_norm
+from sampling.latents import Truncation
 
 # Flags here that mean something else in train.py, or belong to the machine: not taken over from the run.
 NOT_FROM_RUN = ("ema", "device")
@@ -38,24 +37,24 @@ SPLITS, K = 10, 5  # of IS and PRDC where no reference statistics say otherwise
 ABOUT = ("checkpoint", "step", "images")  # what a result says besides its metrics
 
 
-def evaluate_generator(G, measure, num_images, seed, truncation=None, *, ema, mode=batch_norm_modes.RUNNING):
+def evaluate_generator(G, measure, num_images, seed, truncation=None, *, ema, mode=batch_norm.RUNNING):
     """Metrics of images 0 to num_images - 1 of a seed, whose classes take turns.
 
     They depend neither on the number of ranks nor on the batch size. G, and torch's random state, stay as they are.
 
-    Args: G: on `measure.ranks.device`; measure: evaluation_features.Measure; truncation: a Truncation or None; ema:
+    Args: G: on `measure.ranks.device`; measure: metrics.features.Measure; truncation: a Truncation or None; ema:
         whether G is a moving average, for the protocol; mode: BatchNormMode.
-    Returns: dict of floats (see `inception_utils.compute_metrics`, `evaluation_features.intra_class`) and `protocol`,
+    Returns: dict of floats (see `inception_utils.compute_metrics`, `metrics.features.intra_class`) and `protocol`,
         a dict; the same on all ranks.
     Raises: utils.UserError where the GPU's memory, or the number of images, is too small.
     """
-    with batch_norm_modes.prepared(G, mode, seed, truncation) as prepared:
+    with batch_norm.prepared(G, mode, seed, truncation) as prepared:
         if mode.name == "standing":
             utils.broadcast_buffers([prepared], measure.ranks)  # every GPU rounds in its own way
-        images = evaluation_sources.GeneratedImages(prepared, num_images, seed, mode, truncation)
+        images = GeneratedImages(prepared, num_images, seed, mode, truncation)
         # A feature network of other classes than G's (an unconditional G, say) cannot tell whether they are right.
         labelled = measure.network.num_classes == G.config.n_classes
-        metrics = evaluation_features.compute(measure, images, range(num_images), labelled, seed)
+        metrics = compute(measure, images, range(num_images), labelled, seed)
     order = "classes in turns, shuffled" if mode.block_size else "classes in turns"
     return _with_protocol(metrics, measure, num_images, seed, mode.protocol() | {"order": order}, ema, truncation)
 
@@ -68,7 +67,7 @@ def evaluate_images(images, measure, num_images, seed):
     """
     chosen = utils.rng(seed, "metric", 20).permutation(len(images))[:num_images]
     labelled = images.labels is not None and images.labels.max() < measure.network.num_classes
-    metrics = evaluation_features.compute(measure, images, chosen, labelled, seed)
+    metrics = compute(measure, images, chosen, labelled, seed)
     return _with_protocol(metrics, measure, num_images, seed, {"bn_mode": None, "order": "shuffled"})
 
 
@@ -87,7 +86,7 @@ def _with_protocol(metrics, measure, num_images, seed, further, ema=None, trunca
             **measure.options,
         )
         metrics = metrics | {"protocol": protocol | further}
-    return evaluation_features.broadcast(metrics, measure.ranks)
+    return broadcast(metrics, measure.ranks)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,7 +121,7 @@ def parse_args(argv=None, defaults=None):
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", help="name of the data set whose reference statistics to compare with")
     data.add_argument("--data_root", default="data", help="folder of the reference statistics")
-    datasets.add_crop_arg(data)
+    loading.add_crop_arg(data)
     inception_utils.add_metric_args(parser).add_argument(
         "--intra_fid",
         action="store_true",
@@ -130,7 +129,7 @@ def parse_args(argv=None, defaults=None):
     )
     truncation_sweep.add_sweep_args(parser)
     sample.add_sampling_args(parser)
-    batch_norm_modes.add_bn_args(parser)
+    batch_norm.add_bn_args(parser)
     parser.set_defaults(num_inception_images=None)
     flags = vars(parser.parse_intermixed_args(argv))
     parser.set_defaults(**{k: v for k, v in (defaults or {}).items() if k in flags and k not in NOT_FROM_RUN})
@@ -142,7 +141,7 @@ def parse_args(argv=None, defaults=None):
 
 def main(argv=None):
     given = parse_args(argv, {"feature_network": None})  # also finds wrong flags before anything is loaded
-    others = [metric_tables.read_results(file) for file in given.compare]
+    others = [tables.read_results(file) for file in given.compare]
     result = None
     if given.sources:
         quiet = contextlib.redirect_stdout(sys.stderr) if given.json else contextlib.nullcontext()
@@ -154,28 +153,28 @@ def main(argv=None):
 
 
 def print_results(result, others, as_json):
-    """Print the result of this command, a dict or None, beside those of other files (metric_tables.read_results)."""
-    named = metric_tables.named_results("this", result) if result else []
+    """Print the result of this command, a dict or None, beside those of other files (tables.read_results)."""
+    named = tables.named_results("this", result) if result else []
     groups = [named, *others] if named else others
-    for line in metric_tables.differences([group[0] for group in groups]):
+    for line in tables.differences([group[0] for group in groups]):
         print(f"warning: {line}", file=sys.stderr)
     rows = [row for group in groups for row in group]
     if as_json:
         print(json.dumps(result or dict(rows), indent=1))
     elif others:
-        print(metric_tables.rows_table(rows))
+        print(tables.rows_table(rows))
     elif "truncation_sweep" in result:
-        print(metric_tables.rows_table(named, "truncation"))
+        print(tables.rows_table(named, "truncation"))
         print(f"wrote {result['plot']} and {Path(result['plot']).with_suffix('.json')}")
     else:
-        print(metric_tables.table({key: value for key, value in result.items() if key not in ABOUT}))
+        print(tables.table({key: value for key, value in result.items() if key not in ABOUT}))
 
 
 def _evaluate(argv, given, ranks):
     """The result of the command, a dict for --json."""
     source, *second = given.sources
-    kind = evaluation_sources.kind_of(source)
-    second_kind = evaluation_sources.kind_of(second[0]) if second else None
+    kind = kind_of(source)
+    second_kind = kind_of(second[0]) if second else None
     if kind == "statistics":
         raise utils.UserError(f"{source} holds statistics, no images: only the second SOURCE can be such a file")
     for flag in ("reference_file", "reference_num"):
@@ -194,7 +193,7 @@ def _evaluate(argv, given, ranks):
     if ranks.is_main:
         print(sample.describe(G, meta, ranks.device))
     common = (G, measure, args.num_inception_images, args.seed)
-    options = {"ema": meta["ema"], "mode": batch_norm_modes.chosen_mode(args)}
+    options = {"ema": meta["ema"], "mode": batch_norm.chosen_mode(args)}
     about = {"checkpoint": meta["path"], "step": meta["step"]}
     if limits:
         out = Path(args.out) if args.out else sample.default_out(Path(meta["path"]))
@@ -205,7 +204,7 @@ def _evaluate(argv, given, ranks):
     metrics = evaluate_generator(*common, sample.chosen_truncation(args, meta), **options)
     trained = (meta.get("metrics") or {}).get("protocol")
     if trained and ranks.is_main:
-        for line in metric_tables.incomparable(trained, metrics["protocol"]):
+        for line in tables.incomparable(trained, metrics["protocol"]):
             print(f"warning: not comparable with the evaluations of training: {line}", file=sys.stderr)
     return about | metrics
 
@@ -220,7 +219,7 @@ def _flags_of_run(trained, given):
 
 
 def _evaluate_files(argv, source, kind, second, second_kind, ranks):
-    images = evaluation_sources.open_images(source, kind)
+    images = open_images(source, kind)
     args = parse_args(argv, {"num_inception_images": len(images)})
     if args.num_inception_images > len(images):
         raise utils.UserError(f"--num_inception_images {args.num_inception_images}: {source} has {len(images)} images")
@@ -232,18 +231,18 @@ def _evaluate_files(argv, source, kind, second, second_kind, ranks):
 
 def _load_measure(args, resolution, source, second, second_kind, ranks):
     """The Measure of the flags for images of a resolution, against a data set's statistics or the second SOURCE."""
-    name = datasets.reference_name(args.dataset, args.data_root, args.crop_size) if args.dataset else None
+    name = loading.reference_name(args.dataset, args.data_root, args.crop_size) if args.dataset else None
     if name is None and (not second or args.feature_network == "classifier"):
         raise utils.UserError(f"{source} does not say which data set to compare with: name a --dataset")
     if args.intra_fid and not args.dataset and second_kind in (None, "checkpoint", "statistics"):
         raise utils.UserError("--intra_fid needs the real images of each class: name a --dataset")
     real_images = None
     if second_kind in ("folder", "npz", "hdf5"):
-        real_images = evaluation_sources.open_images(second[0], second_kind)
+        real_images = open_images(second[0], second_kind)
     elif args.intra_fid:
-        real_images = datasets.open_dataset(args.dataset, args.data_root)
+        real_images = loading.open_dataset(args.dataset, args.data_root)
         if args.crop_size:
-            real_images = datasets.CentreCrop(real_images, args.crop_size)
+            real_images = loading.CentreCrop(real_images, args.crop_size)
     if not second:
         network, reference = inception_utils.load_evaluation(args, name, ranks.device)
     else:
@@ -255,13 +254,13 @@ def _load_measure(args, resolution, source, second, second_kind, ranks):
             raise utils.UserError(f"{source}: {args.num_inception_images} images; the metrics need at least {least}")
     _check_resolution(network, resolution, source)
     if second_kind == "statistics":
-        reference = reference_statistics.load_reference(second[0], network)
+        reference = load_reference(second[0], network)
     elif second_kind == "checkpoint":
         reference = _reference_of_checkpoint(args, second[0], network, ranks)
     elif second:
         _check_resolution(network, real_images.resolution, second[0])
         reference = _reference_of(args, real_images, network, ranks)
-    return evaluation_features.make_measure(args, network, reference, ranks, real_images if args.intra_fid else None)
+    return make_measure(args, network, reference, ranks, real_images if args.intra_fid else None)
 
 
 def _reference_of(args, images, network, ranks):
@@ -284,10 +283,10 @@ def _reference_of_checkpoint(args, source, network, ranks):
     """Reference statistics of a checkpoint's images, of another seed: images of the same z would be pairs."""
     G, meta = BigGAN.load_generator(source, ranks.device, args.ema)
     _check_resolution(network, G.config.resolution, source)
-    seed, mode, truncation = args.seed + 1, batch_norm_modes.chosen_mode(args), sample.chosen_truncation(args, meta)
-    with batch_norm_modes.prepared(G, mode, seed, truncation) as prepared:
+    seed, mode, truncation = args.seed + 1, batch_norm.chosen_mode(args), sample.chosen_truncation(args, meta)
+    with batch_norm.prepared(G, mode, seed, truncation) as prepared:
         about = (seed, mode, truncation, meta["path"], meta["class_names"])
-        images = evaluation_sources.GeneratedImages(prepared, args.num_inception_images, *about)
+        images = GeneratedImages(prepared, args.num_inception_images, *about)
         return _reference_of(args, images, network, ranks)
 
 

@@ -6,12 +6,11 @@ Symbols: N images, d features, K classes of the feature network.
 import warnings
 from pathlib import Path
 
-import classifier
-import metrics
 import prdc
-import reference_statistics
 import utils
-from feature_networks import add_feature_args, load_feature_network
+from metrics import classifier, functional
+from metrics.networks import add_feature_args, load_feature_network
+from metrics.reference import load_reference, reference_path
 
 # What may differ between two results that are compared: it describes the generator and its latents, not the measure.
 OF_THE_GENERATOR = ("ema", "truncation", "truncation_kind", "seed")
@@ -68,7 +67,7 @@ def evaluation_reference_path(args, name, network_name, resize):
     """The file of reference statistics that the flags of `add_metric_args` mean, for a data set's name."""
     if args.reference_file:
         return Path(args.reference_file)
-    return reference_statistics.reference_path(args.data_root, name, network_name, resize, args.reference_num)
+    return reference_path(args.data_root, name, network_name, resize, args.reference_num)
 
 
 def load_evaluation(args, name, device, dataset=None):
@@ -86,7 +85,7 @@ def load_evaluation(args, name, device, dataset=None):
     path = evaluation_reference_path(args, name, network.name, network.resize)
     if args.reference_file and not path.is_file():
         raise utils.UserError(f"--reference_file {path}: no such file")
-    reference = reference_statistics.load_reference(path, network)
+    reference = load_reference(path, network)
     check_options(args, network)
     splits, k = args.is_splits or reference.protocol["splits"], args.prdc_k or reference.protocol["k"]
     least = max(splits, k + 1)
@@ -113,7 +112,7 @@ def check_outputs(network, is_outputs):
 
 def scored_logits(logits, is_outputs):
     """The outputs (N,K) that count for the Inception score, of the logits of a network."""
-    return metrics.imagenet_logits(logits) if is_outputs == "1000" and logits.shape[1] == 1008 else logits
+    return functional.imagenet_logits(logits) if is_outputs == "1000" and logits.shape[1] == 1008 else logits
 
 
 def knows_classes(network, reference):
@@ -159,17 +158,17 @@ def compute_metrics(
     if len(features) <= network.feature_dim:
         text = f"{network.distance} of {len(features)} images with {network.feature_dim} features: too few, biased"
         warnings.warn(text, stacklevel=2)
-    moments = metrics.moments_of(features).finalize()
-    values = {network.distance: metrics.frechet_distance(*moments, reference.mu, reference.sigma)}
-    values["is_mean"], values["is_std"] = metrics.inception_score(scored_logits(logits, is_outputs), splits)
+    moments = functional.moments_of(features).finalize()
+    values = {network.distance: functional.frechet_distance(*moments, reference.mu, reference.sigma)}
+    values["is_mean"], values["is_std"] = functional.inception_score(scored_logits(logits, is_outputs), splits)
     if reference.real_features is not None:
         real = reference.real_features.to(features.device)
         size = min(kid_subset_size, len(real), len(features))
-        values["kid_mean"], values["kid_std"] = metrics.kernel_distance(real, features, kid_subsets, size, seed)
+        values["kid_mean"], values["kid_std"] = functional.kernel_distance(real, features, kid_subsets, size, seed)
         n = min(len(real), len(features))
         values |= prdc.prdc(real=real[:n], fake=features[:n], k=k, memory_mb=prdc_memory_mb)
     if labels is not None and knows_classes(network, reference):
-        values["accuracy"] = metrics.accuracy(logits, labels)
+        values["accuracy"] = functional.accuracy(logits, labels)
     return values
 
 

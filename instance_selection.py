@@ -4,8 +4,8 @@
     train.py --retention_ratio 40 ...       (uses the scores that are there, or computes them first)
 
 DeVries, Drozdzal, Taylor 2020, "Instance Selection for GANs", arXiv:2007.15255: a feature network embeds the images,
-each gets a score of how dense its class is around it (`density_measures.py`), and of each class those above a
-percentile are kept. Scores are computed once and stored under --data_root (`density_scores.py`).
+each gets a score of how dense its class is around it (`selection/measures.py`), and of each class those above a
+percentile are kept. Scores are computed once and stored under --data_root (`selection/scores.py`).
 
 Symbols: N images of the data set.
 """
@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 import dataset_doctor
-import datasets
-import density_scores
-import pictures
 import utils
+from image_datasets import loading
+from selection.scores import add_selection_args, class_indices, embedding_weights, keep, load_scores, scores_path
+from torch_utils.images import image_grid, save_image
 
 SHEET_CLASSES, SHEET_IMAGES = 10, 5  # of the picture: classes, and images of each at either end
 
@@ -35,10 +35,10 @@ SHEET_CLASSES, SHEET_IMAGES = 10, 5  # of the picture: classes, and images of ea
 
 @dataclass(frozen=True)
 class Selection:
-    """The kept images of a data set: `subset`, a datasets.Subset of `dataset`; the flags; the scores' key."""
+    """The kept images of a data set: `subset`, a loading.Subset of `dataset`; the flags; the scores' key."""
 
-    dataset: datasets.HDF5Dataset
-    subset: datasets.Subset
+    dataset: loading.HDF5Dataset
+    subset: loading.Subset
     retention_ratio: float
     embedding: str
     density_measure: str
@@ -76,7 +76,7 @@ def select(args, dataset, content, ranks):
     """
     if args.retention_ratio == 100:
         return None
-    scores, key = density_scores.load_scores(args, dataset, content, ranks, density_scores.embedding_weights(args))
+    scores, key = load_scores(args, dataset, content, ranks, embedding_weights(args))
     selection = make_selection(args, dataset, scores, key)
     if ranks.is_main:
         print(report(selection))
@@ -84,7 +84,7 @@ def select(args, dataset, content, ranks):
 
 
 def make_selection(args, dataset, scores, key):
-    subset = datasets.Subset(dataset, np.flatnonzero(density_scores.keep(scores, dataset.labels, args.retention_ratio)))
+    subset = loading.Subset(dataset, np.flatnonzero(keep(scores, dataset.labels, args.retention_ratio)))
     return Selection(dataset, subset, args.retention_ratio, args.embedding, args.density_measure, key)
 
 
@@ -94,8 +94,8 @@ def make_selection(args, dataset, scores, key):
 
 def parse_args(argv=None):
     parser = utils.ArgumentParser("Score the images of a data set by density and say which of them would be kept.")
-    datasets.add_data_args(parser, loader=False)
-    density_scores.add_selection_args(parser)
+    loading.add_data_args(parser, loader=False)
+    add_selection_args(parser)
     run = parser.add_argument_group("run")
     run.add_argument("--metric_batch_size", type=utils.positive_int, default=64, help="images a pass")
     run.add_argument("--overwrite", action="store_true", help="compute scores again that are there, replace --out")
@@ -112,17 +112,17 @@ def main(argv=None):
     args = parse_args(argv)
     quiet = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
     with quiet, utils.process_group(args.device) as ranks:
-        dataset = datasets.open_dataset(args.dataset, args.data_root, args.load_in_mem)
+        dataset = loading.open_dataset(args.dataset, args.data_root, args.load_in_mem)
         check_out(args, dataset)
         content = utils.on_main(ranks, lambda: dataset_doctor.introduce(dataset))["content"]
-        scores, key = density_scores.load_scores(args, dataset, content, ranks, args.embedding_weights, args.overwrite)
+        scores, key = load_scores(args, dataset, content, ranks, args.embedding_weights, args.overwrite)
         if not ranks.is_main:
             return
         selection = make_selection(args, dataset, scores, key)
-        path = density_scores.scores_path(args.data_root, dataset.name, args.embedding, args.density_measure)
+        path = scores_path(args.data_root, dataset.name, args.embedding, args.density_measure)
         print(report(selection))
         sheet, classes = score_sheet(dataset, scores)
-        pictures.save_image(sheet, path.with_suffix(".png"))
+        save_image(sheet, path.with_suffix(".png"))
         print(f"scores: {path}")
         print(f"wrote {path.with_suffix('.png')} (rows: {', '.join(dataset.class_names[c] for c in classes)})")
         if args.out:
@@ -156,7 +156,7 @@ def score_sheet(dataset, scores):
 
     Returns: PIL image, class ids of the rows.
     """
-    groups = density_scores.class_indices(dataset.labels)
+    groups = class_indices(dataset.labels)
     groups = [groups[i] for i in np.unique(np.linspace(0, len(groups) - 1, SHEET_CLASSES).astype(int))]
     columns = 2 * SHEET_IMAGES + 1  # an empty one between the two ends
     shape = (len(groups), columns, 3, dataset.resolution, dataset.resolution)
@@ -167,7 +167,7 @@ def score_sheet(dataset, scores):
         images[row, : len(densest)] = dataset.read(densest)
         if len(sparsest):
             images[row, -len(sparsest) :] = dataset.read(sparsest)
-    grid = pictures.image_grid(images.flatten(0, 1), columns, ["densest", *[""] * (columns - 2), "sparsest"])
+    grid = image_grid(images.flatten(0, 1), columns, ["densest", *[""] * (columns - 2), "sparsest"])
     return grid, [int(dataset.labels[indices[0]]) for indices in groups]
 
 
@@ -190,7 +190,7 @@ def write_subset(out, selection):
 
     subset, source = selection.subset, selection.dataset.source or selection.dataset.name
     make_hdf5.check_disk(Path(out), len(subset), subset.resolution)
-    images = (image for block, _ in datasets.iterate(subset, 256) for image in block.numpy())
+    images = (image for block, _ in loading.iterate(subset, 256) for image in block.numpy())
     rule = selection.dataset.crop_resize or "unknown"
     make_hdf5.write_hdf5(out, images, subset.labels, subset.class_names, f"{source}; {selection.describe()}", rule)
     print(f"wrote {out}: {len(subset):,} images")

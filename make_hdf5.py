@@ -7,7 +7,7 @@
 
 The file holds `imgs` uint8 (N,3,R,R) and `labels` int64 (N,), contiguous, and the attributes `class_names` (JSON list),
 `source`, `crop_resize` (the rule), `unreadable` (how many images of the source were left out) and `complete`.
-`datasets.py` reads it; `hdf5_writing.py` lays it out, and goes on where it was after an interruption.
+`image_datasets/loading.py` reads it, `image_datasets/writing.py` lays it out and goes on after an interruption.
 """
 
 import argparse
@@ -17,14 +17,11 @@ import sys
 from pathlib import Path
 
 import dataset_doctor
-import datasets
-import hdf5_writing
-import image_decoding
-import image_sources
 import utils
-from cifar import LAYOUTS as CIFAR
-from cifar import cifar_source
-from hdf5_writing import write_hdf5 as write_hdf5  # for whoever has images to write that are in no file
+from image_datasets import decoding, loading, sources, writing
+from image_datasets.cifar import LAYOUTS as CIFAR
+from image_datasets.cifar import cifar_source
+from image_datasets.writing import write_hdf5 as write_hdf5  # for whoever has images to write that are in no file
 
 IMAGENET = {"I32": 32, "I64": 64, "I128": 128, "I256": 256}  # the family's names and the resolutions they stand for
 
@@ -36,23 +33,21 @@ def main(argv=None):
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     resolution, out = target(args)
     source = find_images(args)
-    rule = image_decoding.CROP_RESIZE.format(resolution)
+    rule = decoding.CROP_RESIZE.format(resolution)
     if not args.overwrite and already_there(out, source, rule):
-        hdf5_writing.remove_leftovers(out)
+        writing.remove_leftovers(out)
         return
     check_disk(out, len(source.images), resolution)
     try:
-        unreadable = hdf5_writing.write_source(
-            out, source, resolution, rule, args.num_workers, args.max_bad, args.overwrite
-        )
+        unreadable = writing.write_source(out, source, resolution, rule, args.num_workers, args.max_bad, args.overwrite)
     except KeyboardInterrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted; the same command goes on where it was", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     num_images = len(source.images) - len(unreadable)
     print(f"wrote {out}: {num_images} images of {resolution}x{resolution}, {len(source.class_names)} class(es)")
     if unreadable:
-        print(f"left out {len(unreadable)} unreadable image(s), listed in {hdf5_writing.report_path(out)}")
-    dataset_doctor.introduce(datasets.HDF5Dataset(out))
+        print(f"left out {len(unreadable)} unreadable image(s), listed in {writing.report_path(out)}")
+    dataset_doctor.introduce(loading.HDF5Dataset(out))
 
 
 def parse_args(argv):
@@ -108,7 +103,7 @@ def parse_args(argv):
     group.add_argument(
         "--num_workers",
         type=utils.positive_int,
-        default=image_decoding.available_cores(),
+        default=decoding.available_cores(),
         help="decoding processes; the result does not depend on it",
     )
     group.add_argument(
@@ -134,9 +129,9 @@ def target(args):
     """Resolution and output path that the flags ask for. Raises: UserError for an unusable --out."""
     resolution = IMAGENET.get(args.dataset, args.resolution or 32)
     if args.dataset == "folder":
-        out = Path(args.data_root) / f"{image_sources.folder_name(args.images)}.hdf5"
+        out = Path(args.data_root) / f"{sources.folder_name(args.images)}.hdf5"
     else:
-        out = datasets.dataset_path(args.dataset + ("_test" if args.split == "test" else ""), args.data_root)
+        out = loading.dataset_path(args.dataset + ("_test" if args.split == "test" else ""), args.data_root)
     out = Path(args.out or out)
     if out.suffix not in (".hdf5", ".h5"):
         raise utils.UserError(f"--out {out}: the name must end in .hdf5")
@@ -148,12 +143,12 @@ def target(args):
 def find_images(args):
     """The `Source` that the flags ask for."""
     if args.dataset == "digits":
-        return image_sources.digits_source()
+        return sources.digits_source()
     if args.dataset in CIFAR:
         return cifar_source(args.dataset, args.images or args.data_root, args.split or "train")
     if args.dataset in IMAGENET:
-        return image_sources.imagenet_source(args.images or Path(args.data_root) / "ImageNet")
-    return image_sources.folder_source(args.images, args.unconditional)
+        return sources.imagenet_source(args.images or Path(args.data_root) / "ImageNet")
+    return sources.folder_source(args.images, args.unconditional)
 
 
 def already_there(out, source, rule):
@@ -161,7 +156,7 @@ def already_there(out, source, rule):
     if not out.exists():
         return False
     try:
-        existing = datasets.HDF5Dataset(out)
+        existing = loading.HDF5Dataset(out)
     except utils.UserError as error:
         raise utils.UserError(f"--out exists, but {error}; --overwrite replaces it") from error
     if (existing.source, existing.crop_resize) == (source.description, rule):
@@ -178,7 +173,7 @@ def check_disk(out, num_images, resolution):
     """Say how large the file will be. Raises: UserError if it would not fit on the disk of `out`."""
     needed = num_images * (3 * resolution**2 + 8) + 2**20
     folder = next(parent for parent in out.absolute().parents if parent.is_dir())
-    free = shutil.disk_usage(folder).free + hdf5_writing.bytes_held(out)
+    free = shutil.disk_usage(folder).free + writing.bytes_held(out)
     if free < needed:
         raise utils.UserError(
             f"{out} needs {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free; make room or change --out"

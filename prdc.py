@@ -17,7 +17,7 @@ import math
 import torch
 
 import utils
-from distance_bounds import (
+from metrics.distances import (
     DIRECT_BYTES,
     bounds_at,
     direct_pairs,

@@ -23,11 +23,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-import batch_norm_modes
 import BigGAN
-import pictures
 import utils
-from latents import TRUNCATION_KINDS, Truncation, balanced_labels, latents, random_labels, shuffled_labels
+from sampling import batch_norm
+from sampling.latents import TRUNCATION_KINDS, Truncation, balanced_labels, latents, random_labels, shuffled_labels
+from torch_utils.images import image_grid, save_image, to_uint8
 
 COLUMNS = 10  # of every sheet
 SHEET_BATCH = 20  # images at a time for a sheet: fits wherever training did
@@ -58,7 +58,7 @@ def make_images(G, z, y, device=None):
     """
     device = device or next(G.parameters()).device
     try:
-        return pictures.to_uint8(G(z.to(device), y.to(device))).cpu()
+        return to_uint8(G(z.to(device), y.to(device))).cpu()
     except torch.OutOfMemoryError as error:
         raise utils.UserError(f"{device} has too little free memory for {len(z)} images at a time") from error
 
@@ -91,14 +91,14 @@ def class_sheet(G, rows, seed, truncation=None, classes=None, class_names=None):
         return random_sheet(G, rows, seed, truncation, classes)
     z = latents(seed, range(rows), G.config.dim_z, truncation).repeat_interleave(len(classes), dim=0)
     images = _render(G, z, torch.tensor(classes).repeat(rows))
-    return pictures.image_grid(images, columns=len(classes), labels=_headers(classes, class_names))
+    return image_grid(images, columns=len(classes), labels=_headers(classes, class_names))
 
 
 def random_sheet(G, rows, seed, truncation=None, classes=None):
     """Rows of 10 images with a z each and classes drawn from `classes` (all if None), as a PIL image."""
     num_images = rows * COLUMNS
     y = random_labels(seed, num_images, classes or range(G.config.n_classes))
-    return pictures.image_grid(_render(G, latents(seed, range(num_images), G.config.dim_z, truncation), y), COLUMNS)
+    return image_grid(_render(G, latents(seed, range(num_images), G.config.dim_z, truncation), y), COLUMNS)
 
 
 def z_interpolation_sheet(G, rows, seed, truncation=None, classes=None):
@@ -112,7 +112,7 @@ def z_interpolation_sheet(G, rows, seed, truncation=None, classes=None):
     angle = torch.linspace(0, math.pi / 2, COLUMNS)[:, None]
     z = angle.cos() * z[0::2, None] + angle.sin() * z[1::2, None]  # (rows,10,dim_z)
     y = balanced_labels(rows, classes).repeat_interleave(COLUMNS)
-    return pictures.image_grid(_render(G, z.flatten(0, 1), y), COLUMNS)
+    return image_grid(_render(G, z.flatten(0, 1), y), COLUMNS)
 
 
 def class_interpolation_sheet(G, rows, seed, truncation=None, classes=None):
@@ -125,7 +125,7 @@ def class_interpolation_sheet(G, rows, seed, truncation=None, classes=None):
     one_hot = torch.nn.functional.one_hot(balanced_labels(rows + 1, classes), G.config.n_classes).float()
     share = torch.linspace(0, 1, COLUMNS)[:, None]
     y = torch.lerp(one_hot[:-1, None], one_hot[1:, None], share)  # (rows,10,K)
-    return pictures.image_grid(_render(G, z, y.flatten(0, 1)), COLUMNS)
+    return image_grid(_render(G, z, y.flatten(0, 1)), COLUMNS)
 
 
 def _headers(classes, class_names):
@@ -238,7 +238,7 @@ def parse_args(argv=None):
     group = add_sampling_args(parser)
     group.add_argument("--batch_size", type=utils.positive_int, default=64, help="single images at a time")
     group.add_argument("--classes", type=utils.count, nargs="+", metavar="ID", help="only these classes; None: all")
-    batch_norm_modes.add_bn_args(parser)
+    batch_norm.add_bn_args(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--out", help="folder to write to; None: samples/ in the checkpoint's run folder")
     group.add_argument("--sheets", action=argparse.BooleanOptionalAction, default=True, help="write the sample sheets")
@@ -264,7 +264,7 @@ def main(argv=None):
     _check_out(out, args, G.config.resolution)
     truncation = chosen_truncation(args, meta)
     print(describe(G, meta, device) + (f", z {truncation.kind} {truncation.limit:g}" if truncation else ""))
-    with batch_norm_modes.prepared(G, batch_norm_modes.chosen_mode(args), args.seed, truncation) as G:
+    with batch_norm.prepared(G, batch_norm.chosen_mode(args), args.seed, truncation) as G:
         if args.sheets:
             _write_sheets(G, meta, args, classes, truncation, out)
         if args.num_samples:
@@ -316,12 +316,12 @@ def _write_sheets(G, meta, args, classes, truncation, out):
 
 
 def _save(image, path, what):
-    pictures.save_image(image, path)
+    save_image(image, path)
     print(f"wrote {path} ({what})")
 
 
 def _write_samples(G, meta, args, classes, truncation, out):
-    mode = batch_norm_modes.chosen_mode(args)
+    mode = batch_norm.chosen_mode(args)
     to_make, batch_size = balanced_labels(args.num_samples, classes), args.batch_size
     if mode.block_size:  # whole blocks, whatever the number of images, so that each has its block's statistics
         to_make, batch_size = shuffled_labels(args.seed, mode.whole(args.num_samples), classes), mode.block_size

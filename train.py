@@ -19,30 +19,22 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import batch_norm_modes
-import batches
 import BigGAN
-import checkpoints
-import checks
 import dataset_doctor
-import datasets
-import density_scores
-import dry_run
-import ema
 import evaluate
-import evaluation_features
-import finetune
 import inception_utils
 import instance_selection
-import legacy_flags
-import logs
-import losses
-import optimizers
-import pictures
-import run_messages
 import sample
 import utils
+from image_datasets import loading
+from metrics.features import make_measure
 from model_config import add_model_args
+from sampling import batch_norm
+from selection.scores import add_selection_args
+from torch_utils.images import save_image
+from training import batches, dry_run, ema, finetune, legacy_flags, logs, losses, optimizers, run_folder
+from training.messages import print_end, print_start
+from training.plan import check_batches, images_per_step, make_plan, run_length
 
 
 def parse_args(argv=None):
@@ -82,7 +74,7 @@ def make_parser():
     run.add_argument("--parallel", action="store_true", help="one process per visible GPU")
     utils.add_device_args(run)
 
-    datasets.add_crop_arg(datasets.add_data_args(parser))
+    loading.add_crop_arg(loading.add_data_args(parser))
     batches.add_batch_args(parser)
     add_model_args(parser)
     finetune.add_finetune_args(parser)
@@ -106,15 +98,15 @@ def make_parser():
     step.add_argument("--ema_start", type=utils.count, default=0, help="step until which the average is a plain copy")
     optimizers.add_optimizer_args(parser)
 
-    density_scores.add_selection_args(parser)
+    add_selection_args(parser)
     inception_utils.add_metric_args(parser)
-    batch_norm_modes.add_bn_args(parser)
+    batch_norm.add_bn_args(parser)
     report = parser.add_argument_group("reports")
     report.add_argument(
         "--test_every", type=utils.count, default=5000, help="steps between evaluations; 0: none at all"
     )
     report.add_argument(
-        "--which_best", type=str.upper, default="IS", choices=checkpoints.BEST, help="metric of the best checkpoint"
+        "--which_best", type=str.upper, default="IS", choices=run_folder.BEST, help="metric of the best checkpoint"
     )
     report.add_argument("--save_every", type=utils.positive_int, default=2000, help="steps between checkpoints")
     report.add_argument("--num_save_copies", type=utils.positive_int, default=2, help="newest checkpoints to keep")
@@ -193,24 +185,24 @@ def _add_orthogonal_gradient(parameters, strength):
 
 def train(args, ranks):
     # Everything that can be wrong with flags and files is found here, before anything is computed.
-    plan = checks.make_plan(args)
+    plan = make_plan(args)
     dataset, config, source = plan.dataset, plan.config, plan.source
-    checks.check_batches(args, ranks.world_size)
+    check_batches(args, ranks.world_size)
     feature_network = measure = None
     if args.test_every:
         feature_network, reference = inception_utils.load_evaluation(
             args, plan.reference.name, ranks.device, plan.reference
         )
-        checkpoints.check_which_best(
+        run_folder.check_which_best(
             args.which_best, inception_utils.metric_keys(feature_network, reference, config.n_classes)
         )
-        measure = evaluation_features.make_measure(args, feature_network, reference, ranks)
-    folder = checkpoints.run_folder(args)
+        measure = make_measure(args, feature_network, reference, ranks)
+    folder = run_folder.run_folder(args)
     findings = utils.on_main(ranks, lambda: dataset_doctor.introduce(dataset))
     selection = instance_selection.select(args, dataset, findings["content"], ranks)
     reals = selection.subset if selection else dataset  # what D sees; the metrics compare with the whole data set
-    num_steps = checks.run_length(args, len(reals))
-    images_per_step = checks.images_per_step(args)
+    num_steps = run_length(args, len(reals))
+    images_in_step = images_per_step(args)
 
     # Build.
     torch.manual_seed(args.seed)  # of the initial weights; everything later draws from utils.rng
@@ -220,7 +212,7 @@ def train(args, ranks):
     d_loss, g_loss = losses.LOSSES[args.loss]
     average = ema.MovingAverage(G, args.ema_decay, args.ema_start) if args.ema else None
     evaluated = average.module if args.ema else G
-    bn_mode = batch_norm_modes.chosen_mode(args)
+    bn_mode = batch_norm.chosen_mode(args)
 
     # Resume, or start from another run's weights.
     about = {  # what every checkpoint says of itself, besides its step and metrics
@@ -232,18 +224,18 @@ def train(args, ranks):
             "metric_weights": feature_network and feature_network.weights_hash,
             "selection": selection and selection.record(),
         },
-        "args": checkpoints.plain(args),
+        "args": run_folder.plain(args),
         "images_per_D_step": args.batch_size * args.num_D_accumulations,
-        "run": checkpoints.provenance(ranks),
+        "run": run_folder.provenance(ranks),
     }
-    utils.on_main(ranks, lambda: checkpoints.prepare_folder(folder, args, G, D))
+    utils.on_main(ranks, lambda: run_folder.prepare_folder(folder, args, G, D))
     start, best = resume(folder, about, G, D, average, opt_G, opt_D)
     report = finetune.start_from(source, G, D, average, plan.rows) if source and not start else None
     if ranks.is_main:
-        run_messages.print_start(args, config, G, D, dataset, folder, start, num_steps)
+        print_start(args, config, G, D, dataset, folder, start, num_steps)
     if start >= num_steps:
         if ranks.is_main:
-            run_messages.print_end(folder, start)
+            print_end(folder, start)
         return
     log = None
     if ranks.is_main:
@@ -253,7 +245,7 @@ def train(args, ranks):
             log.write("init_from", 0, {"checkpoint": source.path, "class_rows": plan.rows, **report})
             print("\n".join(finetune.describe(source, report, plan.rows)))
     forward_G, forward_D = (utils.data_parallel(net, ranks) for net in (G, D))
-    loader = datasets.BatchLoader(
+    loader = loading.BatchLoader(
         reals,
         args.batch_size,
         args.seed,
@@ -288,12 +280,12 @@ def train(args, ranks):
             intervals = (args.log_every, args.test_every, args.sample_every or num_steps, args.save_every)
             write, test, sheet, save = (interval and (step % interval == 0 or last) for interval in intervals)
             save = save or stopped
-            state = {"step": step, "images_seen": step * images_per_step, **about}
+            state = {"step": step, "images_seen": step * images_in_step, **about}
             if write or save:
                 terms = utils.mean_over_ranks(terms, ranks)
                 check_finite(terms, step, folder)
             if write and log:
-                speed = (step - clock_step) * images_per_step / (time.perf_counter() - clock)
+                speed = (step - clock_step) * images_in_step / (time.perf_counter() - clock)
                 rates = {"G_lr": opt_G.param_groups[0]["lr"], "D_lr": opt_D.param_groups[0]["lr"]}
                 resources = {"images_per_s": round(speed, 1), "memory_mb": logs.peak_memory_mb(ranks.device)}
                 log.write("train", step, {**terms, **rates, "images_seen": state["images_seen"], **resources})
@@ -312,23 +304,23 @@ def train(args, ranks):
                     ema=args.ema,
                     mode=bn_mode,
                 )
-                best = checkpoints.better(args.which_best, step, metrics, best)
+                best = run_folder.better(args.which_best, step, metrics, best)
                 if log:
                     if best and best["step"] == step:
                         weights = {"G_ema" if average else "G": evaluated.state_dict()}
-                        checkpoints.save({**state, "metrics": metrics, **weights}, folder, "best", args.num_best_copies)
+                        run_folder.save({**state, "metrics": metrics, **weights}, folder, "best", args.num_best_copies)
                     log.write("eval", step, metrics)
                     bar.write(f"step {step}: {inception_utils.summary(metrics)}")
             if sheet and log:
-                with batch_norm_modes.prepared(evaluated, bn_mode, args.seed) as prepared:
+                with batch_norm.prepared(evaluated, bn_mode, args.seed) as prepared:
                     picture = sample.class_sheet(prepared, 10, args.seed, class_names=plan.class_names)
-                pictures.save_image(picture, folder / "samples" / f"step_{step:08d}.png")
+                save_image(picture, folder / "samples" / f"step_{step:08d}.png")
                 log.image("samples", step, picture)
             if save and log:
                 state |= {"metrics": metrics if test else None, "best": best, "scaler": None}
                 state |= {"G": G.state_dict(), "D": D.state_dict(), "G_ema": average and average.module.state_dict()}
                 state |= {"opt_G": opt_G.state_dict(), "opt_D": opt_D.state_dict()}
-                checkpoints.save(state, folder, "ckpt", args.num_save_copies)
+                run_folder.save(state, folder, "ckpt", args.num_save_copies)
             if (test or save) and log:
                 logs.plot_curves(folder / "log.jsonl", folder / "curves.png")
             if test or sheet or save:
@@ -340,15 +332,15 @@ def train(args, ranks):
             print(f"stopped at step {step}; the same command goes on from there")
         sys.exit(128 + stop.received)
     if ranks.is_main:
-        run_messages.print_end(folder, num_steps)
+        print_end(folder, num_steps)
 
 
 def resume(folder, about, G, D, average, opt_G, opt_D):
     """Load the newest checkpoint of the run folder, if any: its step, or 0, and its record of the best evaluation."""
-    checkpoint = checkpoints.newest(folder)
+    checkpoint = run_folder.newest(folder)
     if checkpoint is None:
         return 0, None
-    checkpoints.check_same_run(checkpoint, about)
+    run_folder.check_same_run(checkpoint, about)
     BigGAN.load_state(G, checkpoint["G"], folder)
     BigGAN.load_state(D, checkpoint["D"], folder)
     if average:

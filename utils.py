@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+ROOT = Path(__file__).parent  # of the project
 # What reading a damaged npz file raises.
 DAMAGED_NPZ = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -108,7 +109,7 @@ def run_main(main):
 
 def _one_line_warning(message, category, filename, lineno, line=None, default=warnings.formatwarning):
     """A warning as text; one of the project's own is for the user, who has no use for the line of code."""
-    own = category is UserWarning and Path(filename).parent == Path(__file__).parent
+    own = category is UserWarning and Path(filename).is_relative_to(ROOT) and ".venv" not in Path(filename).parts
     return f"warning: {message}\n" if own else default(message, category, filename, lineno, line)
 
 

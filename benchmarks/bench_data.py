@@ -36,8 +36,8 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import datasets
 import utils
+from image_datasets import loading
 
 STORAGE = {  # of `imgs`, as h5py's create_dataset takes it; the family writes chunks of 500
     "contiguous": lambda resolution: {},
@@ -63,7 +63,7 @@ def write_file(path, num_images, resolution, storage):
 
 
 def ours(path, num_images, batch_size):
-    with datasets.BatchLoader(datasets.HDF5Dataset(path), batch_size, seed=0) as loader:
+    with loading.BatchLoader(loading.HDF5Dataset(path), batch_size, seed=0) as loader:
         for images, _ in itertools.islice(loader, num_images // batch_size):
             yield images
 
@@ -81,7 +81,7 @@ class OpenPerItem(torch.utils.data.Dataset):
 
 
 def open_per_item(path, num_images, batch_size):
-    order = datasets.batch_indices(num_images, num_images, 0, seed=0)
+    order = loading.batch_indices(num_images, num_images, 0, seed=0)
     for images, _ in DataLoader(OpenPerItem(path, num_images), batch_size, sampler=order, num_workers=0):
         yield images
 
@@ -92,7 +92,7 @@ def plain_copies(path, num_images, batch_size):
     # The fastest way there is: a plain array over the map, indices that are not checked, memory that is there already.
     images = np.asarray(np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=shape))
     buffer = torch.zeros(batch_size, *shape[1:], dtype=torch.uint8)
-    order = datasets.batch_indices(num_images, num_images, 0, seed=0)
+    order = loading.batch_indices(num_images, num_images, 0, seed=0)
     for start in range(0, num_images - batch_size + 1, batch_size):
         images.take(order[start : start + batch_size], axis=0, out=buffer.numpy(), mode="clip")
         yield buffer
@@ -120,7 +120,7 @@ def read_under_limit(path, num_batches, batch_size, headroom, load_in_mem):
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     done = 0
     try:
-        with datasets.BatchLoader(datasets.HDF5Dataset(path, load_in_mem), batch_size, seed=0) as loader:
+        with loading.BatchLoader(loading.HDF5Dataset(path, load_in_mem), batch_size, seed=0) as loader:
             for images, _ in itertools.islice(loader, num_batches):
                 done += images.numel()
             return limit, before, private_bytes(), done

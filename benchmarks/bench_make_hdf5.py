@@ -23,8 +23,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import image_decoding
 import make_hdf5
+from image_datasets import decoding
 
 
 def make_jpegs(folder, number):
@@ -56,7 +56,7 @@ def decode_only(paths, resolution):
 
 def decode_and_resize(paths, resolution):
     for path in paths:
-        image_decoding.read_pixels(path, resolution)
+        decoding.read_pixels(path, resolution)
 
 
 def in_processes(function, paths, resolution, num_workers):
@@ -81,7 +81,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--resolution", type=int, default=64)
-    parser.add_argument("--num_workers", type=int, default=image_decoding.available_cores())
+    parser.add_argument("--num_workers", type=int, default=decoding.available_cores())
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

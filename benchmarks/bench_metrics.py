@@ -101,7 +101,7 @@ def task(args):
         return lambda: dense_prdc(real, fake, 5, args.threads)
     import scipy.linalg  # noqa: F401
 
-    from metrics import frechet_distance
+    from metrics.functional import frechet_distance
 
     moments = [moment for points in (real, fake) for moment in (points.mean(0, dtype=float), np.cov(points.T))]
     return lambda: {"distance": float((frechet_distance if ours else sqrtm_frechet)(*moments))}
@@ -110,7 +110,7 @@ def task(args):
 def stream_moments(features, batch_size):
     import torch
 
-    from metrics import RunningMoments
+    from metrics.functional import RunningMoments
 
     moments = RunningMoments()
     for part in torch.from_numpy(features).split(batch_size):

@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import BigGAN
-import model_size
 import train
 import utils
 from model_config import ModelConfig
+from training import model_size
 
 
 def make_step(ssm, args, device):

@@ -30,8 +30,8 @@ def inception_tf_weights(tmp_path_factory):
 
     Images share most of their random features; turned away from the common part, the logits tell images apart.
     """
-    import resizing
-    from inception_tf import build_trunk
+    from metrics import resizing
+    from metrics.inception_tf import build_trunk
 
     torch.manual_seed(0)
     trunk = randomise(build_trunk()).eval()

@@ -12,13 +12,13 @@ import torch
 from torch.nn import functional as F
 
 import calculate_inception_moments
-import classifier
-import datasets
 import inception_utils
-import metrics
-import reference_statistics
 import utils
-from feature_networks import load_feature_network
+from image_datasets import loading
+from metrics import classifier, functional
+from metrics import reference as references
+from metrics.networks import load_feature_network
+from metrics.reference import load_reference, read_reference, reference_path
 
 OPTIONS = {"seed": 0, "k": 5, "splits": 10}
 
@@ -53,13 +53,13 @@ def run(root, *flags, dataset="toy"):
 
 def load(root):
     network = load_feature_network("classifier", root, "toy")
-    path = reference_statistics.reference_path(root, "toy", network.name, network.resize)
-    return network, reference_statistics.load_reference(path, network), path
+    path = reference_path(root, "toy", network.name, network.resize)
+    return network, load_reference(path, network), path
 
 
 def test_statistics_are_those_of_the_whole_set(fitted):
     network, reference, _ = load(fitted)
-    dataset = datasets.open_dataset("toy", fitted)
+    dataset = loading.open_dataset("toy", fitted)
     features, logits = network(dataset.read(np.arange(120)))
     expected = np.cov(features.double().numpy(), rowvar=False)
     assert np.abs(reference.sigma.numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
@@ -68,10 +68,10 @@ def test_statistics_are_those_of_the_whole_set(fitted):
     order = utils.rng(0, "metric", 0).permutation(120)
     torch.testing.assert_close(reference.real_features, features[order], rtol=1e-4, atol=1e-5)
     # random splits: those cut from a file sorted by class would each hold one class, and score about 1
-    split = metrics.contiguous_splits(120, 10)[utils.rng(0, "metric", 1).permutation(120)]
-    expected = metrics.inception_score(logits[split.argsort(stable=True)], 10)
+    split = functional.contiguous_splits(120, 10)[utils.rng(0, "metric", 1).permutation(120)]
+    expected = functional.inception_score(logits[split.argsort(stable=True)], 10)
     assert (reference.is_mean, reference.is_std) == pytest.approx(expected, rel=1e-4)
-    assert metrics.inception_score(logits, 3)[0] - 1 < 0.5 * (reference.is_mean - 1)
+    assert functional.inception_score(logits, 3)[0] - 1 < 0.5 * (reference.is_mean - 1)
     assert 0.5 < reference.coverage_ceiling <= 1
     about = {"dataset": "toy", "num_images": 120, "seed": 0, "k": 5, "splits": 10, "assumed": False}
     assert about.items() <= reference.protocol.items()
@@ -79,13 +79,13 @@ def test_statistics_are_those_of_the_whole_set(fitted):
 
 def test_statistics_do_not_depend_on_the_batch_size(fitted, monkeypatch):
     network, reference, _ = load(fitted)
-    dataset = datasets.open_dataset("toy", fitted)
+    dataset = loading.open_dataset("toy", fitted)
     options = OPTIONS | {"device": "cpu"}
     other = calculate_inception_moments.compute_reference(dataset, network, batch_size=17, **options)
     for key in ("mu", "sigma", "real_features"):
         torch.testing.assert_close(getattr(other, key), getattr(reference, key), rtol=1e-4, atol=1e-5)
     assert other.is_mean == pytest.approx(reference.is_mean, rel=1e-5)
-    monkeypatch.setattr(reference_statistics, "NUM_REAL_FEATURES", 50)
+    monkeypatch.setattr(references, "NUM_REAL_FEATURES", 50)
     fewer = calculate_inception_moments.compute_reference(dataset, network, batch_size=64, **options)
     torch.testing.assert_close(fewer.real_features, reference.real_features[:50], rtol=1e-4, atol=1e-5)
 
@@ -97,7 +97,7 @@ def save_part_of_run(rank, world_size, root, batch_size):
     ranks = utils.Ranks(rank, world_size, torch.device("cpu"))
     network = load_feature_network("classifier", root, "toy")
     reference = calculate_inception_moments.compute_reference(
-        datasets.open_dataset("toy", root), network, batch_size=batch_size, device="cpu", ranks=ranks, **OPTIONS
+        loading.open_dataset("toy", root), network, batch_size=batch_size, device="cpu", ranks=ranks, **OPTIONS
     )
     reference.save(root / f"rank{rank}.npz")
     torch.distributed.destroy_process_group()
@@ -112,7 +112,7 @@ def test_statistics_do_not_depend_on_the_number_of_ranks(fitted, tmp_path, batch
     for process in ranks:
         process.start()
     network, *_ = load(fitted)
-    dataset = datasets.open_dataset("toy", fitted)
+    dataset = loading.open_dataset("toy", fitted)
     alone = calculate_inception_moments.compute_reference(
         dataset, network, batch_size=batch_size, device="cpu", **OPTIONS
     )
@@ -120,7 +120,7 @@ def test_statistics_do_not_depend_on_the_number_of_ranks(fitted, tmp_path, batch
         process.join(60)
         assert process.exitcode == 0
     for rank in range(3):
-        reference = reference_statistics.read_reference(tmp_path / f"rank{rank}.npz")
+        reference = read_reference(tmp_path / f"rank{rank}.npz")
         for key in ("mu", "sigma"):
             expected = getattr(alone, key)
             assert (getattr(reference, key) - expected).abs().max() <= 1e-10 * expected.abs().max()
@@ -136,7 +136,7 @@ def test_an_unreadable_image_of_any_rank_is_one_line_of_all(fitted, monkeypatch)
     ranks = utils.Ranks(0, 2, torch.device("cpu"))
     with pytest.raises(utils.UserError, match="bad"):
         calculate_inception_moments.compute_reference(
-            datasets.open_dataset("toy", fitted), load(fitted)[0], batch_size=16, device="cpu", ranks=ranks, **OPTIONS
+            loading.open_dataset("toy", fitted), load(fitted)[0], batch_size=16, device="cpu", ranks=ranks, **OPTIONS
         )
 
 
@@ -145,7 +145,7 @@ def test_a_random_subset_is_measured_on_its_own(fitted, capsys):
     run(fitted, "--reference_num", "50", "--seed", "3")
     subset_path = path.with_name("toy_classifier_native_num50_reference.npz")
     assert "50 images (a random subset, seed 3)" in capsys.readouterr().out
-    subset = reference_statistics.read_reference(subset_path)
+    subset = read_reference(subset_path)
     assert subset.protocol["num_images"] == subset.protocol["reference_num"] == 50 and subset.protocol["seed"] == 3
     # the subset's features are 50 of the whole's, and its mean is theirs
     distances = (subset.real_features[:, None] - whole.real_features).norm(dim=2)
@@ -161,7 +161,7 @@ def test_a_random_subset_is_measured_on_its_own(fitted, capsys):
         run(fitted, "--reference_num", "121")
 
     parser = utils.ArgumentParser()
-    datasets.add_data_args(parser)
+    loading.add_data_args(parser)
     inception_utils.add_metric_args(parser)
     flags = ["--feature_network", "classifier", "--data_root", str(fitted)]
     chosen = [["--reference_num", "50"], ["--reference_file", str(subset_path)]]
@@ -193,7 +193,7 @@ def test_merging_and_exporting(fitted, tmp_path, capsys):
     with pytest.raises(utils.UserError, match="toy and toy share images"):
         calculate_inception_moments.main([*merge, str(path)])
     calculate_inception_moments.main([*merge, str(tmp_path / "shifted.npz")])
-    merged = reference_statistics.read_reference(tmp_path / "twice_classifier_native_reference.npz")
+    merged = read_reference(tmp_path / "twice_classifier_native_reference.npz")
     expected = reference.sigma * (2 * 119 / 239) + 60 / 239
     torch.testing.assert_close(merged.sigma, expected, rtol=1e-10, atol=1e-12)
     assert "twice: 240 images" in capsys.readouterr().out
@@ -239,22 +239,22 @@ def test_fitting_again_gives_the_same_classifier(fitted, capsys):
     path = classifier.classifier_path(fitted, "toy")
     assert classifier.load_classifier(path)[1]["accuracy"] >= 0.9
     state = torch.random.get_rng_state()
-    other, _ = classifier.fit_classifier(datasets.open_dataset("toy", fitted), seed=1, epochs=1)
+    other, _ = classifier.fit_classifier(loading.open_dataset("toy", fitted), seed=1, epochs=1)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert classifier.weights_hash(other) != network.weights_hash and not other.training
 
 
 def test_load_evaluation(fitted):
     parser = utils.ArgumentParser()
-    datasets.add_data_args(parser)
+    loading.add_data_args(parser)
     inception_utils.add_metric_args(parser)
     args = parser.parse_args(["--feature_network", "classifier", "--data_root", str(fitted)])
-    network, reference = inception_utils.load_evaluation(args, "toy", "cpu", datasets.open_dataset("toy", fitted))
+    network, reference = inception_utils.load_evaluation(args, "toy", "cpu", loading.open_dataset("toy", fitted))
     assert network.weights_hash == reference.protocol["weights_hash"]
     write_dataset(fitted / "larger.hdf5", resolution=32)
     shutil.copy(fitted / "toy_classifier.pth", fitted / "larger_classifier.pth")
     with pytest.raises(utils.UserError, match=r"3 classes at 16x16, but .*larger\.hdf5 has 3 at 32x32"):
-        inception_utils.load_evaluation(args, "larger", "cpu", datasets.open_dataset("larger", fitted))
+        inception_utils.load_evaluation(args, "larger", "cpu", loading.open_dataset("larger", fitted))
 
 
 def test_bad_input_ends_in_one_line(tmp_path, capsys):

@@ -9,13 +9,12 @@ import matplotlib
 import numpy as np
 import pytest
 
-import checkpoints
-import checks
 import dataset_doctor
-import datasets
-import doctor_picture
 import make_hdf5
 import utils
+from image_datasets import doctor_picture, loading
+from training import run_folder
+from training.plan import make_plan
 
 
 def write(path, images, labels, class_names=None, **storage):
@@ -25,7 +24,7 @@ def write(path, images, labels, class_names=None, **storage):
         file["labels"] = np.asarray(labels, dtype=np.int64)
         if class_names:
             file.attrs["class_names"] = json.dumps(class_names)
-    return datasets.HDF5Dataset(path)
+    return loading.HDF5Dataset(path)
 
 
 def noise(n, resolution=8, seed=0):
@@ -97,7 +96,7 @@ def test_a_pass_is_made_once(tmp_path, planted, monkeypatch, capsys):
     findings = dataset_doctor.introduce(dataset)
     assert findings["fresh"] and "40 images 8x8" in capsys.readouterr().out
     monkeypatch.setattr(dataset_doctor, "full_pass", no_pass)
-    again = dataset_doctor.introduce(datasets.HDF5Dataset(tmp_path / "a.hdf5"))
+    again = dataset_doctor.introduce(loading.HDF5Dataset(tmp_path / "a.hdf5"))
     assert again == findings | {"fresh": False}
     assert capsys.readouterr().out.count("\n") == 1
     with pytest.raises(AssertionError, match="a pass"):
@@ -117,9 +116,9 @@ def test_stale_or_damaged_findings_are_made_again(tmp_path, planted, change):
         kept.write_text(json.dumps(json.loads(kept.read_text()) | {"format": 0}))
     else:
         kept.write_bytes({"cut": kept.read_bytes()[:100], "list": b"[]", "binary": b"\xff\x00"}[change])
-    new = dataset_doctor.examine(datasets.HDF5Dataset(path))
+    new = dataset_doctor.examine(loading.HDF5Dataset(path))
     assert new["fresh"] and (new["content"] != old["content"]) == (change in ("pixels", "labels"))
-    assert not dataset_doctor.examine(datasets.HDF5Dataset(path))["fresh"]
+    assert not dataset_doctor.examine(loading.HDF5Dataset(path))["fresh"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path, planted, capsys):
@@ -249,7 +248,7 @@ def test_make_hdf5_ends_with_the_report(tmp_path, monkeypatch, capsys):
     make_hdf5.main(flags)
     assert "digits: 1,797 images 32x32, 10 classes; smallest '8' (174), largest '3' (183)" in capsys.readouterr().out
     monkeypatch.setattr(dataset_doctor, "full_pass", no_pass)
-    assert not dataset_doctor.examine(datasets.open_dataset("digits", tmp_path))["fresh"]
+    assert not dataset_doctor.examine(loading.open_dataset("digits", tmp_path))["fresh"]
     make_hdf5.main(flags)
 
 
@@ -260,7 +259,7 @@ def test_a_single_class_in_a_conditional_run_is_refused(tmp_path, label):
         dataset="a", data_root=tmp_path, load_in_mem=False, dry_run=False, dry_run_time=False, unconditional=False
     )
     with pytest.raises(utils.UserError, match=r"DIR/<class name>/<image>\.png.*--unconditional") as error:
-        checks.make_plan(args)
+        make_plan(args)
     assert "\n" not in str(error.value) and ["'only'", "'other'"][label] in str(error.value)
 
 
@@ -271,9 +270,9 @@ def test_resuming_on_changed_data_is_refused():
         return {"args": {}, "model_config": model, "data": {"num_images": 4, **data}, "step": 5}
 
     now = state(content="a" * 64)
-    checkpoints.check_same_run(state(content="a" * 64), now)
-    checkpoints.check_same_run(state(), now)  # of before there was such a key
+    run_folder.check_same_run(state(content="a" * 64), now)
+    run_folder.check_same_run(state(), now)  # of before there was such a key
     with pytest.raises(
         utils.UserError, match=r"the data's content was bbbbbbbbbbbb\.\.\. and is now aaaaaaaaaaaa\.\.\.;?"
     ):
-        checkpoints.check_same_run(state(content="b" * 64), now)
+        run_folder.check_same_run(state(content="b" * 64), now)

@@ -12,24 +12,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_sample import CLASSES, NAMES, RESOLUTION, save_checkpoint, small_generator
+from small_models import CLASSES, NAMES, RESOLUTION, save_checkpoint, small_generator
 
-import classifier
 import evaluate
-import evaluation_features
-import evaluation_sources
-import feature_networks
-import logs
 import make_hdf5
-import metrics
-import reference_statistics
 import sample
 import train
-import truncation_sweep
 import utils
-from batch_norm_modes import BatchNormMode
-from evaluation_features import Measure
-from latents import Truncation
+from metrics import classifier, functional, networks, truncation_sweep
+from metrics.features import Measure, _part, raised_on_all
+from metrics.images import GeneratedImages, open_images
+from metrics.reference import Reference, load_reference, make_protocol, reference_path
+from sampling.batch_norm import BatchNormMode
+from sampling.latents import Truncation
+from training import logs
 
 NUM_IMAGES = 150
 METRICS = {
@@ -54,27 +50,25 @@ def data_root(tmp_path_factory, G):
     net = classifier.Classifier(RESOLUTION, CLASSES).eval()
     path = classifier.classifier_path(folder, "small")
     classifier.save_classifier(net, path, dataset_name="small", accuracy=0.5, seed=0, epochs=0)
-    network = feature_networks.load_feature_network("classifier", folder, "small")
+    network = networks.load_feature_network("classifier", folder, "small")
     y = sample.balanced_labels(NUM_IMAGES, range(CLASSES))
     images = torch.cat(list(sample.generate(G, y, seed=9, batch_size=50)))
     make_hdf5.write_hdf5(folder / "small.hdf5", images.numpy(), y.numpy(), NAMES, "made", "none")
     features, _ = network(images)
-    moments = metrics.RunningMoments()
+    moments = functional.RunningMoments()
     moments.update(features)
-    protocol = reference_statistics.make_protocol(
-        network, dataset="small", num_images=NUM_IMAGES, seed=9, k=5, splits=3
-    )
-    reference = reference_statistics.Reference(*moments.finalize(), features, 1.0, 0.0, 1.0, protocol)
-    reference.save(reference_statistics.reference_path(folder, "small", "classifier", "native"))
+    protocol = make_protocol(network, dataset="small", num_images=NUM_IMAGES, seed=9, k=5, splits=3)
+    reference = Reference(*moments.finalize(), features, 1.0, 0.0, 1.0, protocol)
+    reference.save(reference_path(folder, "small", "classifier", "native"))
     return folder
 
 
 @pytest.fixture(scope="module")
 def measure(data_root):
     """The Measure of a batch size."""
-    network = feature_networks.load_feature_network("classifier", data_root, "small")
-    path = reference_statistics.reference_path(data_root, "small", "classifier", "native")
-    reference = reference_statistics.load_reference(path, network)
+    network = networks.load_feature_network("classifier", data_root, "small")
+    path = reference_path(data_root, "small", "classifier", "native")
+    reference = load_reference(path, network)
     return lambda batch_size=64, **options: Measure(network, reference, batch_size, ONE, FAST, **options)
 
 
@@ -163,12 +157,12 @@ def test_no_accuracy_for_a_generator_of_other_classes(measure):
 
 @pytest.mark.parametrize("num_images", [5, 6, 1])
 def test_parts_of_ranks_join_to_the_whole(G, measure, num_images):
-    images = evaluation_sources.GeneratedImages(G, num_images, 0, MODES[0])
+    images = GeneratedImages(G, num_images, 0, MODES[0])
 
     def part(rank, world_size):
         n = -(-num_images // world_size)
         indices = np.arange(num_images)[rank * n : (rank + 1) * n]
-        return evaluation_features._part(measure(2), images, indices, n)
+        return _part(measure(2), images, indices, n)
 
     for tensor, pieces in zip(part(0, 1), zip(*(part(rank, 3) for rank in range(3)), strict=True), strict=True):
         assert len({piece.shape for piece in pieces}) == 1  # what gathering needs
@@ -176,12 +170,12 @@ def test_parts_of_ranks_join_to_the_whole(G, measure, num_images):
 
 
 def test_intra_class_distance_is_the_mean_over_classes(G, measure, data_root):
-    real = evaluation_sources.open_images(data_root / "small.hdf5", "hdf5")
+    real = open_images(data_root / "small.hdf5", "hdf5")
     values = evaluate.evaluate_generator(G, measure(real_images=real), 60, 0, ema=True)
     network = measure().network
     y = sample.balanced_labels(60, range(CLASSES))
     fake = network(torch.cat(list(sample.generate(G, y, 0, 60))))[0]
-    mean, by_class = metrics.intra_fid(fake, y, network(real.read(np.arange(150)))[0], torch.from_numpy(real.labels))
+    mean, by_class = functional.intra_fid(fake, y, network(real.read(np.arange(150)))[0], torch.from_numpy(real.labels))
     assert values["intra_fd"] == pytest.approx(mean, rel=1e-4) and len(by_class) == CLASSES
     assert values["intra_fd_per_class"] == pytest.approx({str(c): value for c, value in by_class.items()}, rel=1e-4)
     with pytest.raises(utils.UserError, match="class 1 has 1 images"):
@@ -239,11 +233,11 @@ def test_order_and_choice_do_not_follow_the_class(data_root, files, samples, cap
     for name in ("fd", "accuracy"):
         assert by_class[name] == pytest.approx(mixed[name], rel=1e-4)
     assert by_class["is_mean"] == pytest.approx(mixed["is_mean"], rel=0.1)
-    chosen = evaluation_sources.open_images(tmp_path / "sorted.npz", "npz")
+    chosen = open_images(tmp_path / "sorted.npz", "npz")
     seen = []
     original, chosen.read = chosen.read, lambda indices: seen.extend(indices) or original(indices)
-    network = feature_networks.load_feature_network("classifier", data_root, "small")
-    reference = reference_statistics.load_reference(data_root / "small_classifier_native_reference.npz", network)
+    network = networks.load_feature_network("classifier", data_root, "small")
+    reference = load_reference(data_root / "small_classifier_native_reference.npz", network)
     values = evaluate.evaluate_images(chosen, Measure(network, reference, 16, ONE, FAST), 60, seed=0)
     assert len(set(seen)) == 60 and min(np.bincount(y[order][seen])) > 10 and values["protocol"]["fake_num"] == 60
 
@@ -417,7 +411,7 @@ def test_a_problem_of_any_rank_is_raised_on_all(monkeypatch):
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda box, src, device: box.__setitem__(0, "bad"))
     for problem, rank in ((None, 0), ("bad", 1)):
         ranks = utils.Ranks(rank, 2, torch.device("cpu"))
-        with pytest.raises(utils.UserError, match="bad"), evaluation_features.raised_on_all(ranks):
+        with pytest.raises(utils.UserError, match="bad"), raised_on_all(ranks):
             if problem:
                 raise utils.UserError(problem)
 

@@ -6,17 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_reference_statistics import made_reference, small_network
+from made_references import made_reference, small_network
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
-import classifier
-import feature_networks
 import inception_utils
-import metrics
 import utils
-from feature_networks import FeatureNetwork, InceptionV3, load_feature_network
-from metrics import RunningMoments
+from metrics import classifier, functional, networks
+from metrics.functional import RunningMoments
+from metrics.networks import FeatureNetwork, InceptionV3, load_feature_network
 
 # --- feature networks ------------------------------------------------------------------------------------------------
 
@@ -81,16 +79,16 @@ def test_everything_stays_on_its_device():
     with FakeTensorMode(), torch.device("cuda"):
         images = torch.empty(20, 3, 32, 32, dtype=torch.uint8)
         for name, net in (("inception", InceptionV3()), ("classifier", classifier.Classifier(32, 10))):
-            resize = feature_networks.NETWORK_RESIZE[name][0]
+            resize = networks.NETWORK_RESIZE[name][0]
             network = FeatureNetwork(net, name=name, resize=resize, weights_hash="")
             features, logits = network(images)
             assert features.device.type == "cuda" and features.shape == (20, network.feature_dim)
-            moments, score = RunningMoments(), metrics.RunningInceptionScore(4)
+            moments, score = RunningMoments(), functional.RunningInceptionScore(4)
             for part in (slice(0, 12), slice(12, 20)):
                 moments.update(features[part])
                 score.update(logits[part], torch.arange(20)[part] // 5)
             assert score.scores().device.type == "cuda"
-            distance = metrics.frechet_tensor(*moments.finalize(), *moments.finalize())
+            distance = functional.frechet_tensor(*moments.finalize(), *moments.finalize())
             assert distance.device.type == "cuda" and distance.shape == ()
             with pytest.raises(RuntimeError):
                 network(torch.empty(20, 3, 32, 32, dtype=torch.uint8, device="cpu"))
@@ -110,7 +108,7 @@ def test_compute_metrics(tmp_path):
     assert values["fd"] < 1e-6 * reference.sigma.trace() and values["accuracy"] == 1
     assert values["precision"] == values["recall"] == values["coverage"] == 1
     collapsed = features[:1] + 0.01 * torch.randn(200, 128)
-    mean, std = metrics.kernel_distance(reference.real_features, features, 7, 20, seed=4)
+    mean, std = functional.kernel_distance(reference.real_features, features, 7, 20, seed=4)
     options = {"kid_subsets": 7, "kid_subset_size": 20, "seed": 4}
     values = inception_utils.compute_metrics(features, logits, labels, network, reference, **options)
     assert (values["kid_mean"], values["kid_std"]) == (mean, std)
@@ -158,8 +156,8 @@ def test_flags_reach_metrics_and_protocol():
     options = inception_utils.metric_options(parser.parse_args(flags))
     features, logits = reference.real_features, torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     values = inception_utils.compute_metrics(features, logits, None, network, reference, **options)
-    assert (values["is_mean"], values["is_std"]) == metrics.inception_score(logits, 4)
-    assert values["kid_mean"] == metrics.kernel_distance(features, features, 6, 30)[0]
+    assert (values["is_mean"], values["is_std"]) == functional.inception_score(logits, 4)
+    assert values["kid_mean"] == functional.kernel_distance(features, features, 6, 30)[0]
     protocol = inception_utils.protocol(network, reference, **ABOUT, **options)
     assert [protocol[key] for key in ("splits", "k", "kid_subsets", "kid_subset_size")] == [4, 3, 6, 30]
 
@@ -178,8 +176,8 @@ def test_the_outputs_that_count():
         about = inception_utils.protocol(network, reference, **ABOUT, is_outputs=is_outputs)
         return values["is_mean"], about["is_outputs"]
 
-    assert score(None) == score("all") == (metrics.inception_score(logits)[0], 1008)
-    assert score("1000") == (metrics.inception_score(logits[:, 1:1001])[0], 1000)
+    assert score(None) == score("all") == (functional.inception_score(logits)[0], 1008)
+    assert score("1000") == (functional.inception_score(logits[:, 1:1001])[0], 1000)
     inception_utils.check_outputs(network, "1000")
     with pytest.raises(utils.UserError, match="the classifier has 3 classes of its own"):
         inception_utils.check_outputs(small_network(), "1000")
@@ -238,19 +236,19 @@ def test_scores_equal_torch_fidelity_from_the_pixels_on(inception_tf_weights):
 
     statistics = [metric_fid.fid_features_to_statistics(features[:, ::8]) for features in (their_fake, their_real)]
     expected = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
-    distance = metrics.frechet_of_features(fake_features[:, ::8], real_features[:, ::8])
+    distance = functional.frechet_of_features(fake_features[:, ::8], real_features[:, ::8])
     assert distance == pytest.approx(expected, rel=1e-3)
-    moments = (metrics.moments_of(features[:, ::8]).finalize() for features in (fake_features, real_features))
-    assert metrics.frechet_distance(*(m for pair in moments for m in pair)) == pytest.approx(expected, rel=1e-3)
+    moments = (functional.moments_of(features[:, ::8]).finalize() for features in (fake_features, real_features))
+    assert functional.frechet_distance(*(m for pair in moments for m in pair)) == pytest.approx(expected, rel=1e-3)
 
     expected = metric_kid.kid_features_to_metric(
         their_fake, their_real, kid_subsets=5, kid_subset_size=4, rng_seed=2020, verbose=False
     )
     random = np.random.RandomState(2020)
     draws = [tuple(random.choice(5, 4, replace=False) for _ in range(2)) for _ in range(5)]
-    distance = metrics.kernel_distance(fake_features, real_features, draws=draws)
+    distance = functional.kernel_distance(fake_features, real_features, draws=draws)
     assert distance == pytest.approx(tuple(expected.values()), rel=1e-3)
 
     expected = metric_isc.isc_features_to_metric(their_logits, splits=2, shuffle=True, rng_seed=2020)
-    score = metrics.inception_score(fake_logits[np.random.RandomState(2020).permutation(5)], 2)
+    score = functional.inception_score(fake_logits[np.random.RandomState(2020).permutation(5)], 2)
     assert score == pytest.approx(tuple(expected.values()), rel=1e-3)

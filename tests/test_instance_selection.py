@@ -10,20 +10,29 @@ import torch
 from PIL import Image
 
 import calculate_inception_moments
-import checkpoints
 import dataset_doctor
-import datasets
-import density_measures
-import density_scores
 import evaluate
 import instance_selection
 import make_hdf5
-import pictures
-import reference_statistics
-import resizing
 import train
 import utils
-from density_scores import keep
+from image_datasets import loading
+from metrics import resizing
+from metrics.reference import read_reference, reference_path
+from selection import measures
+from selection import scores as density_scores
+from selection.scores import (
+    class_indices,
+    compute_scores,
+    embedding_weights,
+    keep,
+    load_embedding,
+    load_scores,
+    save_scores,
+    scores_key,
+)
+from torch_utils.images import to_uint8
+from training import run_folder
 
 CPU = ["--device", "cpu"]
 MODEL = "--G_ch 4 --D_ch 4 --G_ch_mult 2-1-1 --D_ch_mult 1-2-2 --G_attn 0 --D_attn 0 --dim_z 8".split()
@@ -84,13 +93,13 @@ def test_no_class_becomes_empty():
 
 
 def test_classes_need_not_be_sorted_nor_complete():
-    groups = density_scores.class_indices(np.array([4, 1, 4, 1, 1]))
+    groups = class_indices(np.array([4, 1, 4, 1, 1]))
     assert [group.tolist() for group in groups] == [[1, 3, 4], [0, 2]]
 
 
 def test_a_subset_reads_as_the_data_set_does(data_root):
-    whole = datasets.open_dataset("made", data_root)
-    part = datasets.Subset(whole, np.array([3, 4, 59]))
+    whole = loading.open_dataset("made", data_root)
+    part = loading.Subset(whole, np.array([3, 4, 59]))
     assert len(part) == 3 and part.labels.tolist() == [0, 1, 2] and part.class_names == whole.class_names
     assert torch.equal(part.read([2, 0]), whole.read([59, 3])) and part.labels_at([2, 0]).tolist() == [2, 0]
 
@@ -100,23 +109,23 @@ def test_a_subset_reads_as_the_data_set_does(data_root):
 
 
 def test_scores_are_those_of_each_class_alone(data_root):
-    dataset = datasets.open_dataset("made", data_root)
-    network = density_scores.load_embedding("classifier", data_root, "made")
-    scores = density_scores.compute_scores(dataset, network, "gaussian", 7, RANKS)
+    dataset = loading.open_dataset("made", data_root)
+    network = load_embedding("classifier", data_root, "made")
+    scores = compute_scores(dataset, network, "gaussian", 7, RANKS)
     for c in range(3):
         own = np.flatnonzero(dataset.labels == c)
-        expected = density_measures.gaussian_scores(network(dataset.read(own))[0])
+        expected = measures.gaussian_scores(network(dataset.read(own))[0])
         np.testing.assert_allclose(scores[own], expected.numpy(), rtol=1e-4)
         assert own[scores[own].argmin()] in (30, 31, 32)
 
 
 def test_unusable_features_are_one_line(data_root):
-    dataset = datasets.open_dataset("made", data_root)
-    network = density_scores.load_embedding("classifier", data_root, "made")
+    dataset = loading.open_dataset("made", data_root)
+    network = load_embedding("classifier", data_root, "made")
     for scale, words in ((torch.nan, "not finite"), (1e20, "too large for --density_measure gaussian")):
         network.net.forward = lambda x, scale=scale: (scale * x[:, 0, :, 0].repeat(1, 8), None)
         with pytest.raises(utils.UserError, match=f"class a: its features are {words}"):
-            density_scores.compute_scores(dataset, network, "gaussian", 64, RANKS)
+            compute_scores(dataset, network, "gaussian", 64, RANKS)
 
 
 def test_the_published_embedding_is_torchvisions(tmp_path, monkeypatch):
@@ -127,7 +136,7 @@ def test_the_published_embedding_is_torchvisions(tmp_path, monkeypatch):
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     theirs.fc = torch.nn.Identity()
     args = [tmp_path, "made", tmp_path / "weights.pth"]
-    ours, metric = (density_scores.load_embedding(name, *args) for name in ("inceptionv3", "inception"))
+    ours, metric = (load_embedding(name, *args) for name in ("inceptionv3", "inception"))
     images = torch.randint(0, 256, (1, 3, 80, 80), dtype=torch.uint8)
     with torch.no_grad():
         expected = theirs(resizing.bilinear_corners(images))
@@ -148,10 +157,10 @@ def test_scores_are_computed_once(script, monkeypatch):
     before = path.read_bytes()
     path.write_bytes(before[:200])
     assert "is not a readable file of scores" in script() and path.read_bytes() == before
-    network = density_scores.load_embedding("classifier", script.root, "made")
-    content = dataset_doctor.examine(datasets.open_dataset("made", script.root))["content"]
-    key = density_scores.scores_key(content, network, "gaussian")
-    density_scores.save_scores(path, np.zeros(60), key | {"content": "", "weights_hash": ""})
+    network = load_embedding("classifier", script.root, "made")
+    content = dataset_doctor.examine(loading.open_dataset("made", script.root))["content"]
+    key = scores_key(content, network, "gaussian")
+    save_scores(path, np.zeros(60), key | {"content": "", "weights_hash": ""})
     assert "made with another content, weights_hash" in script() and path.read_bytes() == before
 
 
@@ -171,10 +180,10 @@ def test_the_script_shows_and_tells(script, capsys):
     assert table["kept"] == 15 and [row["kept"] for row in table["classes"]] == [5, 5, 5]
     with np.load(script.root / "made_classifier_gaussian_scores.npz") as file:
         scores = file["scores"]
-    dataset = datasets.open_dataset("made", script.root)
+    dataset = loading.open_dataset("made", script.root)
     with Image.open(script.root / "made_classifier_gaussian_scores.png") as sheet:
         picture = np.asarray(sheet)
-    scale, pad, header = 4, 2, 16  # of pictures.image_grid at 16x16
+    scale, pad, header = 4, 2, 16  # of torch_utils.images.image_grid at 16x16
     for column, rank in ((0, -1), (10, 0)):  # of class a: the densest image, and the sparsest
         own = np.flatnonzero(dataset.labels == 0)
         image = dataset.images[own[np.argsort(scores[own])[rank]]]
@@ -186,7 +195,7 @@ def test_the_script_shows_and_tells(script, capsys):
 def test_the_kept_images_as_a_data_set(script, capsys):
     out = script.root / "kept.hdf5"
     script("--retention_ratio", "50", "--out", str(out))
-    written, whole = datasets.HDF5Dataset(out), datasets.open_dataset("made", script.root)
+    written, whole = loading.HDF5Dataset(out), loading.open_dataset("made", script.root)
     with np.load(script.root / "made_classifier_gaussian_scores.npz") as file:
         kept = keep(file["scores"], whole.labels, 50)
     assert np.array_equal(written.images, whole.images[kept]) and np.array_equal(written.labels, whole.labels[kept])
@@ -236,7 +245,7 @@ def test_bad_input_is_one_line(script, capsys, flags, words):
 def test_the_metrics_weights_embed_where_they_are_of_that_network(embedding, feature_network, shared):
     def chosen(*flags):
         flags = ["--dataset", "made", "--embedding", embedding, "--feature_network", feature_network, *flags]
-        return density_scores.embedding_weights(train.parse_args([*flags, "--inception_weights", "metrics.pth"]))
+        return embedding_weights(train.parse_args([*flags, "--inception_weights", "metrics.pth"]))
 
     assert chosen() == ("metrics.pth" if shared else None)
     assert chosen("--embedding_weights", "own.pth") == "own.pth"
@@ -249,7 +258,7 @@ def test_missing_weights_of_the_embedding_name_its_flag(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(utils.UserError, match="name it with --embedding_weights"):
-        density_scores.load_embedding("resnet50", tmp_path, "made")
+        load_embedding("resnet50", tmp_path, "made")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,9 +274,9 @@ def test_training_sees_the_kept_images_alone(script, tmp_path, monkeypatch, caps
     out = capsys.readouterr().out
     assert "keeps 30 of 60 images" in out and "from step 0 to 8 in" in out  # 2 x 30 images in batches of 8
     with np.load(script.root / "made_classifier_gaussian_scores.npz") as file:
-        dataset = datasets.open_dataset("made", script.root)
+        dataset = loading.open_dataset("made", script.root)
         kept = keep(file["scores"], dataset.labels, 50)
-    shown = {pictures.to_uint8(image).numpy().tobytes() for x, _ in seen for image in x}
+    shown = {to_uint8(image).numpy().tobytes() for x, _ in seen for image in x}
     assert shown == {image.tobytes() for image in dataset.images[kept]}
 
     about = utils.load_json(tmp_path / "runs" / "run" / "config.json")
@@ -282,7 +291,7 @@ def test_training_sees_the_kept_images_alone(script, tmp_path, monkeypatch, caps
 def test_a_checkpoint_of_before_can_be_resumed():
     about = {"args": {"seed": 0}, "model_config": {"resolution": 16, "n_classes": 3}, "data": {"num_images": 60}}
     now = about | {"data": {"num_images": 60, "selection": None}}
-    checkpoints.check_same_run({"step": 1, **about}, now)
+    run_folder.check_same_run({"step": 1, **about}, now)
 
 
 def test_statistics_of_the_kept_images(script, tmp_path, capsys):
@@ -300,9 +309,9 @@ def test_statistics_of_the_kept_images(script, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "keeps 30 of 60 images" in out and "made_rr50_classifier_gaussian: 30 images" in out
     name = "made_rr50_classifier_gaussian"
-    path = reference_statistics.reference_path(script.root, name, "classifier", "native")
-    part = reference_statistics.read_reference(path)
-    full = reference_statistics.read_reference(path.with_name("made_classifier_native_reference.npz"))
+    path = reference_path(script.root, name, "classifier", "native")
+    part = read_reference(path)
+    full = read_reference(path.with_name("made_classifier_native_reference.npz"))
     assert part.protocol["num_images"] == 30 and full.protocol["num_images"] == 60
     assert "30 images of made_rr50" in part.protocol["selection"] and full.protocol["selection"] is None
     assert part.protocol["weights_hash"] == full.protocol["weights_hash"]
@@ -331,10 +340,10 @@ def _score_as_rank(rank, root):
     store = torch.distributed.FileStore(str(root / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     args = instance_selection.parse_args(["--dataset", "made", "--data_root", str(root), *SELECT])
-    dataset = datasets.open_dataset("made", root)
+    dataset = loading.open_dataset("made", root)
     ranks = utils.Ranks(rank, 2, torch.device("cpu"))
     content = dataset_doctor.examine(dataset)["content"]
-    scores, _ = density_scores.load_scores(args, dataset, content, ranks)
+    scores, _ = load_scores(args, dataset, content, ranks)
     np.save(root / f"rank{rank}.npy", scores)
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-import reference_statistics
 import train
 import utils
-from docs import count_models
+from metrics.reference import Reference, reference_path
+from tools import count_models
 
 # File of each data set of the scripts -> its resolution and number of classes.
 MADE = {
@@ -55,8 +55,8 @@ def inception(tmp_path_factory):
     about = {"network": "inception", "weights_hash": utils.sha256(weights), "resize": "bilinear_corners"}
     about |= {"dataset": "ILSVRC64", "num_images": 2, "seed": 0, "k": 5, "splits": 10, "assumed": False}
     moments = torch.zeros(2048, dtype=torch.float64), torch.eye(2048, dtype=torch.float64)
-    reference = reference_statistics.Reference(*moments, torch.zeros(2, 2048), 1.0, 0.0, 1.0, about)
-    reference.save(reference_statistics.reference_path(root, "ILSVRC64", "inception", "bilinear_corners"))
+    reference = Reference(*moments, torch.zeros(2, 2048), 1.0, 0.0, 1.0, about)
+    reference.save(reference_path(root, "ILSVRC64", "inception", "bilinear_corners"))
     return weights, root
 
 

@@ -12,20 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cifar_files import PART, make_files
 from PIL import Image
-from test_cifar import PART, make_files
 
-import cifar
-import datasets
-import image_sources
 import make_hdf5
 import utils
+from image_datasets import cifar, loading, sources
 
 
 def make(images, out, *flags, resolution=8):
     command = ["--dataset", "folder", "--images", images, "--resolution", resolution, "--out", out, "--num_workers", 2]
     make_hdf5.main([str(word) for word in [*command, *flags]])
-    return datasets.HDF5Dataset(out)
+    return loading.HDF5Dataset(out)
 
 
 def refused(message, *args, **kwargs):
@@ -37,10 +35,10 @@ def refused(message, *args, **kwargs):
 def test_digits(tmp_path, capsys):
     out = tmp_path / "data" / "digits.hdf5"
     make_hdf5.main(["--dataset", "digits", "--data_root", str(out.parent)])
-    digits = datasets.open_dataset("digits_hdf5", out.parent)
+    digits = loading.open_dataset("digits_hdf5", out.parent)
     assert isinstance(digits.images, np.ndarray) and digits.images.shape == (1797, 3, 32, 32)
     assert digits.labels.dtype == np.int64 and "CC BY 4.0" in digits.source and "32x32" in digits.crop_resize
-    original = image_sources.digits_source().images
+    original = sources.digits_source().images
     blocks = digits.images[:, 0].reshape(-1, 8, 4, 8, 4).mean((2, 4))
     assert np.corrcoef(blocks.ravel(), original.ravel())[0, 1] > 0.99
     capsys.readouterr()
@@ -63,7 +61,7 @@ def test_folder_and_zip(photos, tmp_path, capsys):
     make_hdf5.main(
         ["--dataset", "folder", "--images", archive, "--resolution", "8", "--data_root", str(tmp_path / "d")]
     )
-    assert len(datasets.open_dataset("photos", tmp_path / "d")) == 6
+    assert len(loading.open_dataset("photos", tmp_path / "d")) == 6
 
 
 def test_every_kind_of_careless_input_at_once(photos, tmp_path, capsys):
@@ -116,13 +114,13 @@ def test_cifar(tmp_path, monkeypatch, capsys):
     small = dataclasses.replace(cifar.LAYOUTS["C10"], part_images={"train": PART, "test": PART})
     monkeypatch.setitem(cifar.LAYOUTS, "C10", small)
     with pytest.raises(utils.UserError, match="make it with: python make_hdf5.py --dataset C10 --images CIFAR_FOLDER"):
-        datasets.open_dataset("C10", tmp_path / "data")
+        loading.open_dataset("C10", tmp_path / "data")
     make_hdf5.main(["--dataset", "C10", *flags])
-    dataset = datasets.open_dataset("C10", tmp_path / "data")
+    dataset = loading.open_dataset("C10", tmp_path / "data")
     assert np.array_equal(dataset.images, pixels) and dataset.labels.tolist() == labels.tolist()
     assert dataset.num_classes == 10 and dataset.class_names[9] == "class_9"
     make_hdf5.main(["--dataset", "C10", "--split", "test", "--resolution", "16", *flags])
-    test = datasets.open_dataset("C10_test", tmp_path / "data")
+    test = loading.open_dataset("C10_test", tmp_path / "data")
     assert (len(test), test.resolution) == (PART, 16) and test.path.name == "C10_test.hdf5"
 
 
@@ -145,7 +143,7 @@ def test_imagenet(photos, tmp_path):
     (photos / "cat").rename(photos / "n02000002")
     (photos / "dog").rename(photos / "n01000001")
     make_hdf5.main(["--dataset", "I64", *flags])
-    dataset = datasets.open_dataset("I64_hdf5", tmp_path / "data")
+    dataset = loading.open_dataset("I64_hdf5", tmp_path / "data")
     assert dataset.path.name == "ILSVRC64.hdf5" and dataset.resolution == 64
     assert dataset.class_names == ["n01000001", "n02000002"] and dataset.images[0, 0, 0, 0] == 50
 
@@ -252,9 +250,10 @@ def test_preparation_scripts(command, expected, tmp_path):
 
 
 SLOW = """
-import time, image_decoding, make_hdf5, utils
-real = image_decoding.read_pixels
-image_decoding.read_pixels = lambda image, resolution: time.sleep(0.03) or real(image, resolution)
+import time, make_hdf5, utils
+from image_datasets import decoding
+real = decoding.read_pixels
+decoding.read_pixels = lambda image, resolution: time.sleep(0.03) or real(image, resolution)
 utils.run_main(make_hdf5.main)
 """
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-import distance_bounds
 import prdc
 import utils
+from metrics import distances
 
 
 def twin(real, fake, k):
@@ -84,11 +84,11 @@ def test_equals_the_twin_exactly(name, k, monkeypatch):
 def test_radii_are_those_of_direct_differences_to_the_bit(name, monkeypatch):
     monkeypatch.setattr(prdc, "LARGEST_TILE", 32)
     for points in sets(name):
-        squared = distance_bounds.direct_squared(points[:, None], points[None]).fill_diagonal_(torch.inf)
+        squared = distances.direct_squared(points[:, None], points[None]).fill_diagonal_(torch.inf)
         assert torch.equal(prdc.radii(points, 5), squared.sort(1).values[:, 4])
 
 
-ORIGINAL_MAKE_BLOCK = distance_bounds.make_block
+ORIGINAL_MAKE_BLOCK = distances.make_block
 
 
 def inflated(points, frame, dtype):
@@ -112,7 +112,7 @@ LEVELS = {  # by name: whether int8 comes first, pairs per row of a tile that ma
 @pytest.mark.parametrize("name", ["gaussian", "grid with ties", "nearly collapsed", "two far clusters", "of all sizes"])
 def test_each_level_gives_the_twin_s_counts(name, level, monkeypatch):
     int8, doubts, settings = LEVELS[level]
-    if int8 and not distance_bounds.int8_is_exact():
+    if int8 and not distances.int8_is_exact():
         pytest.skip("this processor's int8 products may saturate")
 
     products, direct = [], []
@@ -123,7 +123,7 @@ def test_each_level_gives_the_twin_s_counts(name, level, monkeypatch):
     for name_of_limit, value in {"DOUBTS": doubts, "NEAR": doubts, "LARGEST_TILE": 32}.items():
         monkeypatch.setattr(prdc, name_of_limit, value)
     for attribute, value in settings.items():
-        for module in (prdc, distance_bounds):
+        for module in (prdc, distances):
             monkeypatch.setattr(module, attribute, value)
     real, fake = sets(name)
     assert prdc.prdc(real=real, fake=fake) == pytest.approx(twin(real, fake, 5), abs=1e-13)
@@ -133,26 +133,26 @@ def test_each_level_gives_the_twin_s_counts(name, level, monkeypatch):
 
 def make_block(points, frame, dtype):
     if dtype == torch.int8:
-        return distance_bounds.rounded_to_int8(distance_bounds.make_block(points, frame, torch.float32))
-    return distance_bounds.make_block(points, frame, dtype)
+        return distances.rounded_to_int8(distances.make_block(points, frame, torch.float32))
+    return distances.make_block(points, frame, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_bounds_hold(name, dtype):
     real, fake = sets(name)
-    frame = distance_bounds.make_frame(real, fake)
+    frame = distances.make_frame(real, fake)
     a, b = (make_block(points, frame, dtype) for points in (real, fake))
-    lower = distance_bounds.lower_bounds(a, b)
-    upper = distance_bounds.upper_bounds(lower, a.error[:, None], b.error)
-    direct = distance_bounds.direct_squared(real[:, None], fake[None]) * frame.scale**2
+    lower = distances.lower_bounds(a, b)
+    upper = distances.upper_bounds(lower, a.error[:, None], b.error)
+    direct = distances.direct_squared(real[:, None], fake[None]) * frame.scale**2
     assert (lower <= direct).all() and (direct <= upper).all()
     if dtype != torch.int8:
         assert (a.points.abs().max() <= 2) and (b.points.abs().max() <= 2)
         i, j = torch.ones_like(lower).nonzero().unbind(1)
-        for at_pairs, tile in zip(distance_bounds.bounds_at(a, b, i, j), (lower, upper), strict=True):
+        for at_pairs, tile in zip(distances.bounds_at(a, b, i, j), (lower, upper), strict=True):
             torch.testing.assert_close(at_pairs.view(tile.shape), tile)
-        lower, upper = (bound.view(lower.shape) for bound in distance_bounds.bounds_at(a, b, i, j))
+        lower, upper = (bound.view(lower.shape) for bound in distances.bounds_at(a, b, i, j))
         assert (lower <= direct).all() and (direct <= upper).all()
 
 
@@ -161,32 +161,32 @@ def test_the_bounds_of_int8_hold_where_all_rounding_adds_up():
     d = 4096
     real = torch.cat([torch.full((3, 1), 127.0), torch.tensor([[62.49], [62.4999], [-62.49]]).expand(3, d - 1)], 1)
     other = torch.cat([real, -real])
-    frame = distance_bounds.Frame(torch.zeros(d), 2.0**-7)
+    frame = distances.Frame(torch.zeros(d), 2.0**-7)
     a, b = (make_block(points, frame, torch.int8) for points in (real, other))
     assert a.points[:, 1:].abs().max() == 62
-    lower = distance_bounds.lower_bounds(a, b)
-    upper = distance_bounds.upper_bounds(lower, a.error[:, None], b.error)
-    direct = distance_bounds.direct_squared(real[:, None], other[None]) * frame.scale**2
+    lower = distances.lower_bounds(a, b)
+    upper = distances.upper_bounds(lower, a.error[:, None], b.error)
+    direct = distances.direct_squared(real[:, None], other[None]) * frame.scale**2
     assert (lower <= direct).all() and (direct <= upper).all()
     middle, half = (lower + upper).double() / 2, (upper - lower).double() / 2
     assert (direct - middle).abs().max() > 0.95 * half.max()
 
 
 def test_int8_is_left_where_it_saturates(monkeypatch):
-    assert not distance_bounds.int8_pays("cuda")
+    assert not distances.int8_pays("cuda")
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.int() @ b.int()).clamp(-(2**15), 2**15 - 1))
-    assert not distance_bounds.int8_is_exact() and not distance_bounds.int8_pays.__wrapped__("cpu")
+    assert not distances.int8_is_exact() and not distances.int8_pays.__wrapped__("cpu")
 
 
 def test_the_bounds_hold_where_float32_has_no_correct_digit():
     """Features of one sign, far from the centre, with every rounding in the same direction."""
     real = torch.full((40, 2048), 1.0 + 2**-12) + 2.0**-23 * torch.arange(40)[:, None]
     other = torch.cat([-real, real])
-    frame = distance_bounds.Frame(torch.zeros(2048), 1.0)
-    a, b = (distance_bounds.make_block(points, frame, torch.float32) for points in (real, other))
-    lower = distance_bounds.lower_bounds(a, b)
-    upper = distance_bounds.upper_bounds(lower, a.error[:, None], b.error)
-    direct = distance_bounds.direct_squared(real[:, None], other[None])
+    frame = distances.Frame(torch.zeros(2048), 1.0)
+    a, b = (distances.make_block(points, frame, torch.float32) for points in (real, other))
+    lower = distances.lower_bounds(a, b)
+    upper = distances.upper_bounds(lower, a.error[:, None], b.error)
+    direct = distances.direct_squared(real[:, None], other[None])
     assert not torch.allclose((lower[:, 40:] + upper[:, 40:]).double() / 2, direct[:, 40:], rtol=0.5)
     assert (lower <= direct).all() and (direct <= upper).all()
 
@@ -205,9 +205,9 @@ def test_differences_are_formed_for_few_pairs(name, monkeypatch):
 @pytest.mark.parametrize("d", [1, 2, 7, 100, 2048])
 def test_direct_distances_do_not_depend_on_how_many_are_computed(d):
     a, b = torch.randn(2, 40, d, dtype=torch.float64)
-    together = distance_bounds.direct_squared(a, b)
-    assert torch.equal(together, torch.stack([distance_bounds.direct_squared(a[i], b[i]) for i in range(40)]))
-    assert torch.equal(together, distance_bounds.direct_squared(b, a))
+    together = distances.direct_squared(a, b)
+    assert torch.equal(together, torch.stack([distances.direct_squared(a[i], b[i]) for i in range(40)]))
+    assert torch.equal(together, distances.direct_squared(b, a))
     torch.testing.assert_close(together, (a - b).square().sum(-1))
 
 
@@ -216,8 +216,8 @@ def test_autocast_does_not_reach_the_products():
     expected = prdc.prdc(real=real, fake=fake)
     with torch.autocast("cpu", torch.bfloat16):
         assert prdc.prdc(real=real, fake=fake) == expected
-        block = distance_bounds.make_block(real, distance_bounds.make_frame(real), torch.float32)
-        assert distance_bounds.lower_bounds(block, block).dtype == torch.float32
+        block = distances.make_block(real, distances.make_frame(real), torch.float32)
+        assert distances.lower_bounds(block, block).dtype == torch.float32
 
 
 def test_a_collapsed_generator_has_precision_and_no_recall():
@@ -260,17 +260,17 @@ def test_working_memory_fits_what_is_allowed(d, memory_mb):
 def test_tensor_parts_stay_on_their_device():
     with FakeTensorMode():
         real = torch.empty(50, 16, device="cuda")
-        frame = distance_bounds.Frame(torch.empty(16, device="cuda"), 0.5)
+        frame = distances.Frame(torch.empty(16, device="cuda"), 0.5)
         for dtype in (torch.float32, torch.float64):
-            a, b = (distance_bounds.make_block(real, frame, dtype) for _ in range(2))
-            lower = distance_bounds.lower_bounds(a, b)
-            upper = distance_bounds.upper_bounds(lower, a.error[:, None], b.error)
+            a, b = (distances.make_block(real, frame, dtype) for _ in range(2))
+            lower = distances.lower_bounds(a, b)
+            upper = distances.upper_bounds(lower, a.error[:, None], b.error)
             index = torch.zeros(50, 8, dtype=int, device="cuda")
             nearest, index = prdc.merge_nearest(lower[:, :8], index, lower, torch.arange(50, device="cuda"))
             found, unsettled = prdc.decide_kth(nearest, nearest, 5)
             inside, doubtful = prdc.compare(lower, upper, found[:, :1], frame.scale)
-            direct = distance_bounds.direct_squared(real[index[:, 0]], real)
+            direct = distances.direct_squared(real[index[:, 0]], real)
             for result in (direct, found[:, 0], unsettled.sum(1), inside.count_nonzero(0), doubtful.count_nonzero(1)):
                 assert result.shape == (50,) and result.device.type == "cuda"
         with pytest.raises(RuntimeError):
-            distance_bounds.make_block(real, distance_bounds.Frame(torch.empty(16), 0.5), torch.float32)
+            distances.make_block(real, distances.Frame(torch.empty(16), 0.5), torch.float32)

@@ -10,44 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
+from small_models import CLASSES, DIM_Z, RESOLUTION, save_checkpoint, small_config, small_generator
 
-import batch_norm_modes
-import BigGAN
-import evaluation_sources
-import pictures
 import sample
 import utils
-from model_config import ModelConfig
-
-RESOLUTION, CLASSES, DIM_Z = 16, 3, 6
-NAMES = ["cat", "dog/wolf", "2"]
-
-
-def small_config(n_classes=CLASSES, **options):
-    widths = {"G_ch": 4, "G_ch_mult": (2, 2, 1), "D_ch": 4, "D_ch_mult": (1, 2), "dim_z": DIM_Z}
-    return ModelConfig(resolution=RESOLUTION, n_classes=n_classes, G_init="N02", **{**widths, **options})
-
-
-def small_generator(**options):
-    """A generator with settled batch-norm statistics, whose images differ visibly between classes and z."""
-    torch.manual_seed(0)
-    G, _ = BigGAN.build(small_config(**options))
-    for parameter in G.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    with torch.no_grad():
-        for _ in range(20):
-            G(torch.randn(32, G.config.dim_z), torch.randint(G.config.n_classes, (32,)))
-    return G.eval().requires_grad_(False)
-
-
-def save_checkpoint(path, G, names=NAMES, args=None):
-    """A checkpoint as train.py writes them, less what only resuming needs."""
-    state = {
-        "format": 1, "step": 7, "images_seen": 56, "model_config": G.config.to_dict(), "class_names": names,
-        "args": args or {}, "G": None, "G_ema": G.state_dict(), "metrics": None,
-    }  # fmt: skip
-    utils.save_torch(state, path)
-    return path
+from metrics.images import GeneratedImages
+from sampling import batch_norm
+from torch_utils.images import to_uint8
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +112,7 @@ def test_class_sheet_has_a_class_per_column_and_a_z_per_row(G):
     sheet = tiles(sample.class_sheet(G, rows=4, seed=5, classes=[2, 0]), rows=4, columns=2, header=True)
     z = sample.latents(5, range(4), DIM_Z)
     for column, c in enumerate((2, 0)):
-        expected = pictures.to_uint8(G(z, torch.full((4,), c))).permute(0, 2, 3, 1).numpy()
+        expected = to_uint8(G(z, torch.full((4,), c))).permute(0, 2, 3, 1).numpy()
         assert np.abs(sheet[:, column].astype(int) - expected).max() <= 1
 
 
@@ -161,11 +130,11 @@ def test_headers_are_names_where_all_are_short():
 def test_interpolations_start_and_end_at_the_images(G):
     z = sample.latents(5, range(4), DIM_Z)
     sheet = tiles(sample.z_interpolation_sheet(G, rows=2, seed=5, classes=[2, 0]), 2, 10, header=False)
-    expected = pictures.to_uint8(G(z, torch.tensor([2, 2, 0, 0]))).permute(0, 2, 3, 1).numpy()
+    expected = to_uint8(G(z, torch.tensor([2, 2, 0, 0]))).permute(0, 2, 3, 1).numpy()
     assert np.abs(sheet[:, [0, 9]].reshape(expected.shape).astype(int) - expected).max() <= 1
 
     sheet = tiles(sample.class_interpolation_sheet(G, rows=2, seed=5, classes=[2, 0]), 2, 10, header=False)
-    expected = pictures.to_uint8(G(z[[0, 0, 1, 1]], torch.tensor([2, 0, 0, 2]))).permute(0, 2, 3, 1).numpy()
+    expected = to_uint8(G(z[[0, 0, 1, 1]], torch.tensor([2, 0, 0, 2]))).permute(0, 2, 3, 1).numpy()
     assert np.abs(sheet[:, [0, 9]].reshape(expected.shape).astype(int) - expected).max() <= 1
     assert len(np.unique(sheet.reshape(20, -1), axis=0)) == 20
 
@@ -283,9 +252,9 @@ def test_samples_under_a_batch_norm_mode_are_the_images_that_evaluation_sees(run
             made.append((file["arr_0"].transpose(0, 3, 1, 2).astype(int), file["arr_1"]))
         with zipfile.ZipFile(tmp_path / name / "samples.npz") as archive:  # no more pixels than its header tells of
             assert archive.getinfo("arr_0.npy").file_size - made[-1][0].size in range(1, 256)
-    bn_mode = batch_norm_modes.BatchNormMode(mode, 16, 2)
-    with batch_norm_modes.prepared(G, bn_mode, seed=0) as network:
-        images = evaluation_sources.GeneratedImages(network, 40, 0, bn_mode)
+    bn_mode = batch_norm.BatchNormMode(mode, 16, 2)
+    with batch_norm.prepared(G, bn_mode, seed=0) as network:
+        images = GeneratedImages(network, 40, 0, bn_mode)
         made.append((images.read(np.arange(40)).numpy().astype(int), images.labels))
     running = torch.cat(list(sample.generate(G, torch.from_numpy(images.labels), 0, 40))).numpy().astype(int)
     for pixels, y in made:

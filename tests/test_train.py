@@ -14,13 +14,11 @@ import torch
 
 import BigGAN
 import calculate_inception_moments
-import checkpoints
-import ema
-import logs
 import make_hdf5
 import train
 import utils
 from model_config import ModelConfig
+from training import ema, logs, run_folder
 
 ROOT = Path(__file__).parent.parent
 MODEL = "--G_ch 8 --D_ch 8 --G_ch_mult 2-1-1 --D_ch_mult 1-2-2 --G_attn 0 --D_attn 0 --dim_z 8 --ssm voxel".split()
@@ -106,7 +104,7 @@ def test_checkpoints_hold_what_sampling_and_resuming_need(whole):
     assert checkpoint["args"]["G_lr"] == 5e-5 and checkpoint["run"]["world_size"] == 1
     lowest = min((e for e in events(whole) if e["event"] == "eval"), key=lambda e: e["fd"])
     assert checkpoint["best"]["step"] == lowest["step"] and checkpoint["best"]["value"] == lowest["fd"]
-    best = checkpoints.find_checkpoint(whole)
+    best = run_folder.find_checkpoint(whole)
     G, meta = BigGAN.load_generator(best)
     assert meta["step"] == lowest["step"] and meta["metrics"]["fd"] == lowest["fd"] and meta["ema"]
     D, meta = BigGAN.load_discriminator(whole)
@@ -185,7 +183,7 @@ def test_checkpoints_under_a_users_own_names_are_left_alone(where, tmp_path):
     train.main([*flags, "--num_iters", "3"])
     assert all(path.exists() for path in mine)
     assert (weights / "ckpt_00000003.pth").exists() and not (weights / "ckpt_00000002.pth").exists()
-    assert checkpoints.find_checkpoint(tmp_path / "runs" / "run").name.startswith("best_0000000")
+    assert run_folder.find_checkpoint(tmp_path / "runs" / "run").name.startswith("best_0000000")
 
 
 def test_a_run_cannot_be_resumed_on_other_data(where, data_root, tmp_path):
@@ -394,7 +392,7 @@ def test_published_launch_lines_are_accepted(name):
     args = train.parse_args(PUBLISHED[name].split())
     config = ModelConfig.from_args(args, 64 if name == "SSM" else 128, 1000)
     assert config.dim_z == (120 if name == "BigGAN" else 128) and len(args.legacy_notes) >= 5
-    assert json.dumps(checkpoints.plain(args))
+    assert json.dumps(run_folder.plain(args))
 
 
 # Flags of the published launch scripts and the values they have there.

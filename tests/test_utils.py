@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-import pictures
 import utils
+from torch_utils.images import image_grid, to_float, to_uint8
 
 
 def test_random_streams_are_functions_of_seed_stream_and_counters():
@@ -33,8 +33,8 @@ def test_random_streams_are_functions_of_seed_stream_and_counters():
 
 def test_pixels_round_and_round_trip():
     images = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(pictures.to_uint8(pictures.to_float(images)), images)
-    assert pictures.to_uint8(torch.tensor([-1.5, -1.0, 0.5 / 127.5 - 1 + 1e-4, 1.0, 2.0])).tolist() == [
+    assert torch.equal(to_uint8(to_float(images)), images)
+    assert to_uint8(torch.tensor([-1.5, -1.0, 0.5 / 127.5 - 1 + 1e-4, 1.0, 2.0])).tolist() == [
         0,
         0,
         1,
@@ -91,10 +91,10 @@ def test_run_main_turns_errors_into_exit_statuses():
 def test_image_grid_places_images_row_by_row():
     images = torch.zeros(6, 3, 4, 4, dtype=torch.uint8)
     images[4] = 200
-    grid = np.asarray(pictures.image_grid(images, columns=3, scale=2, pad=1))
+    grid = np.asarray(image_grid(images, columns=3, scale=2, pad=1))
     assert grid.shape == (2 * 9 + 1, 3 * 9 + 1, 3)
     assert (grid[10:18, 10:18] == 200).all() and (grid[1:9, 1:9] == 0).all()
-    assert pictures.image_grid(images, columns=3, labels=["a", "b", "c"]).height > pictures.image_grid(images, 3).height
+    assert image_grid(images, columns=3, labels=["a", "b", "c"]).height > image_grid(images, 3).height
 
 
 def test_device_names():

@@ -1,0 +1,1 @@
+"""Checkpoints of other codebases: their names and conventions, and their conversion to ours."""

@@ -1,0 +1,190 @@
+"""From an image file to pixels: any image mode to RGB, crop and resize, on one core or on all of them."""
+
+import collections
+import concurrent.futures
+import contextlib
+import io
+import math
+import mmap
+import multiprocessing
+import os
+import signal
+import threading
+import typing
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+import utils
+from image_datasets.sources import ZipMember
+
+CROP_RESIZE = "centre crop to the short side, then Pillow bicubic (antialiased) to {0}x{0}; transparency over white"
+BLOCK_IMAGES = 64  # at most, in what a process decodes at a time ...
+BLOCK_BYTES = 4 * 2**20  # ... and bytes of its pixels
+IMAGES_PER_PROCESS = 16  # fewer are not worth the start of a process
+
+
+class Block(typing.NamedTuple):
+    """Some decoded neighbours: `pixels` uint8 (n,3,R,R) of those that could be read, `stop` the number of images of
+    the source up to and with this block, `unreadable` (index in the source, reason) of the others."""
+
+    pixels: np.ndarray
+    stop: int
+    unreadable: list
+
+
+def available_cores():
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One image
+
+
+def read_pixels(image, resolution):
+    """Decode one image, crop and resize it.
+
+    Args: image: a path, a `ZipMember`, or an array uint8 (H,W) or (H,W,3). Returns: uint8 array (3,R,R).
+    Raises: of a damaged file nearly anything, as Pillow does: OSError, SyntaxError, struct.error ...
+    """
+    if isinstance(image, np.ndarray):
+        return crop_resize(to_rgb(Image.fromarray(image)), resolution)
+    with Image.open(io.BytesIO(image.read()) if isinstance(image, ZipMember) else image) as opened:
+        opened.load()  # only now its mode is certain
+        ImageOps.exif_transpose(opened, in_place=True)
+        return crop_resize(to_rgb(opened), resolution)
+
+
+def to_rgb(image):
+    """A PIL image of any mode as RGB.
+
+    16-bit grey (modes I;16 and I) is scaled, 65535 to 255; float grey is taken as 0..1, or as 0..255 if it goes past 1;
+    transparency is laid over white. Raises: ValueError for float values outside of 0..255.
+    """
+    if image.mode.startswith("I"):
+        return _grey_to_rgb(np.asarray(image).clip(0, 65535) * (255 / 65535))
+    if image.mode == "F":
+        grey = np.asarray(image)
+        if not (grey.min() >= 0 and grey.max() <= 255):  # NaN fails too
+            raise ValueError("its float values lie outside of 0..255")
+        return _grey_to_rgb(grey * 255 if grey.max() <= 1 else grey)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey_to_rgb(grey):
+    return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
+
+
+def crop_resize(image, resolution):
+    """An RGB PIL image, cropped to its central square and resized (bicubic, antialiased) to uint8 (3,R,R)."""
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((resolution, resolution), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All images
+
+
+def decode(images, resolution, num_workers, start=0):
+    """Decode images on several cores.
+
+    The processes are forks of this one and put pixels into memory that they share with it; only what could not be
+    read comes back as a message. They end with this process, however it ends.
+
+    Args: images: sequence of what `read_pixels` takes; num_workers: processes (1: this one decodes); start: index of
+        the first image. The pixels do not depend on num_workers.
+    Yields: `Block`s in the order of `images`; the pixels are overwritten once the next block is asked for.
+    Raises: UserError if a process is killed from outside. Close the generator to end the processes before its end.
+    """
+    num_images = len(images) - start
+    num_workers = max(1, min(num_workers, num_images // IMAGES_PER_PROCESS))
+    limit = min(BLOCK_IMAGES, max(1, BLOCK_BYTES // (3 * resolution**2)))
+    size = max(1, min(limit, math.ceil(num_images / (8 * num_workers))))  # small enough that all finish together
+    ranges = [(first, min(first + size, len(images))) for first in range(start, len(images), size)]
+    num_slots = 3 * num_workers if num_workers > 1 else 1
+    shape = (num_slots, size, 3, resolution, resolution)
+    slots = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)  # shared with forks
+    if num_workers == 1:
+        results = (_decode_block(images, slots[0], *borders) for borders in ranges)
+    else:
+        results = _decode_in_processes(images, slots, ranges, num_workers)
+    with contextlib.closing(results):
+        for number, ((first, stop), unreadable) in enumerate(zip(ranges, results, strict=True)):
+            yield Block(slots[number % num_slots][: stop - first - len(unreadable)], stop, unreadable)
+
+
+def _decode_block(images, pixels, first, stop):
+    """Decode images first to stop - 1 into the first rows of `pixels`. Returns: (index, reason) of the unreadable."""
+    unreadable = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # damaged EXIF data and the like, of no use to us
+        for i in range(first, stop):
+            try:
+                pixels[i - first - len(unreadable)] = read_pixels(images[i], pixels.shape[-1])
+            except Exception as error:
+                unreadable.append((i, _reason(error)))
+    return unreadable
+
+
+def _reason(error):
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of an unknown format"
+    text = (getattr(error, "strerror", None) or str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _decode_in_processes(images, slots, ranges, num_workers):
+    """What `_decode_block` returns for each range, in order; the pixels of range k are in slots[k % len(slots)]."""
+    fork = multiprocessing.get_context("fork")
+    pool = concurrent.futures.ProcessPoolExecutor(num_workers, fork, _start_process, (images, slots))
+    pending = collections.deque()
+    try:
+        with _ctrl_c_held_back():  # for good in the forks: it is for the parent, which ends them
+            pool.submit(int)  # the first task makes the forks
+        for number, borders in enumerate(ranges):
+            if len(pending) == len(slots):  # a slot is free again once what it held has been taken
+                yield pending.popleft().result()
+            pending.append(pool.submit(_decode_slot, number % len(slots), *borders))
+        while pending:
+            yield pending.popleft().result()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise utils.UserError(
+            "a decoding process was killed (out of memory?); the same command goes on, perhaps with fewer --num_workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _ctrl_c_held_back():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_process(images, slots):
+    """Keep what the fork has inherited, where `_decode_slot` finds it: a pool passes on nothing but small arguments."""
+    global _inherited
+    _inherited = images, slots
+    Image.core.set_blocks_max(4)  # keep the memory of the last image for the next: fresh pages cost a tenth of the time
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()  # returns however the parent ends, SIGKILL included
+    os._exit(1)
+
+
+def _decode_slot(slot, first, stop):
+    images, slots = _inherited
+    return _decode_block(images, slots[slot], first, stop)

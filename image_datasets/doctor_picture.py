@@ -1,0 +1,157 @@
+"""The picture of a data set: images of some of its classes, and how many images each class has."""
+
+import contextlib
+import functools
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+MAX_CLASSES = 16  # of which images are shown
+MAX_BARS = 50  # classes with a bar and a name of their own; of more only the sorted sizes are drawn
+COLUMNS = 10  # images in a row
+TILE = 64  # pixels of a small image, enlarged by a whole number
+MAX_TILE = 96  # pixels that larger images are brought down to
+NAME_WIDTH, LINE, PAD, MARGIN = 260, 20, 4, 20  # pixels
+FONT_SIZE = 13
+CJK_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "msyh.ttc", "PingFang.ttc", "Arial Unicode.ttf")
+INK, FAINT, PALE, BAR = (20, 20, 20), (110, 110, 110), (210, 210, 210), (70, 110, 170)
+
+
+def draw(dataset, counts, text):
+    """One picture of a data set.
+
+    Args: dataset: loading.HDF5Dataset; counts: images of each class, ints (num_classes,); text: lines for its head.
+    Returns: PIL image, RGB: the text; rows of up to 10 images for up to 16 classes spread over all; a bar per class,
+        or for more than 50 classes their sizes in decreasing order.
+    """
+    counts = np.asarray(counts)
+    names = [on_one_line(name) for name in dataset.class_names]
+    tile = min(dataset.resolution * max(1, TILE // dataset.resolution), MAX_TILE)
+    width = 2 * MARGIN + NAME_WIDTH + COLUMNS * (tile + PAD)
+    parts = [
+        _head(text.splitlines(), width),
+        *_class_rows(dataset, names, counts, tile, width),
+        _histogram(names, counts, width) if len(counts) > MAX_BARS else _bars(names, counts, width),
+    ]
+    sheet = Image.new("RGB", (width, sum(part.height for part in parts) + 2 * MARGIN), "white")
+    y = MARGIN
+    for part in parts:
+        sheet.paste(part, (0, y))
+        y += part.height
+    return sheet
+
+
+def on_one_line(name):
+    """A class name fit to be written out: the name of a folder may hold line breaks, and bytes that are no letters."""
+    return " ".join(name.encode(errors="replace").decode().split())
+
+
+def _head(lines, width):
+    part = Image.new("RGB", (width, LINE * len(lines) + MARGIN), "white")
+    for i, line in enumerate(lines):
+        _write(part, (MARGIN, i * LINE), line, width - 2 * MARGIN, INK if i == 0 else FAINT)
+    return part
+
+
+def _class_rows(dataset, names, counts, tile, width):
+    """A picture per class with its name, size and images; few classes get several rows of images each."""
+    shown = np.arange(len(counts)) if len(counts) <= MAX_CLASSES else _spread(np.flatnonzero(counts), MAX_CLASSES)
+    rows = max(1, 8 // len(shown))
+    for c in shown:
+        indices = _spread(np.flatnonzero(dataset.labels == c), rows * COLUMNS)
+        lines = max(1, -(-len(indices) // COLUMNS))
+        part = Image.new("RGB", (width, max(lines * (tile + PAD), 2 * LINE) + PAD), "white")
+        _write(part, (MARGIN, 4), names[c], NAME_WIDTH - MARGIN)
+        _write(part, (MARGIN, 4 + LINE), f"class {c}: {_images(counts[c])}", NAME_WIDTH - MARGIN, FAINT)
+        for i, pixels in enumerate(dataset.read(indices).permute(0, 2, 3, 1).numpy()):
+            resampling = Image.Resampling.BOX if dataset.resolution > tile else Image.Resampling.NEAREST
+            image = Image.fromarray(pixels).resize((tile, tile), resampling)
+            row, column = divmod(i, COLUMNS)
+            part.paste(image, (MARGIN + NAME_WIDTH + column * (tile + PAD), row * (tile + PAD)))
+        yield part
+
+
+def _spread(indices, number):
+    """At most `number` of the indices, evenly spread over them."""
+    number = min(number, len(indices))
+    return indices[np.linspace(0, len(indices) - 1, number).round().astype(np.int64)]
+
+
+def _images(count):
+    return "no images" if count == 0 else "1 image" if count == 1 else f"{count:,} images"
+
+
+def _bars(names, counts, width):
+    """A horizontal bar per class, in the classes' order."""
+    part = Image.new("RGB", (width, MARGIN + LINE * len(counts)), "white")
+    canvas = ImageDraw.Draw(part)
+    left, right = MARGIN + NAME_WIDTH, width - MARGIN - 90  # room for the number behind the longest bar
+    for i, (name, count) in enumerate(zip(names, counts, strict=True)):
+        top = MARGIN + i * LINE
+        end = left + int((right - left) * count / counts.max())
+        _write(part, (MARGIN, top), name, NAME_WIDTH - MARGIN)
+        if count:
+            canvas.rectangle([left, top + 2, end, top + LINE - 4], fill=BAR)
+        _write(part, (end + 8, top), f"{count:,}", 90, FAINT)
+    return part
+
+
+def _histogram(names, counts, width):
+    """Sizes of all classes in decreasing order, on a logarithmic axis where they differ much; both ends are named."""
+    height, left, right = 220, MARGIN + 60, width - MARGIN
+    part = Image.new("RGB", (width, MARGIN + height + 4 * LINE), "white")
+    canvas = ImageDraw.Draw(part)
+    bottom = MARGIN + height
+    order = np.argsort(-counts, kind="stable")
+    largest = counts[order[0]]
+    logarithmic = largest > 20 * max(1, np.median(counts))
+    scale = (lambda count: np.log1p(count) / np.log1p(largest)) if logarithmic else (lambda count: count / largest)
+    for x in range(left, right):
+        count = counts[order[(x - left) * len(counts) // (right - left)]]
+        canvas.line([x, bottom - round(height * scale(count)), x, bottom], fill=BAR)
+    for tick in (0, *(10 ** np.arange(int(np.log10(largest))) if logarithmic else [largest / 2]), largest):
+        y = bottom - round(height * scale(tick))
+        canvas.line([left - 5, y, right, y], fill=FAINT if tick == 0 else PALE)
+        _write(part, (left - 10, y), f"{tick:,.0f}", left - 10, FAINT, "rm")
+    title = f"images a class, {len(counts):,} classes by size; median {np.median(counts):,.0f}"
+    _write(part, ((left + right) // 2, bottom + 8), title, right - left, FAINT, "ma")
+    for i, (kind, c) in enumerate((("largest", order[0]), ("smallest", order[-1]))):
+        where, anchor = ((left, "la"), (right, "ra"))[i]
+        text = f"{kind}: {_images(counts[c])}, class {c}: {names[c]}"
+        _write(part, (where, bottom + 8 + (i + 1) * LINE), text, right - left, INK, anchor)
+    return part
+
+
+def _write(picture, position, text, width, fill=INK, anchor="la"):
+    """Write a line of text, cut with an ellipsis where it is wider than `width` pixels."""
+    font = _font(text)
+    shown, cut = text, len(text)
+    while font.getlength(shown) > width and cut:
+        cut -= 1
+        shown = f"{text[:cut]}…"
+    ImageDraw.Draw(picture).text(position, shown, fill=fill, font=font, anchor=anchor)
+
+
+def _font(text):
+    """The first of our fonts that has all letters of a text, or the first of all."""
+    fonts = _fonts()
+    return next((font for font in fonts if all(_has(font, letter) for letter in set(text))), fonts[0])
+
+
+@functools.cache
+def _fonts():
+    """DejaVu Sans, which matplotlib brings along (Pillow's own font has few letters beyond ASCII), and what is here of
+    the usual fonts for Chinese, Japanese and Korean."""
+    import matplotlib
+
+    fonts = []
+    for name in (str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), *CJK_FONTS):
+        with contextlib.suppress(OSError):  # not on this machine
+            fonts.append(ImageFont.truetype(name, FONT_SIZE))
+    return fonts
+
+
+@functools.cache
+def _has(font, letter):
+    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))  # never a letter

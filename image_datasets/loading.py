@@ -1,0 +1,275 @@
+"""Data sets: names and paths, parts and crops of them, the order of training images, and prefetching loaders.
+
+A data set is one HDF5 file with `imgs` uint8 (N,3,R,R) and `labels` int64 (N,), the layout of the BigGAN-PyTorch
+family; `make_hdf5.py` writes it. Resolution and number of classes come from the file, never from a table.
+
+Symbols: N images, resolution R, B images in a batch over all ranks, b = B / world_size of them on this rank.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import utils
+from image_datasets.hdf5 import HDF5Dataset
+
+# The names under which the family's launch scripts know ImageNet.
+FAMILY_FILES = {f"I{resolution}_hdf5": f"ILSVRC{resolution}.hdf5" for resolution in (32, 64, 128, 256)}
+
+
+def add_data_args(parser, loader=True):
+    """Add the flags that say which data set to read, and how, to an argparse parser; `loader`: those of BatchLoader.
+
+    Returns: their argparse group.
+    """
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset",
+        default=None,
+        help="name of a data set: NAME or NAME_hdf5 reads NAME.hdf5 under --data_root, I64_hdf5 reads ILSVRC64.hdf5 "
+        "(likewise I32, I128, I256); or the path of a file that ends in .hdf5 or .h5",
+    )
+    group.add_argument("--data_root", default="data", help="folder of the data sets and of their statistics")
+    group.add_argument(
+        "--load_in_mem",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="read the whole file into memory first (of use for compressed files and slow disks)",
+    )
+    if loader:
+        group.add_argument(
+            "--num_workers", type=utils.count, default=1, help="threads that read batches ahead; 0 is taken as 1"
+        )
+    return group
+
+
+def add_crop_arg(parser):
+    """Add the flag of training on parts of larger images, for those who train and those who measure."""
+    parser.add_argument(
+        "--crop_size",
+        type=utils.positive_int,
+        help="side of the images to train on where those of the file are larger: random crops in training (with "
+        "--augment), the centre for statistics and classifier",
+    )
+
+
+def dataset_path(name, data_root):
+    """The file of a data set.
+
+    Args: name: `NAME` or `NAME_hdf5`, the family's `I64_hdf5` included, or the path of a .hdf5 or .h5 file, which is
+        taken as it is; data_root: folder that names are looked up in.
+    Returns: Path, whether or not there is such a file.
+    """
+    if Path(name).suffix in (".hdf5", ".h5"):
+        return Path(name)
+    stem = name.removesuffix("_hdf5")
+    return Path(data_root) / FAMILY_FILES.get(f"{stem}_hdf5", f"{stem}.hdf5")
+
+
+def reference_name(name, data_root, crop_size=None):
+    """The name under which statistics and the classifier of a data set are stored: `HDF5Dataset.name` of its file, or,
+    where training crops to crop_size, `CentreCrop.name`. The file need not be there."""
+    stem = dataset_path(name, data_root).stem
+    return cropped_name(stem, crop_size) if crop_size else stem
+
+
+def cropped_name(name, size):
+    return f"{name}_crop{size}"
+
+
+def open_dataset(name, data_root, load_in_mem=False):
+    """Open a data set by name (see `dataset_path`).
+
+    Returns: HDF5Dataset.
+    Raises: UserError if there is no such file, naming the command that makes it, or if the file is not a data set.
+    """
+    path = dataset_path(name, data_root)
+    if not path.exists():
+        present = ", ".join(sorted(file.stem for file in path.parent.glob("*.hdf5") if not file.name.startswith(".")))
+        there = f"{path.parent} holds {present}; " if present else ""
+        raise utils.UserError(f"--dataset {name}: there is no {path}; {there}make it with: {_make_command(path)}")
+    return HDF5Dataset(path, load_in_mem)
+
+
+def _make_command(path):
+    for name, file_name in FAMILY_FILES.items():
+        if path.name == file_name:
+            dataset = name.removesuffix("_hdf5")
+            return f"python make_hdf5.py --dataset {dataset} --images IMAGENET_TRAIN_FOLDER --out {path}"
+    if path.stem in ("C10", "C100"):
+        return f"python make_hdf5.py --dataset {path.stem} --images CIFAR_FOLDER --out {path}"
+    if path.stem == "digits":
+        return f"python make_hdf5.py --dataset digits --out {path}"
+    return f"python make_hdf5.py --dataset folder --images FOLDER --resolution R --out {path}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts and crops of a data set, with its interface
+
+
+class Subset:
+    """Some images of a data set, without copying any.
+
+    Attributes: as `HDF5Dataset`, `images` excepted; labels: int64 array (n,); classes keep their numbers and names.
+    Args: dataset: HDF5Dataset, Subset or CentreCrop; indices: int array (n,), ascending, which images.
+    Raises: IndexError for an index outside the data set.
+    """
+
+    def __init__(self, dataset, indices):
+        self.dataset, self.indices = dataset, np.asarray(indices, dtype=np.int64)
+        self.labels = dataset.labels[self.indices]
+        self.path, self.name, self.resolution = dataset.path, dataset.name, dataset.resolution
+        self.num_classes, self.class_names = dataset.num_classes, dataset.class_names
+        self.source, self.crop_resize = dataset.source, dataset.crop_resize
+
+    def __len__(self):
+        return len(self.indices)
+
+    def read(self, indices, pin_memory=False):
+        """Pixels of some images, as `HDF5Dataset.read`."""
+        return self.dataset.read(self.indices[np.asarray(indices, dtype=np.int64)], pin_memory)
+
+    def labels_at(self, indices):
+        """Class ids of some images, as `HDF5Dataset.labels_at`."""
+        return torch.from_numpy(self.labels[np.asarray(indices, dtype=np.int64)])
+
+
+class CentreCrop:
+    """The centres of a data set's images: what statistics are computed on where training crops at random.
+
+    Attributes: as `HDF5Dataset`, `images` excepted; resolution: size; name: that of `reference_name`.
+    Args: dataset: HDF5Dataset or Subset; size: side of the crops, below the data set's resolution.
+    Raises: utils.UserError unless there is something to crop.
+    """
+
+    def __init__(self, dataset, size):
+        if size >= dataset.resolution:
+            raise utils.UserError(
+                f"--crop_size {size}: the images of {dataset.path} are {dataset.resolution}x{dataset.resolution}; "
+                f"make a file of larger ones: make_hdf5.py --resolution R, with R above {size}"
+            )
+        self.dataset, self.resolution = dataset, size
+        self.path, self.name = dataset.path, cropped_name(dataset.name, size)
+        self.labels, self.num_classes, self.class_names = dataset.labels, dataset.num_classes, dataset.class_names
+        self.source, self.crop_resize = dataset.source, dataset.crop_resize
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def read(self, indices, pin_memory=False):
+        """Pixels of some images, as `HDF5Dataset.read`: uint8 (B,3,size,size)."""
+        start = (self.dataset.resolution - self.resolution) // 2
+        centre = slice(start, start + self.resolution)
+        crops = self.dataset.read(indices)[:, :, centre, centre].contiguous()
+        return crops.pin_memory() if pin_memory else crops
+
+    def labels_at(self, indices):
+        """Class ids of some images, as `HDF5Dataset.labels_at`."""
+        return self.dataset.labels_at(indices)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Order and loaders
+
+
+@functools.lru_cache(maxsize=2)  # around an epoch's border, batches of two epochs are asked for in turn
+def _epoch_order(num_images, seed, epoch):
+    order = utils.rng(seed, "order", epoch).permutation(num_images)
+    order.setflags(write=False)
+    return order
+
+
+def batch_indices(num_images, batch_size, batch_number, seed):
+    """Which images are in a batch: a pure function, so that a run can be resumed at any batch on any number of ranks.
+
+    Shuffle the data set anew for every epoch and write the epochs one after the other: batch k is the k-th piece of
+    batch_size images of that endless list. It is never short, and over an epoch every image occurs exactly once.
+
+    Args: num_images: N; batch_size: B, may exceed N; batch_number: k >= 0; seed: int >= 0.
+    Returns: int64 array (B,).
+    """
+    start, stop = batch_number * batch_size, (batch_number + 1) * batch_size
+    epochs = range(start // num_images, (stop - 1) // num_images + 1)
+    pieces = [
+        _epoch_order(num_images, seed, epoch)[max(start - epoch * num_images, 0) : stop - epoch * num_images]
+        for epoch in epochs
+    ]
+    return np.concatenate(pieces)
+
+
+class BatchLoader:
+    """Endless iterator over this rank's part of the training batches, read ahead by threads.
+
+    Yields (images uint8 (b,3,R,R), labels int64 (b,)) for batch numbers start, start + 1, ... in order, whatever the
+    number of threads: rows rank*b to (rank+1)*b of the batch that a single process would see. An error while reading
+    is raised by `next`. It is also a context manager that closes itself.
+
+    Args: dataset: has `len`, `read` and `labels_at` as `HDF5Dataset` has; batch_size: B; seed: int >= 0;
+        start: number of the first batch; num_workers: reading threads, 0 is taken as 1;
+        pin_memory: page-lock the images (CUDA only).
+    Raises: UserError if the ranks do not divide B.
+    """
+
+    def __init__(self, dataset, batch_size, seed, start=0, rank=0, world_size=1, num_workers=1, pin_memory=False):
+        if batch_size % world_size:
+            raise utils.UserError(f"--batch_size {batch_size} cannot be split evenly over {world_size} processes")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.pin_memory = pin_memory
+        local = batch_size // world_size
+        self.rows = slice(rank * local, (rank + 1) * local)
+        self.next_number = start
+        num_workers = max(1, num_workers)
+        self.threads = concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix="BatchLoader")
+        self.pending = collections.deque()  # futures in the order of their batches
+        for _ in range(num_workers + 1):  # one batch ready while every thread is at work on another
+            self._submit()
+
+    def _submit(self):
+        self.pending.append(self.threads.submit(self._read, self.next_number))
+        self.next_number += 1
+
+    def _read(self, batch_number):
+        indices = batch_indices(len(self.dataset), self.batch_size, batch_number, self.seed)[self.rows]
+        return self.dataset.read(indices, pin_memory=self.pin_memory), self.dataset.labels_at(indices)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self.pending:
+            raise ValueError("the BatchLoader is closed")
+        try:
+            batch = self.pending.popleft().result()
+        except BaseException:  # an error of the reading thread, or Ctrl-C while we waited for it
+            self.close()
+            raise
+        self._submit()
+        return batch
+
+    def close(self):
+        """End the threads; batches read ahead are dropped."""
+        self.pending.clear()
+        self.threads.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+def iterate(dataset, batch_size):
+    """Go once over a data set in its own order, for statistics.
+
+    Yields: (images uint8 (b,3,R,R), labels int64 (b,)); b is batch_size, less in the last pair.
+    """
+    for start in range(0, len(dataset), batch_size):
+        indices = np.arange(start, min(start + batch_size, len(dataset)))
+        yield dataset.read(indices), dataset.labels_at(indices)

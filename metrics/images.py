@@ -1,0 +1,270 @@
+"""What evaluate.py measures: images of a checkpoint, a folder, an npz or an HDF5 file, behind one interface.
+
+Each has `path`, `name`, `len()`, `resolution` (None where images are not square), `labels` (int64 array (N,), or None),
+`class_names` (one name where they are not known), `labels_at(indices)` and `read(indices)`, uint8 (b,3,H,W), for an
+increasing int array (b,): what `loading.HDF5Dataset`, which is one of them, has too.
+
+Symbols: N images of H x W, b of them in a batch.
+"""
+
+import concurrent.futures
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+import sample
+import utils
+from image_datasets import decoding, loading, sources
+from sampling.latents import balanced_labels, latents, shuffled_labels
+from training import run_folder
+
+KINDS = {
+    "checkpoint": "a checkpoint or run folder",
+    "folder": "a folder of images",
+    "npz": "an npz with arr_0",
+    "hdf5": "an HDF5 file",
+    "statistics": "an npz of statistics",
+}
+
+
+def kind_of(path):
+    """Which of KINDS a path is. Raises: utils.UserError if there is nothing there, or nothing to measure."""
+    path = Path(path)
+    if path.is_dir():
+        return "checkpoint" if _holds_checkpoints(path) else "folder"
+    if not path.exists():
+        raise utils.UserError(f"{path}: no such checkpoint, folder of images, npz or HDF5 file")
+    if path.suffix in (".hdf5", ".h5"):
+        return "hdf5"
+    if path.suffix != ".npz":
+        return "checkpoint"
+    names = _npz_names(path)
+    if "arr_0" in names:
+        return "npz"
+    if {"mu", "sigma"} <= set(names):
+        return "statistics"
+    raise utils.UserError(f"{path} holds {', '.join(names) or 'nothing'}: neither images (arr_0) nor statistics (mu)")
+
+
+def _holds_checkpoints(folder):
+    try:
+        run_folder.find_checkpoint(folder)
+    except utils.UserError:
+        return (folder / "weights").is_dir()  # a run without checkpoints yet: its samples are not what is meant
+    return True
+
+
+def open_images(path, kind):
+    """The images of a folder, npz or HDF5 file. Raises: utils.UserError."""
+    return {"folder": FolderImages, "npz": NpzImages, "hdf5": loading.HDF5Dataset}[kind](Path(path))
+
+
+class GeneratedImages:
+    """Images 0 to N-1 of a seed, made by G when they are read.
+
+    Where images share batch statistics, a block of them (batch_norm.BatchNormMode) is always made whole: which
+    images are read, in batches of which size, makes no difference. There, classes take turns in a shuffled order.
+    """
+
+    def __init__(self, G, num_images, seed, mode, truncation=None, name="generated", class_names=("all",)):
+        """G: in the mode to use it in (batch_norm.prepared); mode: BatchNormMode."""
+        self.class_names = class_names
+        self.G, self.num_images, self.seed, self.truncation = G, num_images, seed, truncation
+        self.path = self.name = name
+        self.resolution = G.config.resolution
+        self.block_size = mode.block_size
+        self.made = (None, None)  # number and images of the newest block
+        classes = range(G.config.n_classes)
+        whole = mode.whole(num_images)
+        self.all_labels = shuffled_labels(seed, whole, classes) if mode.block_size else balanced_labels(whole, classes)
+
+    @property
+    def labels(self):
+        return self.all_labels[: self.num_images].numpy()
+
+    def __len__(self):
+        return self.num_images
+
+    def labels_at(self, indices):
+        return self.all_labels[np.asarray(indices)]
+
+    def read(self, indices):
+        if not self.block_size:
+            return self._make(indices)
+        blocks = np.asarray(indices) // self.block_size
+        return torch.cat([self._block(b)[indices[blocks == b] % self.block_size] for b in np.unique(blocks)])
+
+    def _block(self, number):
+        if self.made[0] != number:
+            self.made = number, self._make(np.arange(number * self.block_size, (number + 1) * self.block_size))
+        return self.made[1]
+
+    def _make(self, indices):
+        z = latents(self.seed, indices, self.G.config.dim_z, self.truncation)
+        return sample.make_images(self.G, z, self.all_labels[indices])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images in files
+
+
+class FolderImages:
+    """The images in a folder and its sub-folders, in the order of their sorted paths; without labels.
+
+    Hidden files and files of other kinds are passed over.
+    Raises: utils.UserError where there is none, one is unreadable, or two differ in size.
+    """
+
+    labels, class_names = None, ("all",)
+
+    def __init__(self, path):
+        self.path, self.name = path, sources.folder_name(path)
+        self.files = _image_files(path)
+        if not self.files:
+            raise utils.UserError(f"{path} holds no images, and no checkpoint either")
+        self.threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        sizes = list(self.threads.map(_image_size, self.files))
+        self.size = sizes[0]
+        self.resolution = self.size[0] if self.size[0] == self.size[1] else None
+        self._check_sizes(self.files, sizes)
+
+    def __len__(self):
+        return len(self.files)
+
+    def _check_sizes(self, files, sizes):
+        for file, (h, w) in zip(files, sizes, strict=True):
+            if (h, w) != self.size:
+                raise utils.UserError(
+                    f"{file} is {w}x{h}, {self.files[0]} is {self.size[1]}x{self.size[0]}: all images must have one "
+                    "size (make_hdf5.py brings them to one)"
+                )
+
+    def read(self, indices):
+        files = [self.files[i] for i in indices]
+        pixels = list(self.threads.map(_read_image, files))
+        self._check_sizes(files, [image.shape[:2] for image in pixels])
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+
+    def labels_at(self, indices):
+        return torch.full((len(indices),), -1)
+
+
+def _image_files(folder):
+    """Image files below a folder, sorted by path; links are followed, except to a folder already seen."""
+    files, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        images = (Path(parent, name) for name in names if not name.startswith("."))
+        files += [path for path in images if path.suffix.lower() in sources.IMAGE_SUFFIXES]
+    return sorted(files)
+
+
+def _refuse_folder(error):
+    raise utils.UserError(f"cannot read the folder {error.filename}: {error.strerror}")
+
+
+def _open_image(path, function):
+    """function(image) of a file, its EXIF rotation obeyed. Raises: utils.UserError naming the file."""
+    try:
+        with Image.open(path) as image:
+            return function(image)
+    except Exception as error:  # damaged files make Pillow raise nearly anything: SyntaxError, struct.error ...
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise utils.UserError(f"{path} cannot be read as an image ({reason}); repair or remove it") from error
+
+
+def _image_size(path):
+    """(height, width) of a file's image, from its header alone."""
+
+    def size(image):
+        # Asked for the EXIF data of a PNG without any before its pixels, Pillow would decode these to look behind them.
+        exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
+        turned = exif.get(0x0112) in (5, 6, 7, 8)  # Orientation: height and width change places
+        return image.size if turned else image.size[::-1]
+
+    return _open_image(path, size)
+
+
+def _read_image(path):
+    return _open_image(path, lambda image: np.array(decoding.to_rgb(ImageOps.exif_transpose(image))))
+
+
+class NpzImages:
+    """`arr_0` uint8 (N,H,W,3) of an npz file, as sample.py and guided-diffusion (ADM) write it, read batch by batch.
+
+    `labels` is its `arr_1`, where that is one class id for each image.
+    Raises: utils.UserError where the file is damaged or holds something else.
+    """
+
+    class_names = ("all",)
+
+    def __init__(self, path):
+        self.path, self.name = path, path.stem
+        try:
+            self.member = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115  (read from for as long as this lives)
+            first = np.lib.format.read_magic(self.member) == (1, 0)
+            read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+            self.shape, fortran_order, dtype = read_header(self.member)
+        except utils.DAMAGED_NPZ as error:
+            raise _damaged_npz(path) from error
+        if dtype != np.uint8 or fortran_order or len(self.shape) != 4 or self.shape[3] != 3 or 0 in self.shape:
+            raise utils.UserError(f"{path}: arr_0 must be uint8 images (N,R,R,3), not {dtype} {self.shape}")
+        self.offset, self.image_bytes = self.member.tell(), int(np.prod(self.shape[1:]))
+        self.resolution = self.shape[1] if self.shape[1] == self.shape[2] else None
+        self.labels = _npz_labels(path, len(self))
+
+    def __len__(self):
+        return self.shape[0]
+
+    def read(self, indices):
+        indices = np.asarray(indices)
+        runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)  # of neighbours
+        return torch.from_numpy(np.concatenate([self._read_run(run[0], len(run)) for run in runs])).permute(0, 3, 1, 2)
+
+    def _read_run(self, first, number):
+        """Images `first` to `first` + number - 1: (number,H,W,3)."""
+        start, length = self.offset + int(first) * self.image_bytes, number * self.image_bytes
+        try:
+            if self.member.tell() != start:  # a seek that goes nowhere would cost the member's checksum
+                self.member.seek(start)
+            data = self.member.read(length)
+            if len(data) != length:
+                raise EOFError
+        except utils.DAMAGED_NPZ as error:
+            raise _damaged_npz(self.path) from error
+        return np.frombuffer(data, np.uint8).reshape(number, *self.shape[1:])
+
+    def labels_at(self, indices):
+        return torch.from_numpy(self.labels[indices]) if self.labels is not None else torch.full((len(indices),), -1)
+
+
+def _npz_names(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except utils.DAMAGED_NPZ as error:
+        raise _damaged_npz(path) from error
+
+
+def _npz_labels(path, num_images):
+    """`arr_1` as int64 (N,), or None where it is anything but N class ids."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            labels = file["arr_1"] if "arr_1" in file.files else None
+    except utils.DAMAGED_NPZ as error:
+        raise _damaged_npz(path) from error
+    if labels is None or labels.shape != (num_images,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        return None
+    return labels.astype(np.int64)
+
+
+def _damaged_npz(path):
+    return utils.UserError(f"{path} is not a readable npz file (damaged, truncated, or another format)")

@@ -1,0 +1,297 @@
+"""Feature networks: uint8 images to features and class logits, with their weights and the rule that resizes images.
+
+Symbols: N images, R resolution, d features, K classes of the feature network.
+"""
+
+import contextlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import utils
+from metrics import classifier
+from metrics.resizing import RESIZE_RULES
+
+NETWORK_RESIZE = {  # the rules that a network takes; the first is its default
+    "inception": ("bilinear_corners", "tf1", "bilinear", "pil_bicubic", "bilinear_corners_transform_input"),
+    "inception_tf": ("tf1", "bilinear", "pil_bicubic", "bilinear_corners"),
+    "resnet50": ("bilinear_corners_224",),
+    "classifier": ("native",),
+}
+ALIASES = {  # names of BigGAN-PyTorch and Instance Selection, of StudioGAN, of torch-fidelity
+    "inceptionv3": "inception",
+    "InceptionV3_torch": "inception",
+    "InceptionV3_tf": "inception_tf",
+    "inception-v3-compat": "inception_tf",
+    "ResNet50_torch": "resnet50",
+}
+WEIGHTS_FLAG = "--inception_weights"  # the flag that error messages name, unless the caller has another
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published file of weights: where it lies, how its sha256 begins, names it has in torch.hub's cache."""
+
+    url: str
+    sha256: str
+    title: str
+    other_names: tuple = ()
+
+    @property
+    def names(self):
+        return (self.url.rsplit("/", 1)[1], *self.other_names)
+
+
+RELEASES = {
+    "inception": Release(
+        "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth", "0cc3c7bd", "torchvision's Inception-v3"
+    ),
+    "inception_tf": Release(
+        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+        "6726825d",
+        "the Inception network of 2015-12-05",
+        ("weights-inception-2015-12-05-6726825d.pth",),  # torch-fidelity's name of the same file
+    ),
+    # Version 1 of torchvision's weights: the one that Instance Selection was published with
+    "resnet50": Release(
+        "https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61", "torchvision's ResNet-50"
+    ),
+}
+
+
+def network_name(text):
+    """argparse type: a feature network's name, aliases resolved."""
+    return ALIASES.get(text, text)
+
+
+def add_feature_args(parser):
+    """Flags that choose the feature network. Returns their argparse group."""
+    group = parser.add_argument_group("metrics")
+    group.add_argument(
+        "--feature_network",
+        type=network_name,
+        choices=tuple(NETWORK_RESIZE),
+        default="inception",
+        help="inception (alias inceptionv3): torchvision's, the reference family's FID; inception_tf: TensorFlow's of "
+        "2015-12-05, the FID of papers; resnet50: torchvision's; classifier: fitted to the data; both reported as FD",
+    )
+    group.add_argument(
+        "--inception_weights",
+        metavar="FILE",
+        help="weights of the feature network (for inception_tf also StyleGAN's inception-2015-12-05.pt, whose code is "
+        "run: name only a file that you trust); else from torch.hub's cache, else downloaded",
+    )
+    rules = tuple(dict.fromkeys(rule for rules in NETWORK_RESIZE.values() for rule in rules))
+    group.add_argument(
+        "--resize",
+        choices=rules,
+        help="how images reach the network: bilinear_corners is the reference family's (default of inception), tf1 "
+        "torch-fidelity's and StyleGAN's (of inception_tf), bilinear pytorch-fid's, pil_bicubic clean-fid's; "
+        "bilinear_corners_transform_input and _224 are Instance Selection's, native is the classifier's",
+    )
+    group.add_argument("--metric_batch_size", type=utils.positive_int, default=64, help="images a pass, for metrics")
+    return group
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Feature networks
+
+
+class FeatureNetwork(nn.Module):
+    """uint8 images to features and class logits, always in eval mode, without gradients, in full float32.
+
+    Attributes: name; resize: name of the rule that brings images to the network; weights_hash: sha256 hex;
+        feature_dim: d; num_classes: K; resolution: the only R it takes, or None for any; distance: the metric key of
+        its Frechet distance, `fid` for Inception, else `fd`.
+    """
+
+    def __init__(self, net, *, name, resize, weights_hash, resolution=None):
+        super().__init__()
+        self.net = net
+        self.name, self.resize, self.weights_hash, self.resolution = name, resize, weights_hash, resolution
+        self.feature_dim, self.num_classes = net.feature_dim, net.num_classes
+        self.distance = "fid" if name.startswith("inception") else "fd"
+        self.requires_grad_(False).eval()
+
+    def train(self, mode=True):
+        """Stays in eval mode: running statistics are part of the measure."""
+        del mode
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images):
+        """images: uint8 (N,3,R,R). Returns: features (N,d), logits (N,K), float32. Raises: UserError for another R."""
+        if images.dtype != torch.uint8:
+            raise TypeError(f"a feature network takes uint8 images, not {images.dtype}")
+        if self.resolution not in (None, images.shape[-1]):
+            size, own = images.shape[-1], self.resolution
+            raise utils.UserError(f"the {self.name} was fitted to {own}x{own} images, these are {size}x{size}")
+        with full_precision(images.device.type):
+            return self.net(RESIZE_RULES[self.resize](images))
+
+
+@contextlib.contextmanager
+def full_precision(device_type):
+    """Neither autocast nor TF32, whatever training uses: both move features by 1e-3, hence distances."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+class InceptionV3(nn.Module):
+    """torchvision's Inception-v3 without its auxiliary head: (N,3,299,299) to pooled (N,2048) and logits (N,1000)."""
+
+    def __init__(self, weights=None):
+        """weights: torchvision's state dict, or None for random ones."""
+        super().__init__()
+        from torchvision.models import inception_v3  # here, because importing torchvision takes a second
+
+        trunk = inception_v3(weights=None, init_weights=False, aux_logits=False, transform_input=False)
+        if weights is not None:
+            trunk.load_state_dict({k: v for k, v in weights.items() if not k.startswith("AuxLogits.")})
+        self.linear, trunk.fc = trunk.fc, nn.Identity()
+        self.trunk, self.feature_dim, self.num_classes = trunk, 2048, 1000
+
+    def forward(self, x):
+        features = self.trunk(x)  # dropout is the identity in eval mode
+        return features, self.linear(features)
+
+
+class ResNet50(nn.Module):
+    """torchvision's ResNet-50: (N,3,224,224) to pooled (N,2048) and logits (N,1000)."""
+
+    def __init__(self, weights=None):
+        """weights: torchvision's state dict, or None for random ones."""
+        super().__init__()
+        from torchvision.models import resnet50
+
+        trunk = resnet50(weights=None)
+        if weights is not None:
+            trunk.load_state_dict(weights)
+        self.linear, trunk.fc = trunk.fc, nn.Identity()
+        self.trunk, self.feature_dim, self.num_classes = trunk, 2048, 1000
+
+    def forward(self, x):
+        features = self.trunk(x)
+        return features, self.linear(features)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
+def statistics_command(dataset_name, data_root, name):
+    """The command that makes reference statistics; dataset_name may be that of centre crops, as X_crop64 is of X."""
+    cropped = re.fullmatch(r"(.+)_crop(\d+)", dataset_name)
+    if cropped and not (Path(data_root) / f"{dataset_name}.hdf5").exists():
+        dataset_name = f"{cropped[1]} --crop_size {cropped[2]}"
+    return (
+        f"python calculate_inception_moments.py --dataset {dataset_name} --data_root {data_root} "
+        f"--feature_network {name}"
+    )
+
+
+def load_feature_network(
+    name, data_root, dataset_name, weights=None, resize=None, device="cpu", weights_flag=WEIGHTS_FLAG
+):
+    """The feature network of a data set, on `device`.
+
+    Args: name: a key of NETWORK_RESIZE or of ALIASES; data_root, dataset_name (`HDF5Dataset.name`): where the
+        classifier lies; weights: file of another network's weights, or None for torch.hub's cache or a download;
+        resize: a rule of the network, None for its default; weights_flag: the flag of `weights`, for error messages.
+    Raises: UserError for an unknown name or rule, and for missing or foreign weights.
+    """
+    name, resize = check_choice(name, weights, resize, weights_flag)
+    if name == "classifier":
+        network = _load_classifier(data_root, dataset_name, resize)
+    else:
+        network = _load_published(name, weights, resize, weights_flag)
+    return network.to(device)
+
+
+def check_choice(name, weights=None, resize=None, weights_flag=WEIGHTS_FLAG):
+    """The network's own name and its resize rule, as `load_feature_network` takes them. Raises: UserError."""
+    name = network_name(name)
+    if name not in NETWORK_RESIZE:
+        raise utils.UserError(f"--feature_network {name}: not one of {', '.join(NETWORK_RESIZE)}")
+    rules = NETWORK_RESIZE[name]
+    if resize not in (None, *rules):
+        raise utils.UserError(f"--resize {resize}: the feature network {name} takes {' or '.join(rules)}")
+    if name == "classifier" and weights is not None:
+        raise utils.UserError(f"{weights_flag}: the classifier has weights of its own, beside the data set")
+    return name, resize or rules[0]
+
+
+def _load_classifier(data_root, dataset_name, resize):
+    path = classifier.classifier_path(data_root, dataset_name)
+    if not path.exists():
+        command = statistics_command(dataset_name, data_root, "classifier")
+        raise utils.UserError(f"no classifier {path}; fit it with: {command}")
+    net, _ = classifier.load_classifier(path)
+    digest = classifier.weights_hash(net)
+    return FeatureNetwork(net, name="classifier", resize=resize, weights_hash=digest, resolution=net.resolution)
+
+
+def _load_published(name, weights, resize, weights_flag):
+    from metrics.inception_tf import is_script  # here, because importing torchvision takes a second
+
+    release = RELEASES[name]
+    path, digest = (
+        _released_file(release, weights_flag) if weights is None else _named_file(Path(weights), weights_flag)
+    )
+    # TorchScript brings code that is run: no file that the user has not named may be one.
+    scripted = is_script(path)
+    if scripted and (name != "inception_tf" or weights is None):
+        raise utils.UserError(f"{path} is TorchScript; it goes with the network inception_tf and {weights_flag}")
+    try:
+        net = _build(name, path, scripted)
+    except (RuntimeError, AttributeError, TypeError) as error:  # other keys or shapes; not a state dict
+        raise utils.UserError(f"{path} does not hold the weights of {release.title}") from error
+    return FeatureNetwork(net, name=name, resize=resize, weights_hash=digest)
+
+
+def _build(name, path, scripted):
+    from metrics.inception_tf import InceptionTF, ScriptedInceptionTF, load_script
+
+    if scripted:
+        return ScriptedInceptionTF(load_script(path))
+    return {"inception": InceptionV3, "inception_tf": InceptionTF, "resnet50": ResNet50}[name](utils.load_torch(path))
+
+
+def _named_file(path, weights_flag):
+    """A file that the user has named, and its sha256: recorded, whatever it is."""
+    if not path.is_file():
+        raise utils.UserError(f"{weights_flag} {path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    try:
+        return path, utils.sha256(path)
+    except OSError as error:
+        raise utils.UserError(f"{weights_flag}: cannot read {path}: {error.strerror}") from error
+
+
+def _released_file(release, weights_flag):
+    """The path and sha256 of published weights in torch.hub's cache, downloaded where they are missing."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = next((folder / name for name in release.names if (folder / name).exists()), folder / release.names[0])
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(release.url, str(path), hash_prefix=release.sha256)
+        except (OSError, RuntimeError) as error:  # no network; a file that is not the one we asked for
+            raise utils.UserError(
+                f"no weights of {release.title}: downloading {release.url} failed ({error}); fetch it elsewhere and "
+                f"put it at {path}, name it with {weights_flag}, or use the classifier instead"
+            ) from error
+    digest = utils.sha256(path)
+    if not digest.startswith(release.sha256):
+        raise utils.UserError(f"{path} is damaged (its sha256 does not begin with {release.sha256}); delete it")
+    return path, digest

@@ -1,0 +1,262 @@
+"""Reference statistics: what generated images of a data set are compared with, in memory and as npz files.
+
+Symbols: n images, d features of the feature network.
+"""
+
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import prdc
+import utils
+from metrics.functional import RunningMoments
+from metrics.networks import statistics_command
+
+NUM_REAL_FEATURES = 10_000  # real images that KID, precision, recall, density and coverage are measured against
+# What files of earlier versions leave out.
+ADDED_LATER = {"is_outputs": "all", "reference_num": None, "imagenet_classes": False, "selection": None}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What generated images of one data set are compared with, measured by one feature network on the real images.
+
+    mu (d,) and sigma (d,d): float64, of all images that were measured; real_features: float32 (n,d), a seeded random
+    choice of theirs in random order, or None; is_mean, is_std: Inception score of the real images, or None;
+    coverage_ceiling: coverage between the halves of real_features, or None; protocol: plain dict, see `make_protocol`.
+    Tensors on the CPU.
+    """
+
+    mu: torch.Tensor
+    sigma: torch.Tensor
+    real_features: torch.Tensor | None
+    is_mean: float | None
+    is_std: float | None
+    coverage_ceiling: float | None
+    protocol: dict
+
+    def save(self, path):
+        """One npz with `mu`, `sigma`, `real_features`, and the rest as JSON text in `reference`. Atomic."""
+        keys = ("is_mean", "is_std", "coverage_ceiling", "protocol")
+        about = {"reference": np.array(json.dumps({key: getattr(self, key) for key in keys}))}
+        _save_npz(path, _arrays(self, "mu", "sigma", "real_features") | about)
+
+
+def reference_path(data_root, dataset_name, network_name, resize, reference_num=None):
+    """The file of a data set's statistics: of all its images, or of a random subset of reference_num."""
+    subset = f"_num{reference_num}" if reference_num else ""
+    return Path(data_root) / f"{dataset_name}_{network_name}_{resize}{subset}_reference.npz"
+
+
+def make_protocol(
+    network,
+    *,
+    dataset,
+    num_images,
+    seed,
+    k,
+    splits,
+    is_outputs="all",
+    reference_num=None,
+    imagenet_classes=False,
+    selection=None,
+    assumed=False,
+):
+    """The protocol of reference statistics, as it is stored with them.
+
+    Args: dataset: name; num_images: measured ones, or None where unknown; seed: of all random choices; k, splits,
+        is_outputs: of PRDC and the Inception score; reference_num: size of the random subset that was measured, or None
+        for the whole data set; imagenet_classes: whether its classes are ImageNet's 1000, in WordNet's order;
+        selection: which images instance selection has left, None for all; assumed: whether all this is a guess about a
+        file of another codebase.
+    """
+    about = {"network": network.name, "weights_hash": network.weights_hash, "resize": network.resize}
+    about |= {"dataset": dataset, "num_images": num_images, "seed": seed, "k": k, "splits": splits}
+    about |= {"is_outputs": is_outputs, "reference_num": reference_num, "imagenet_classes": imagenet_classes}
+    return about | {"selection": selection, "assumed": assumed}
+
+
+def random_features(num_images, seed):
+    """Which of so many images are kept as real features, in a random order: int64 array."""
+    return utils.rng(seed, "metric", 0).permutation(num_images)[:NUM_REAL_FEATURES]
+
+
+def coverage_ceiling(real_features, k, memory_mb=prdc.MEMORY_MB, device="cpu"):
+    """Coverage between two halves of the real features (n,d): about the most that a generator can reach."""
+    half = len(real_features) // 2
+    one, other = (part.to(device) for part in (real_features[:half], real_features[half : 2 * half]))
+    return prdc.prdc(real=one, fake=other, k=k, memory_mb=memory_mb)["coverage"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def load_reference(path, network):
+    """Reference statistics for a feature network, from our file, the reference family's or pytorch-fid's.
+
+    Where `path` is missing, the family's `*_inception_moments.npz` beside it is taken instead; `*_inception_activations
+    .npz` adds the real features. Files of others hold `mu` and `sigma` but not how they were made: the protocol is
+    assumed, which is printed.
+    Raises: UserError if there are none, or if they belong to other weights, another network or resize rule.
+    """
+    path = Path(path)
+    if not path.exists():
+        path = _family_moments(path, network)
+    arrays = utils.load_npz(path)
+    if "reference" not in arrays:
+        return _foreign_reference(arrays, path, network)
+    reference = _own_reference(arrays, path)
+    _check_reference(reference, network, path)
+    return reference
+
+
+def read_reference(path):
+    """Reference statistics that calculate_inception_moments.py wrote, of whatever network. Raises: UserError."""
+    return _own_reference(utils.load_npz(path), path)
+
+
+def _own_reference(arrays, path):
+    try:
+        about = json.loads(arrays["reference"].item())
+        tensors = {key: torch.from_numpy(arrays[key]) for key in ("mu", "sigma")}
+        features = torch.from_numpy(arrays["real_features"]) if "real_features" in arrays else None
+        return Reference(**tensors, real_features=features, **about | {"protocol": ADDED_LATER | about["protocol"]})
+    except (KeyError, ValueError, TypeError) as error:
+        raise utils.UserError(f"{path} is not a file of calculate_inception_moments.py; make it again") from error
+
+
+def _check_reference(reference, network, path):
+    made, protocol = f"{path} was made", reference.protocol
+    if protocol["network"] != network.name:
+        raise utils.UserError(f"{made} with --feature_network {protocol['network']}, not {network.name}")
+    if protocol["resize"] != network.resize:
+        raise utils.UserError(f"{made} with --resize {protocol['resize']}, not {network.resize}")
+    if protocol["weights_hash"] != network.weights_hash:
+        command = statistics_command(protocol["dataset"], path.parent, network.name)
+        hashes = f"{protocol['weights_hash'][:8]}, not {network.weights_hash[:8]}"
+        raise utils.UserError(f"{made} with other {network.name} weights ({hashes}); make it again: {command}")
+
+
+def _family_moments(path, network):
+    """The family's moments that stand for the missing `path`: same data set, same folder; ILSVRC64 is its I64."""
+    named = re.fullmatch(rf"(.+)_{network.name}_{network.resize}(_num(\d+))?_reference\.npz", path.name)
+    stem, subset = (named[1], named[3]) if named else (path.stem, None)
+    for name in (stem, stem.replace("ILSVRC", "I", 1)):
+        file = path.with_name(f"{name}_inception_moments.npz")
+        if network.name == "inception" and not subset and file.exists():
+            return file
+    command = statistics_command(stem, path.parent, network.name) + (f" --reference_num {subset}" if subset else "")
+    raise utils.UserError(f"no reference statistics {path}; make them with: {command}")
+
+
+def _foreign_reference(arrays, path, network):
+    """Statistics of the reference family or of pytorch-fid, taken for those of `network`."""
+    stem = path.name.removesuffix(".npz").removesuffix("_inception_moments")
+    beside = path.with_name(f"{stem}_inception_activations.npz")
+    if path.name.endswith("_inception_moments.npz") and beside.exists():
+        arrays |= {key: value for key, value in utils.load_npz(beside).items() if key == "real_features"}
+    arrays = {key: array for key, array in arrays.items() if array.dtype.kind == "f"}
+    d = network.feature_dim
+    shapes = [arrays[key].shape if key in arrays else None for key in ("mu", "sigma")]
+    features = torch.from_numpy(arrays["real_features"]).float() if "real_features" in arrays else None
+    if shapes != [(d,), (d, d)] or (features is not None and features.shape[1:] != (d,)):
+        raise utils.UserError(f"{path} does not hold `mu` ({d},) and `sigma` ({d},{d}) of the network {network.name}")
+    if network.name == "classifier":
+        raise utils.UserError(f"{path} does not say which classifier its statistics are of; make them again")
+    protocol = make_protocol(network, dataset=stem, num_images=None, seed=None, k=5, splits=10, assumed=True)
+    if utils.is_main_process():
+        print(
+            f"{path}: protocol assumed: whole training set, {network.name} {network.weights_hash[:8]}, {network.resize}"
+            + ("" if features is not None else f"; no {beside.name}: no KID, precision, recall, density, coverage")
+        )
+    mu, sigma = (torch.from_numpy(arrays[key]).double() for key in ("mu", "sigma"))
+    return Reference(mu, sigma, features, None, None, None, protocol)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Merging and exporting
+
+
+def merge(references, dataset, seed=0, memory_mb=prdc.MEMORY_MB):
+    """The statistics of a data set from those of its parts: the moments exactly, real features chosen anew.
+
+    Args: references: Reference of each part, which share no image; dataset: name of the whole; seed: of the choice;
+        memory_mb: for the distances behind the coverage.
+    Returns: Reference, whose real features are a random choice among all, as if drawn from the whole. It has no
+        Inception score, and no real features where a part has none.
+    Raises: UserError where the parts were not measured alike, do not tell how many images they are of, or are seen to
+        share images.
+    """
+    protocols = [reference.protocol for reference in references]
+    for key in ("network", "weights_hash", "resize", "k", "splits", "is_outputs", "imagenet_classes"):
+        if len({protocol[key] for protocol in protocols}) > 1:
+            each = ", ".join(f"{protocol['dataset']} {protocol[key]}" for protocol in protocols)
+            raise utils.UserError(f"statistics with another {key} cannot be merged: {each}")
+    counts = [protocol["num_images"] for protocol in protocols]
+    if None in counts:
+        raise utils.UserError(f"{protocols[counts.index(None)]['dataset']}: the number of its images is not known")
+    for one, other in itertools.combinations(references, 2):
+        _check_apart(one, other)
+    moments = RunningMoments()
+    for reference, count in zip(references, counts, strict=True):
+        moments.merge(RunningMoments.of(count, reference.mu, reference.sigma))
+    features = _merged_features([reference.real_features for reference in references], counts, seed)
+    subset = sum(counts) if any(protocol["reference_num"] for protocol in protocols) else None
+    about = {"dataset": dataset, "num_images": sum(counts), "seed": seed, "reference_num": subset}
+    ceiling = None if features is None else coverage_ceiling(features, protocols[0]["k"], memory_mb)
+    return Reference(*moments.finalize(), features, None, None, ceiling, protocols[0] | about)
+
+
+def _check_apart(one, other):
+    """Raise UserError where two parts are one and the same, or one is a random subset of the other's data set."""
+    names = [part.protocol["dataset"] for part in (one, other)]
+    subset = one.protocol["reference_num"] or other.protocol["reference_num"]
+    if torch.equal(one.mu, other.mu) or (names[0] == names[1] and subset):
+        raise utils.UserError(f"{names[0]} and {names[1]} share images; merge statistics of parts that do not overlap")
+
+
+def _merged_features(parts, counts, seed):
+    """A random choice of the features of all parts (each (n,d), itself random), parts weighted by their images."""
+    if any(part is None for part in parts):
+        return None
+    # Where the images of the whole would be drawn from; within a part any row is as good as another.
+    origin = np.repeat(np.arange(len(parts)), counts)[random_features(sum(counts), seed)]
+    merged = torch.empty(len(origin), parts[0].shape[1])
+    for i, part in enumerate(parts):
+        rows = torch.from_numpy(np.flatnonzero(origin == i))
+        if len(rows) > len(part):
+            raise utils.UserError(f"part {i + 1} holds {len(part)} real features, {len(rows)} are needed")
+        merged[rows] = part[: len(rows)]
+    return merged
+
+
+def export(reference, path):
+    """Write `mu` and `sigma` as an npz that pytorch-fid and the reference family read. Atomic.
+
+    A path that ends in _inception_moments.npz is the family's name: its _inception_activations.npz, with
+    `real_features`, is written beside it. Returns: list of the files.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise utils.UserError(f"{path}: statistics are exported as .npz files")
+    _save_npz(path, _arrays(reference, "mu", "sigma"))
+    if not path.name.endswith("_inception_moments.npz") or reference.real_features is None:
+        return [path]
+    beside = path.with_name(path.name.replace("_inception_moments.npz", "_inception_activations.npz"))
+    _save_npz(beside, _arrays(reference, "real_features"))
+    return [path, beside]
+
+
+def _arrays(reference, *keys):
+    return {key: getattr(reference, key).numpy() for key in keys if getattr(reference, key) is not None}
+
+
+def _save_npz(path, arrays):
+    with utils.atomic_path(path) as temporary:
+        np.savez(temporary, **arrays)

@@ -1,0 +1,155 @@
+"""Which batch-norm statistics a generator is evaluated and sampled with: running, batch or standing ones.
+
+The evaluated network is left as it was, bit for bit: weights, buffers, modes and torch's random state, whatever happens
+in between.
+"""
+
+import contextlib
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import layers
+import utils
+from sampling.latents import latents, random_labels
+
+
+@dataclass(frozen=True)
+class BatchNormMode:
+    """`name` is running (the averages of training), batch (each block of `batch_size` images has its own statistics),
+    or standing (averages over `accumulations` batches of `batch_size` images, made for the occasion)."""
+
+    name: str = "running"
+    batch_size: int = 64
+    accumulations: int = 16
+
+    @property
+    def block_size(self):
+        """Images that share their statistics, and are always generated together; None where images are independent."""
+        return self.batch_size if self.name == "batch" else None
+
+    def whole(self, num_images):
+        """The number of images in the blocks that `num_images` images are part of."""
+        block = self.block_size or 1
+        return -(-num_images // block) * block
+
+    def protocol(self):
+        """What a metric's protocol says of it."""
+        sizes = {"bn_batch_size": self.batch_size} if self.name != "running" else {}
+        number = {"num_standing_accumulations": self.accumulations} if self.name == "standing" else {}
+        return {"bn_mode": self.name, **sizes, **number}
+
+
+RUNNING = BatchNormMode()
+
+
+def add_bn_args(parser):
+    """Add the flags of the batch-norm statistics of G in evaluations and samples."""
+    group = parser.add_argument_group("batch norm of G in evaluations and samples")
+    group.add_argument(
+        "--bn_mode",
+        choices=("running", "batch", "standing"),
+        default="running",
+        help="running: averages of training (BigGAN-PyTorch's --G_eval_mode); batch: of each block of images itself "
+        "(StudioGAN's -batch_stat); standing: averages over batches made for the purpose (StudioGAN's -std_stat, "
+        "BigGAN-PyTorch's --accumulate_stats)",
+    )
+    group.add_argument(
+        "--bn_batch_size",
+        type=utils.positive_int,
+        default=RUNNING.batch_size,
+        help="images of a block (batch) or of a batch (standing)",
+    )
+    group.add_argument(
+        "--num_standing_accumulations",
+        type=utils.positive_int,
+        default=RUNNING.accumulations,
+        help="batches that standing statistics are the average of",
+    )
+
+
+def chosen_mode(args):
+    """The BatchNormMode of parsed flags."""
+    return BatchNormMode(args.bn_mode, args.bn_batch_size, args.num_standing_accumulations)
+
+
+@contextlib.contextmanager
+def prepared(G, mode, seed, truncation=None):
+    """Yield the network to make images with: G itself, or for standing statistics a copy of it, in eval mode.
+
+    Args: mode: BatchNormMode; seed, truncation: of the images that standing statistics are made from. Under `batch` the
+        caller makes the images in whole blocks of mode.block_size.
+    """
+    if mode.name == "standing":
+        yield standing_copy(G, mode, seed, truncation)
+    elif mode.name == "batch":
+        with evaluating(G), batch_statistics(G):
+            yield G
+    else:
+        with evaluating(G):
+            yield G
+
+
+@contextlib.contextmanager
+def evaluating(module):
+    """Within the block the module and its parts are in eval mode; afterwards each is in the mode that it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextlib.contextmanager
+def batch_statistics(module, accumulate=False):
+    """Within the block the batch norms of `module`, and nothing else in it, use the statistics of their batch.
+
+    The running statistics stay as they are, unless `accumulate` says that they follow, as in training. Spectral norm
+    takes no power iteration.
+    """
+    norms = [part for part in module.modules() if isinstance(part, (nn.BatchNorm2d, layers.ConditionalBatchNorm2d))]
+    before = [(norm, norm.training, getattr(norm, "track_running_stats", None)) for norm in norms]
+    try:
+        for norm, _, tracks in before:
+            norm.training = True  # the attribute, not train(), which would reach the layers inside of it
+            if tracks is not None:
+                norm.track_running_stats = accumulate
+        yield
+    finally:
+        for norm, training, tracks in before:
+            norm.training = training
+            if tracks is not None:
+                norm.track_running_stats = tracks
+
+
+@torch.no_grad()
+def standing_copy(G, mode, seed, truncation=None):
+    """A copy of G, in eval mode, whose running statistics are made afresh (Brock et al. 2019, appendix C).
+
+    They are the plain averages of mean and (unbiased) variance over mode.accumulations batches of mode.batch_size
+    images with random z, under `truncation`, and random classes: a function of G and the seed. As in training, each
+    layer sees what the layers before it make of the batch with the batch's own statistics.
+    """
+    G = copy.deepcopy(G).requires_grad_(False).eval()
+    G.zero_grad(set_to_none=True)  # the copy's gradients are copies too
+    device = next(G.parameters()).device
+    norms = [norm for norm in G.modules() if isinstance(norm, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+    y = random_labels(seed, mode.accumulations * mode.batch_size, range(G.config.n_classes), stream="standing")
+    with batch_statistics(G, accumulate=True):
+        for i, y_batch in enumerate(y.split(mode.batch_size)):
+            indices = range(i * mode.batch_size, (i + 1) * mode.batch_size)
+            z = latents(seed, indices, G.config.dim_z, truncation, stream="standing")
+            for norm in norms:
+                norm.momentum = 1 / (i + 1)  # of the new batch: the plain average of all so far
+            try:
+                G(z.to(device), y_batch.to(device))
+            except torch.OutOfMemoryError as error:
+                text = f"{device} has too little free memory for --bn_batch_size {mode.batch_size}"
+                raise utils.UserError(text) from error
+    return G

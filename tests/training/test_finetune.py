@@ -1,0 +1,186 @@
+"""Fine-tuning: what is taken over from a checkpoint, for the same classes and for others."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import BigGAN
+import layers
+import make_hdf5
+import train
+import utils
+from model_config import ModelConfig
+from training import ema, finetune, logs, run_folder
+
+SMALL = ModelConfig(
+    resolution=16, n_classes=4, dim_z=12, G_ch=4, D_ch=4, G_ch_mult=(2, 1, 1), D_ch_mult=(1, 2, 2), G_attn=(), D_attn=()
+)
+SHARED = {"G_shared": True, "hier": True, "shared_dim": 6}
+NAMES = ["cat", "dog", "fish", "7"]
+
+
+def save(path, config=SMALL, parts=("G", "D", "G_ema"), names=NAMES, seed=1):
+    torch.manual_seed(seed)
+    nets = dict(zip("GD", BigGAN.build(config), strict=True))
+    nets["G_ema"] = BigGAN.Generator(config)
+    states = {name: net.state_dict() for name, net in nets.items() if name in parts}
+    about = {"format": run_folder.FORMAT, "model_config": config.to_dict(), "class_names": names, "step": 10}
+    utils.save_torch({**about, **states}, path)
+    return nets
+
+
+def start(path, config, class_names, mapping=None):
+    """New networks started from a checkpoint, and the report."""
+    torch.manual_seed(2)
+    G, D = BigGAN.build(config)
+    average = ema.MovingAverage(G, 0.9, 0)
+    source = finetune.read_source(path)
+    rows = finetune.class_rows(source, class_names, mapping)
+    report = finetune.start_from(source, G, D, average, rows)
+    return G, D, average.module, report, finetune.describe(source, report, rows)
+
+
+@pytest.mark.parametrize("options", [{"ssm": "voxel"}, {**SHARED, "ssm": "voxel"}])
+def test_the_same_classes_take_everything_over(tmp_path, options):
+    config = dataclasses.replace(SMALL, **options)
+    old = save(tmp_path / "a.pth", config)
+    G, D, average, report, lines = start(tmp_path / "a.pth", config, NAMES)
+    for new, name in ((G, "G"), (D, "D"), (average, "G_ema")):
+        assert all(torch.equal(value, old[name].state_dict()[key]) for key, value in new.state_dict().items())
+    assert not any(report[network][kind] for network in "GD" for kind in ("remade", "anew", "ignored"))
+    assert "tensors loaded" in lines[1] and len(lines) == 3
+
+
+@pytest.mark.parametrize("options", [{"ssm": "voxel"}, {**SHARED, "ssm": "voxel"}])
+def test_other_classes_take_mapped_rows_or_the_mean(tmp_path, options):
+    config = dataclasses.replace(SMALL, **options)
+    old = save(tmp_path / "a.pth", config)
+    mapping = tmp_path / "map.json"
+    mapping.write_text(json.dumps({"wolf": "dog", "2": 0, "7": "7"}))
+    new_names = ["lion", "wolf", "shark", "7", "eel", "asp"]
+    new_config = dataclasses.replace(config, n_classes=6)
+    G, D, average, report, lines = start(tmp_path / "a.pth", new_config, new_names, mapping)
+    sources = [None, 1, 0, 3, None, None]
+    embeddings = 0
+    for new, before in ((G, old["G"]), (D, old["D"]), (average, old["G_ema"])):
+        for name, layer in new.named_modules():
+            if isinstance(layer, layers.Embedding):
+                weight = before.get_submodule(name).weight
+                expected = torch.stack([weight.mean(0) if row is None else weight[row] for row in sources])
+                assert torch.equal(layer.weight, expected)
+                embeddings += 1
+                if layer.sn:
+                    sigma = layer.u @ layer.weight @ layer.v
+                    assert sigma.item() == pytest.approx(torch.linalg.svdvals(layer.weight)[0].item(), abs=1e-3)
+        others = [key for key in before.state_dict() if before.state_dict()[key].shape == new.state_dict()[key].shape]
+        own = {f"{n}.{leaf}" for n, m in new.named_modules() if isinstance(m, layers.Embedding) for leaf in "uv"}
+        assert all(torch.equal(new.state_dict()[key], before.state_dict()[key]) for key in others if key not in own)
+    assert embeddings >= 5 and "embed.weight" in report["D"]["remade"] and "embed.u" in report["D"]["remade"]
+    assert "ssm.embedding.weight" in report["G"]["remade"] and not report["G"]["anew"]
+    assert any("made again for 6 classes (3 rows copied, 3 the mean of the old ones)" in line for line in lines)
+    images = G(torch.randn(6, new_config.dim_z), torch.arange(6))
+    assert torch.isfinite(D(images, torch.arange(6))).all()
+
+
+def test_another_number_of_classes_without_a_mapping_starts_from_the_mean(tmp_path):
+    old = save(tmp_path / "a.pth")
+    _, D, *_ = start(tmp_path / "a.pth", dataclasses.replace(SMALL, n_classes=2), ["a", "b"])
+    torch.testing.assert_close(D.embed.weight, old["D"].embed.weight.mean(0).expand(2, -1))
+
+
+def test_a_checkpoint_of_G_alone_starts_D_anew(tmp_path):
+    old = save(tmp_path / "a.pth", parts=("G_ema",))
+    G, _, average, report, lines = start(tmp_path / "a.pth", SMALL, NAMES)
+    for module in (G, average):
+        assert torch.equal(module.linear.weight, old["G_ema"].linear.weight)
+    assert not report["D"]["loaded"] and "D: the checkpoint has none, it starts anew" in lines[-1]
+
+
+def test_parts_that_only_one_side_has_are_told(tmp_path):
+    save(tmp_path / "a.pth")
+    *_, report, lines = start(tmp_path / "a.pth", dataclasses.replace(SMALL, ssm="voxel", D_cond="none"), NAMES)
+    assert any(name.startswith("ssm.") for name in report["G"]["anew"])
+    assert set(report["D"]["ignored"]) == {"embed.weight", "embed.u", "embed.v"}
+    text = "\n".join(lines)
+    assert "not in the checkpoint, started anew: ssm." in text and "ignored: embed." in text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('["a"]', "not a JSON object"),
+        ("{", "not valid JSON"),
+        ('{"wolf": "dog"}', "the data set has no class 'wolf'"),
+        ('{"0": "wolf"}', "a.pth has no class 'wolf'"),
+        ('{"0": 4}', "has no class '4'"),
+        ('{"cat": 1, "0": 2}', "class cat is there twice"),
+    ],
+)
+def test_bad_mappings_are_one_line(tmp_path, content, words):
+    save(tmp_path / "a.pth")
+    (tmp_path / "map.json").write_text(content)
+    source = finetune.read_source(tmp_path / "a.pth")
+    with pytest.raises(utils.UserError) as error:
+        finetune.class_rows(source, NAMES[:3], tmp_path / "map.json")
+    assert words in str(error.value) and "map.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_of_another_shape_is_refused_with_its_flags(tmp_path):
+    save(tmp_path / "a.pth")
+    with pytest.raises(utils.UserError) as error:
+        start(tmp_path / "a.pth", dataclasses.replace(SMALL, G_ch=8), NAMES)
+    assert "--G_ch was 4 and is 8" in str(error.value) and "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As users do it
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 16)).astype(np.uint8)
+    make_hdf5.write_hdf5(root / "made.hdf5", images, np.arange(40) % 3, ["a", "b", "cat"], "made", "none")
+    make_hdf5.write_hdf5(
+        root / "large.hdf5", images.repeat(2, 2).repeat(2, 3), np.arange(40) % 3, list("abc"), "made", "none"
+    )
+    return root
+
+
+def flags(data_root, tmp_path, *more):
+    common = "--dataset made --test_every 0 --batch_size 8 --num_D_steps 1 --device cpu --ema --experiment_name run"
+    where = ["--data_root", data_root, "--runs_root", tmp_path / "runs", "--init_from", tmp_path / "a.pth"]
+    return [*common.split(), *map(str, [*where, *more])]
+
+
+def test_the_script_takes_the_models_options_from_the_checkpoint(data_root, tmp_path, capsys):
+    save(tmp_path / "a.pth", dataclasses.replace(SMALL, ssm="voxel"))
+    (tmp_path / "map.json").write_text('{"cat": "cat"}')
+    arguments = flags(data_root, tmp_path, "--class_mapping", tmp_path / "map.json", "--num_iters")
+    train.main([*arguments, "1"])
+    assert "made again for 3 classes (1 rows copied, 2 the mean" in capsys.readouterr().out
+    G, meta = BigGAN.load_generator(tmp_path / "runs" / "run")
+    assert G.config == dataclasses.replace(SMALL, ssm="voxel", n_classes=3) and meta["step"] == 1
+    train.main([*arguments, "2"])  # resumes: the checkpoint of the run, not the one it started from
+    assert "start from" not in capsys.readouterr().out
+    log = logs.read_log(tmp_path / "runs" / "run" / "log.jsonl")
+    assert [event["event"] for event in log].count("init_from") == 1 and log[0]["class_rows"] == [None, None, 0]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--init_from", "nowhere"], "nowhere: no such checkpoint"),
+        (["--dataset", "large"], "is of 16x16 images"),
+        (["--G_ch", "8"], "--G_ch was 4 and is 8"),
+        (["--class_mapping", "nowhere.json"], "cannot read nowhere.json"),
+    ],
+)
+def test_bad_input_is_one_line(data_root, tmp_path, more, words):
+    save(tmp_path / "a.pth")
+    with pytest.raises(utils.UserError) as error:
+        train.main([*flags(data_root, tmp_path, "--num_iters", "1"), *more])
+    assert words in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,62 @@
+"""The log of a run: what a resumed one drops, and that its curves are drawn."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import layers
+from training import logs
+
+
+def write(folder, steps, resume=None):
+    log = logs.RunLog(folder, resume)
+    for step in steps:
+        log.write("train", step, {"D_loss_real": 1 / step, "G_loss": -step})
+        log.write("eval", step, {"fd": 10 / step, "recall": 0.5, "protocol": {"network": "x"}})
+    log.close()
+
+
+def numbers(folder):
+    return [{k: v for k, v in event.items() if k != "time"} for event in logs.read_log(folder / "log.jsonl")]
+
+
+def test_resumed_log_equals_the_undisturbed_one(tmp_path):
+    write(tmp_path / "whole", range(1, 7))
+    write(tmp_path / "resumed", range(1, 6))
+    with open(tmp_path / "resumed" / "log.jsonl", "a") as file:
+        file.write('{"event": "train", "ste')  # killed while writing
+    write(tmp_path / "resumed", range(4, 7), resume=3)
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "resumed")
+    assert len(numbers(tmp_path / "whole")) == 12
+
+
+def test_a_new_run_starts_a_new_log(tmp_path):
+    write(tmp_path, [1, 2])
+    write(tmp_path, [1])
+    assert [event["step"] for event in numbers(tmp_path)] == [1, 1]
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[1])["protocol"] == {"network": "x"}
+
+
+def test_curves_are_drawn(tmp_path):
+    write(tmp_path, range(1, 5))
+    logs.plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
+    picture = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB"))
+    assert picture.shape[1] > 600 and (picture != 255).any()
+    logs.plot_curves(tmp_path / "missing.jsonl", tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_singular_values_are_those_that_spectral_norm_divides_by():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(layers.Linear(6, 5, sn=True), layers.Conv2d(3, 4), layers.Embedding(7, 6, sn=True))
+    for layer in (network[0], network[2]):
+        for _ in range(300):
+            layer.power_iteration()
+    values = logs.singular_values(D=network)
+    assert list(values) == ["D/0", "D/2"]
+    for name, layer in (("D/0", network[0]), ("D/2", network[2])):
+        assert values[name] == pytest.approx(torch.linalg.svdvals(layer.weight)[0].item(), abs=1e-3)
+    assert logs.singular_values(D=network[1]) == {}

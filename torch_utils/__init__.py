@@ -1,0 +1,1 @@
+"""Plumbing that knows no GAN: processes, precision, checkpoint files, images as pixels and pictures."""

@@ -1,0 +1,1 @@
+"""What only train.py needs: batches, losses, steps, optimizers, the run folder and its logs."""

@@ -1,0 +1,190 @@
+"""Fine-tuning: G, D and the moving average of G start from a checkpoint, also for other classes than its own.
+
+Only weights are taken over; optimizers, steps and best scores start anew. Whatever has a row per class (every
+`layers.Embedding`, with its spectral-norm vectors) is made again where the classes are others: each row is the old row
+that --class_mapping names, or else the mean of the old rows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+import layers
+import utils
+from model_config import ModelConfig
+from training import run_folder
+
+POWER_ITERATIONS = 100  # on the spectral-norm vectors of a matrix that was made again
+
+
+def add_finetune_args(parser):
+    """Add the flags of fine-tuning."""
+    group = parser.add_argument_group("fine-tuning")
+    group.add_argument(
+        "--init_from",
+        metavar="CKPT",
+        help="checkpoint or run folder whose weights to start from; model flags that are not given are its own",
+    )
+    group.add_argument(
+        "--class_mapping",
+        metavar="FILE",
+        help="JSON object {new class: old class}, each by name or number; classes it leaves out start from the mean",
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to start from; a state dict is None where it has none, but G is never (else that of G_ema)."""
+
+    path: str
+    step: int
+    config: ModelConfig
+    class_names: list
+    G: dict
+    D: dict | None
+    G_ema: dict | None
+
+    @property
+    def model_options(self):
+        """Its model options as defaults of the flags of that name."""
+        options = {name: getattr(self.config, name) for name in self.config.to_dict()}
+        if self.config.n_classes == 1:  # its D had no classes to see; that is no wish for data that has some
+            del options["D_cond"]
+        return {name: value for name, value in options.items() if name not in ("resolution", "n_classes")}
+
+
+def read_source(path):
+    """The Source of --init_from: a file, or the newest full checkpoint of a run folder. Raises: utils.UserError."""
+    path = run_folder.find_checkpoint(path, kinds=("ckpt", "best"))
+    checkpoint = utils.load_torch(path)
+    if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
+        raise utils.UserError(
+            f"--init_from {path}: not a checkpoint of this project (it has no model_config); "
+            "convert_weights.py makes one of another codebase's weights"
+        )
+    G, G_ema = checkpoint.get("G"), checkpoint.get("G_ema")
+    if G is None and G_ema is None:
+        raise utils.UserError(f"--init_from {path}: the checkpoint holds no generator")
+    config = ModelConfig.from_dict(checkpoint["model_config"])
+    names = checkpoint.get("class_names") or [str(i) for i in range(config.n_classes)]
+    return Source(str(path), checkpoint.get("step", 0), config, names, G or G_ema, checkpoint.get("D"), G_ema)
+
+
+def check_resolution(source, dataset):
+    """Raise utils.UserError unless the source's images are of the data set's size."""
+    if source.config.resolution != dataset.resolution:
+        raise utils.UserError(
+            f"--init_from {source.path} is of {source.config.resolution}x{source.config.resolution} images, "
+            f"{dataset.path} of {dataset.resolution}x{dataset.resolution}: make the data at its --resolution"
+        )
+
+
+def class_rows(source, class_names, mapping_path=None):
+    """Which old class each new one starts from: a list of old ids, None for the mean of all.
+
+    The same number of classes without a mapping means the same classes. Raises: utils.UserError for a mapping file that
+    is not an object of known classes.
+    """
+    if mapping_path is None:
+        n = len(class_names)
+        return list(range(n)) if n == source.config.n_classes else [None] * n
+    mapping = utils.load_json(mapping_path)
+    if not isinstance(mapping, dict):
+        raise utils.UserError(f"--class_mapping {mapping_path}: not a JSON object such as {{'new class': 'old class'}}")
+    rows = [None] * len(class_names)
+    for new, old in mapping.items():
+        i = _class_id(new, class_names, f"--class_mapping {mapping_path}: the data set")
+        if rows[i] is not None:
+            raise utils.UserError(f"--class_mapping {mapping_path}: class {class_names[i]} is there twice")
+        rows[i] = _class_id(old, source.class_names, f"--class_mapping {mapping_path}: {source.path}")
+    return rows
+
+
+def _class_id(value, names, owner):
+    """The id of a class given by name or else by number."""
+    text = str(value)
+    if text in names:
+        return names.index(text)
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    raise utils.UserError(f"{owner} has no class {text!r}; it has {len(names)}: {', '.join(names[:5])} ...")
+
+
+def start_from(source, G, D, average, rows):
+    """Load what fits of a Source into G, D and the moving average of G (ema.MovingAverage or None), in place.
+
+    Args: rows: of `class_rows`. A network of which the source has nothing stays as it is.
+    Returns: {"G": report, "D": report}, a report being a dict of the state dict's names that were `loaded`, `remade`
+        (a row per class), started `anew` (not in the source) and, of the source's own, `ignored`.
+    Raises: utils.UserError if a tensor of the same name has another shape, with the flags that differ.
+    """
+    report = {"G": _load(G, source.G, source, rows)}
+    if average:
+        _load(average.module, source.G_ema or source.G, source, rows)
+    report["D"] = _load(D, source.D or {}, source, rows)
+    return report
+
+
+def _load(network, old, source, rows):
+    other_classes = rows != list(range(source.config.n_classes))
+    class_layers = {name for name, layer in network.named_modules() if isinstance(layer, layers.Embedding)}
+    remade = {name for name in old if other_classes and name.rpartition(".")[0] in class_layers}
+    new = network.state_dict()
+    for name in [name for name in new if name in old]:
+        if name not in remade:
+            value = old[name]
+        elif name.endswith(".weight"):
+            value = _class_weight(old[name], rows)
+        else:
+            value = new[name]  # of spectral norm: see below
+        if value.shape != new[name].shape:
+            _refuse(network, name, value, new[name], source)
+        new[name] = value
+    network.load_state_dict(new)
+    for layer in [network.get_submodule(name.removesuffix(".weight")) for name in remade if name.endswith(".weight")]:
+        for _ in range(POWER_ITERATIONS if layer.sn else 0):
+            layer.power_iteration()
+    return {
+        "loaded": [name for name in new if name in old and name not in remade],
+        "remade": [name for name in new if name in remade],
+        "anew": [name for name in new if name not in old],
+        "ignored": [name for name in old if name not in new],
+    }
+
+
+def _class_weight(old, rows):
+    """The (K',C) rows of new classes from those (K,C) of the old ones."""
+    mean = old.mean(0)
+    return torch.stack([mean if row is None else old[row] for row in rows])
+
+
+def _refuse(network, name, old, new, source):
+    here, there = network.config.to_dict(), source.config.to_dict()
+    differ = [f"--{k} was {there[k]} and is {here[k]}" for k in here if here[k] != there[k] and k != "n_classes"]
+    raise utils.UserError(
+        f"--init_from {source.path}: {name} of its {type(network).__name__} is {tuple(old.shape)}, here it is "
+        f"{tuple(new.shape)}; {'; '.join(differ) or 'its config is not that of its weights'}"
+    )
+
+
+def describe(source, report, rows):
+    """Lines for the user: what was loaded, made again, started anew and ignored."""
+    lines = [f"start from {source.path}: step {source.step}, {source.config.n_classes} classes"]
+    means = rows.count(None)
+    for network, parts in report.items():
+        if not parts["loaded"] and not parts["remade"]:
+            lines.append(f"  {network}: the checkpoint has none, it starts anew")
+            continue
+        lines.append(f"  {network}: {len(parts['loaded'])} tensors loaded")
+        if parts["remade"]:
+            origin = f"{len(rows) - means} rows copied, {means} the mean of the old ones"
+            lines.append(f"  {network}: made again for {len(rows)} classes ({origin}): {_names(parts['remade'])}")
+        if parts["anew"]:
+            lines.append(f"  {network}: not in the checkpoint, started anew: {_names(parts['anew'])}")
+        if parts["ignored"]:
+            lines.append(f"  {network}: in the checkpoint only, ignored: {_names(parts['ignored'])}")
+    return lines
+
+
+def _names(names, most=6):
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
