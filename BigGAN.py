@@ -15,7 +15,7 @@ import layers
 import utils
 from model_config import ModelConfig
 from sssm import SpatialSelfModulation
-from training import run_folder
+from torch_utils import checkpoints
 
 
 class Generator(nn.Module):
@@ -140,7 +140,7 @@ def build(config):
 def load_generator(path, device="cpu", ema=True):
     """The generator of a checkpoint, in eval mode and without gradients.
 
-    Args: path: a checkpoint or a run folder (run_folder.find_checkpoint); ema: its moving average where it has one.
+    Args: path: a checkpoint or a run folder (checkpoints.find_checkpoint); ema: its moving average where it has one.
     Returns: (Generator, meta), meta being a dict of the checkpoint's other plain entries (step, args, metrics ...), its
         path and whether `ema` weights were taken.
     Raises: utils.UserError if the file is missing, damaged, or holds no generator of its config.
@@ -165,11 +165,8 @@ def load_discriminator(path, device="cpu"):
 
 
 def _read(path, kinds):
-    path = run_folder.find_checkpoint(path, kinds)
-    checkpoint = utils.load_torch(path)
-    if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
-        raise utils.UserError(f"{path} is not a checkpoint of this project (it has no model_config)")
-    tensors = {"G", "D", "G_ema", "opt_G", "opt_D", "scaler"}
+    checkpoint, path = checkpoints.read_model(path, kinds)
+    tensors = {"G", "D", "G_ema", "opt_G", "opt_D"}
     return checkpoint, {**{k: v for k, v in checkpoint.items() if k not in tensors}, "path": str(path)}
 
 

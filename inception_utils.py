@@ -1,113 +1,84 @@
-"""The metrics of generated images: their flags, their computation, and the protocol behind each number.
+"""The metrics of images, real and generated, with the protocol behind each number.
+
+A feature network looks at images (`metrics/features.py`); of its features follow the statistics of real images
+(`compute_reference`) and the metrics of generated ones against these (`compute_metrics`).
 
 Symbols: N images, d features, K classes of the feature network.
 """
 
+import re
 import warnings
 from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
 
 import prdc
 import utils
 from metrics import classifier, functional
-from metrics.networks import add_feature_args, load_feature_network
-from metrics.reference import load_reference, reference_path
+from metrics.features import Measure, check_classes, features_of, intra_class
+from metrics.images import GeneratedImages
+from metrics.networks import FeatureNetwork
+from metrics.protocol import MetricOptions, Protocol, ReferenceProtocol
+from metrics.reference import Reference, load_reference, random_features, reference_path
+from sampling import batch_norm
+from torch_utils import distributed
+from torch_utils.distributed import Ranks, on_ranks
 
-# What may differ between two results that are compared: it describes the generator and its latents, not the measure.
-OF_THE_GENERATOR = ("ema", "truncation", "truncation_kind", "seed")
-
-
-def add_metric_args(parser):
-    """Flags of the scripts that evaluate a generator; None stands for the protocol of the reference statistics."""
-    group = add_feature_args(parser)
-    group.add_argument(
-        "--num_inception_images", type=utils.positive_int, default=50_000, help="generated images per evaluation"
-    )
-    add_score_args(group, splits=None, k=None, is_outputs=None)
-    group.add_argument("--kid_subsets", type=utils.positive_int, default=100, help="random subsets that KID averages")
-    group.add_argument(
-        "--kid_subset_size", type=utils.positive_int, default=1000, help="images in each, or all where there are fewer"
-    )
-    group.add_argument(
-        "--reference_file", metavar="FILE", help="reference statistics: an npz of ours, of the family or of pytorch-fid"
-    )
-    group.add_argument(
-        "--reference_num", type=utils.positive_int, help="compare with statistics of that many random real images"
-    )
-    return group
+# ---------------------------------------------------------------------------------------------------------------------
+# What images are measured with
 
 
-def add_score_args(group, splits, k, is_outputs):
-    """Flags of the scores that real and generated images have, with their defaults."""
-    group.add_argument("--is_splits", type=utils.positive_int, default=splits, help="splits of the Inception score")
-    group.add_argument(
-        "--is_outputs",
-        choices=("all", "1000"),
-        default=is_outputs,
-        help="outputs the Inception score counts: all, 1008 of inception_tf (the older formula, of most papers), or "
-        "only its 1000 classes",
-    )
-    group.add_argument("--prdc_k", type=utils.positive_int, default=k, help="neighbours of PRDC's radii")
-    group.add_argument(
-        "--prdc_memory_mb", type=utils.positive_int, default=prdc.MEMORY_MB, help="working memory of PRDC, in MiB"
-    )
+def evaluation_reference_path(options: MetricOptions, data_root, name: str, network_name: str, resize: str) -> Path:
+    """The file of reference statistics that the options mean, for a data set's name."""
+    if options.reference_file:
+        return Path(options.reference_file)
+    return reference_path(data_root, name, network_name, resize, options.reference_num)
 
 
-def metric_options(args):
-    """The flags of `add_metric_args` that decide what is measured: keywords of `compute_metrics` and `protocol`."""
-    return {
-        "splits": args.is_splits,
-        "k": args.prdc_k,
-        "is_outputs": args.is_outputs,
-        "kid_subsets": args.kid_subsets,
-        "kid_subset_size": args.kid_subset_size,
-    }
+def load_evaluation(options: MetricOptions, data_root, name: str, device, dataset=None):
+    """The feature network and the reference statistics that the options ask for.
 
-
-def evaluation_reference_path(args, name, network_name, resize):
-    """The file of reference statistics that the flags of `add_metric_args` mean, for a data set's name."""
-    if args.reference_file:
-        return Path(args.reference_file)
-    return reference_path(args.data_root, name, network_name, resize, args.reference_num)
-
-
-def load_evaluation(args, name, device, dataset=None):
-    """The feature network and the reference statistics that the flags of `add_metric_args` ask for.
-
-    Args: args: parsed flags, `data_root` among them; name: of the data set (`HDF5Dataset.name`); dataset: the data set
-        itself where it is at hand, which a classifier must have been fitted to.
+    Args: name: of the data set (`ImageSet.name`); dataset: the data set itself where it is at hand, which a classifier
+        must have been fitted to.
     Raises: utils.UserError if one is missing or does not fit, or if too few images are to be generated.
     """
-    network = load_feature_network(
-        args.feature_network, args.data_root, name, args.inception_weights, args.resize, device
-    )
+    network = options.load_network(data_root, name, device)
     if dataset is not None and network.name == "classifier":
-        classifier.check_fits(network, dataset, classifier.classifier_path(args.data_root, name))
-    path = evaluation_reference_path(args, name, network.name, network.resize)
-    if args.reference_file and not path.is_file():
+        classifier.check_fits(network, dataset, classifier.classifier_path(data_root, name))
+    path = evaluation_reference_path(options, data_root, name, network.name, network.resize)
+    if options.reference_file and not path.is_file():
         raise utils.UserError(f"--reference_file {path}: no such file")
     reference = load_reference(path, network)
-    check_options(args, network)
-    splits, k = args.is_splits or reference.protocol["splits"], args.prdc_k or reference.protocol["k"]
-    least = max(splits, k + 1)
-    if args.num_inception_images < least:
-        raise utils.UserError(f"--num_inception_images {args.num_inception_images}: the metrics need at least {least}")
+    check_options(options, network)
+    about = reference.protocol
+    check_number(options.resolved(about.splits, about.k, about.is_outputs))
+    k = options.prdc_k or about.k
     if reference.real_features is not None and len(reference.real_features) <= k:
         raise utils.UserError(f"--prdc_k {k}: {path} holds {len(reference.real_features)} real features")
     return network, reference
 
 
-def check_options(args, network):
-    """Raise utils.UserError where flags of `add_metric_args` do not go with a feature network."""
-    check_outputs(network, args.is_outputs)
-    prdc.tiling(network.feature_dim, args.prdc_memory_mb)  # raises where that is too little
-    if args.kid_subset_size < 2:
+def check_options(options: MetricOptions, network: FeatureNetwork):
+    """Raise utils.UserError where the options do not go with a feature network."""
+    if options.is_outputs == "1000" and network.num_classes not in (1000, 1008):
+        raise utils.UserError(f"--is_outputs 1000: the {network.name} has {network.num_classes} classes of its own")
+    prdc.tiling(network.feature_dim, options.prdc_memory_mb)  # raises where that is too little
+    if options.kid_subset_size < 2:
         raise utils.UserError("--kid_subset_size 1: pairs of images need two")
 
 
-def check_outputs(network, is_outputs):
-    """Raise utils.UserError where the network has no outputs for ImageNet's 1000 classes."""
-    if is_outputs == "1000" and network.num_classes not in (1000, 1008):
-        raise utils.UserError(f"--is_outputs 1000: the {network.name} has {network.num_classes} classes of its own")
+def check_number(options: MetricOptions, source: str | None = None):
+    """Raise utils.UserError where resolved options ask for fewer images than their metrics need; source: of these."""
+    number, least = options.num_inception_images, max(options.is_splits, options.prdc_k + 1)
+    if number < least:
+        what = f"{source}: {number} images; the" if source else f"--num_inception_images {number}: the"
+        raise utils.UserError(f"{what} metrics need at least {least}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics of features
 
 
 def scored_logits(logits, is_outputs):
@@ -115,12 +86,12 @@ def scored_logits(logits, is_outputs):
     return functional.imagenet_logits(logits) if is_outputs == "1000" and logits.shape[1] == 1008 else logits
 
 
-def knows_classes(network, reference):
+def knows_classes(network: FeatureNetwork, reference: Reference) -> bool:
     """Whether the network's classes are those of the data set, in the same order."""
-    return network.name == "classifier" or (network.num_classes == 1000 and reference.protocol["imagenet_classes"])
+    return network.name == "classifier" or (network.num_classes == 1000 and reference.protocol.imagenet_classes)
 
 
-def metric_keys(network, reference, n_classes):
+def metric_keys(network: FeatureNetwork, reference: Reference, n_classes: int) -> list[str]:
     """The metrics that `compute_metrics` gives of a generator of n_classes classes."""
     keys = [network.distance, "is_mean", "is_std"]
     if reference.real_features is not None:
@@ -129,115 +100,212 @@ def metric_keys(network, reference, n_classes):
 
 
 def compute_metrics(
-    features,
-    logits,
-    labels,
-    network,
-    reference,
-    *,
-    splits=None,
-    k=None,
-    is_outputs=None,
-    prdc_memory_mb=prdc.MEMORY_MB,
-    kid_subsets=100,
-    kid_subset_size=1000,
-    seed=0,
-):
+    features, logits, labels, network: FeatureNetwork, reference: Reference, options: MetricOptions, seed: int = 0
+) -> dict:
     """All metrics of N generated images.
 
     Args: features (N,d) and logits (N,K): of `network`, in an order that does not follow the class; labels: int64 (N,),
-        the classes that were asked for, or None; reference: Reference of the same network; splits, is_outputs: of IS,
-        k: of PRDC, None for the reference's; prdc_memory_mb: for its distances; kid_subsets, kid_subset_size: of KID,
-        a subset being cut to the images that there are; seed: of KID's draws.
+        the classes that were asked for, or None; reference: of the same network; options: a KID subset is cut to the
+        images that there are; seed: of KID's draws.
     Returns: dict of floats: `fid` or `fd`, `is_mean`, `is_std`; where there are real features, `kid_mean` and `kid_std`
         of all of them, and `precision`, `recall`, `density`, `coverage` of as many real and generated images (the first
         of each); `accuracy` where there are labels and the network's classes are the data set's.
     """
     about = reference.protocol
-    splits, k, is_outputs = splits or about["splits"], k or about["k"], is_outputs or about["is_outputs"]
+    options = options.resolved(about.splits, about.k, about.is_outputs)
     if len(features) <= network.feature_dim:
         text = f"{network.distance} of {len(features)} images with {network.feature_dim} features: too few, biased"
         warnings.warn(text, stacklevel=2)
     moments = functional.moments_of(features).finalize()
     values = {network.distance: functional.frechet_distance(*moments, reference.mu, reference.sigma)}
-    values["is_mean"], values["is_std"] = functional.inception_score(scored_logits(logits, is_outputs), splits)
+    scored = scored_logits(logits, options.is_outputs)
+    values["is_mean"], values["is_std"] = functional.inception_score(scored, options.is_splits)
     if reference.real_features is not None:
         real = reference.real_features.to(features.device)
-        size = min(kid_subset_size, len(real), len(features))
-        values["kid_mean"], values["kid_std"] = functional.kernel_distance(real, features, kid_subsets, size, seed)
+        size = min(options.kid_subset_size, len(real), len(features))
+        kid = functional.kernel_distance(real, features, options.kid_subsets, size, seed)
+        values["kid_mean"], values["kid_std"] = kid
         n = min(len(real), len(features))
-        values |= prdc.prdc(real=real[:n], fake=features[:n], k=k, memory_mb=prdc_memory_mb)
+        values |= prdc.prdc(real=real[:n], fake=features[:n], k=options.prdc_k, memory_mb=options.prdc_memory_mb)
     if labels is not None and knows_classes(network, reference):
         values["accuracy"] = functional.accuracy(logits, labels)
     return values
 
 
-def protocol(
-    network,
-    reference,
-    *,
-    num_fake,
-    ema,
-    bn_mode,
-    truncation,
-    truncation_kind,
-    seed,
-    splits=None,
-    k=None,
-    is_outputs=None,
-    kid_subsets=100,
-    kid_subset_size=1000,
-):
-    """How the numbers of `compute_metrics` were made: a plain dict to store beside them.
-
-    Args: num_fake: generated images; ema: whether G was the moving average; bn_mode: `running`, `batch` or `standing`;
-        truncation: threshold or None, truncation_kind: its meaning; seed: of the latents; splits, k, is_outputs,
-        kid_subsets, kid_subset_size: as `compute_metrics` got them.
-    """
-    real = reference.protocol
-    num_real_features = 0 if reference.real_features is None else len(reference.real_features)
-    num_outputs = 1000 if (is_outputs or real["is_outputs"]) == "1000" else network.num_classes
-    return {
-        "network": network.name,
-        "weights_hash": network.weights_hash,
-        "resize": network.resize,
-        "precision": "float32 features, float64 statistics",
-        "reference": real["dataset"],
-        "reference_split": "random subset" if real["reference_num"] else "whole",
-        "reference_num": real["num_images"],
-        "reference_seed": real["seed"] if real["reference_num"] else None,
-        "reference_assumed": real["assumed"],
-        "fake_num": num_fake,
-        "prdc_num": min(num_real_features, num_fake),
-        "k": k or real["k"],
-        "kid_real_num": num_real_features,
-        "kid_subsets": kid_subsets,
-        "kid_subset_size": min(kid_subset_size, num_real_features, num_fake),
-        "splits": splits or real["splits"],
-        "is_outputs": num_outputs,
-        "ema": ema,
-        "bn_mode": bn_mode,
-        "truncation": truncation,
-        "truncation_kind": truncation_kind if truncation is not None else None,
-        "seed": seed,
-    }
-
-
-def compare_protocols(one, other):
-    """What makes the numbers of two protocols incomparable: a line each, none where they are measured alike.
-
-    Everything counts that two protocols say, whoever wrote it into them, but what describes the generator rather than
-    the measure: moving average, truncation and seed of the latents (a truncation sweep compares just those).
-    """
-    keys = [key for key in {**one, **other} if key not in OF_THE_GENERATOR]
-    values = ((key, one.get(key, "not recorded"), other.get(key, "not recorded")) for key in keys)
-    return [f"{key}: {a} against {b}" for key, a, b in values if a != b]
-
-
-def summary(values):
+def summary(values: dict) -> str:
     """One line of a dict of metrics for the terminal."""
     parts = [f"{key.upper()} {values[key]:.3f}" for key in ("fid", "fd") if key in values]
     parts.append(f"IS {values['is_mean']:.3f} ± {values['is_std']:.3f}")
     parts += [f"KID {values['kid_mean']:.5f} ± {values['kid_std']:.5f}"] if "kid_mean" in values else []
     names = ("precision", "recall", "density", "coverage", "accuracy")
     return ", ".join(parts + [f"{key} {values[key]:.3f}" for key in names if key in values])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics of images
+
+
+def evaluate_generator(
+    G, measure: Measure, num_images: int, seed: int, truncation=None, *, ema: bool, mode=batch_norm.RUNNING
+) -> dict:
+    """Metrics of images 0 to num_images - 1 of a seed, whose classes take turns.
+
+    They depend neither on the number of ranks nor on the batch size. G, and torch's random state, stay as they are.
+
+    Args: G: on `measure.ranks.device`; truncation: a Truncation or None; ema: whether G is a moving average, for the
+        protocol; mode: BatchNormMode.
+    Returns: dict of floats (see `compute_metrics`, `metrics.features.intra_class`) and `protocol`, a dict; the same on
+        all ranks.
+    Raises: utils.UserError where the GPU's memory, or the number of images, is too small.
+    """
+    with batch_norm.prepared(G, mode, seed, truncation) as prepared:
+        if mode.bn_mode == "standing":
+            distributed.broadcast_buffers([prepared], measure.ranks)  # every GPU rounds in its own way
+        images = GeneratedImages(prepared, num_images, seed, mode, truncation)
+        # A feature network of other classes than G's (an unconditional G, say) cannot tell whether they are right.
+        labelled = measure.network.num_classes == G.config.n_classes
+        order = "classes in turns, shuffled" if mode.block_size else "classes in turns"
+        further = {"ema": ema, "truncation": truncation, "order": order, **mode.protocol()}
+        return _measured(measure, images, range(num_images), labelled, seed, further)
+
+
+def evaluate_images(images, measure: Measure, num_images: int, seed: int) -> dict:
+    """Metrics of an ImageSet: as `evaluate_generator`.
+
+    Files are often sorted by class: which images are taken, where num_images are fewer than all, and their order, which
+    the splits of the Inception score follow, are drawn from the seed.
+    """
+    chosen = utils.rng(seed, "evaluated_images").permutation(len(images))[:num_images]
+    labelled = images.labels is not None and images.labels.max() < measure.network.num_classes
+    further = {"ema": None, "truncation": None, "bn_mode": None, "order": "shuffled"}
+    return _measured(measure, images, chosen, labelled, seed, further)
+
+
+def _measured(measure, images, indices, labelled, seed, further):
+    """The metrics of some images and their protocol, on all ranks.
+
+    Args: indices: int (N,), which images, in an order that does not follow the class; labelled: whether `images.labels`
+        are classes of the network; seed: of the latents and of the metrics' own draws; further: fields of Protocol.
+    """
+    indices, ranks = np.asarray(indices), measure.ranks
+    if measure.real_images is not None:
+        check_classes(images, indices, measure.real_images)
+    # Read in increasing order, as files like it, then put back into the order asked for.
+    order = np.argsort(indices)
+    features, logits = features_of(measure, images, indices[order], "evaluating")
+    labels = None if images.labels is None else torch.from_numpy(images.labels[indices])
+    if ranks.is_main:
+        back = torch.from_numpy(np.argsort(order)).to(features.device)
+        features, logits = features[back], logits[back]
+    intra = intra_class(measure, features, labels) if measure.real_images is not None else {}
+
+    def result():
+        about = (measure.network, measure.reference, measure.options)
+        values = compute_metrics(features, logits, labels if labelled else None, *about, seed)
+        protocol = Protocol.of(*about, fake_num=len(indices), seed=seed, **further)
+        return values | intra | {"protocol": protocol.to_dict()}
+
+    return on_ranks(ranks, result)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics of real images
+
+
+def has_imagenet_classes(class_names) -> bool:
+    """Whether these are ImageNet's 1000 classes in the order of their WordNet ids, which is that of its networks."""
+    ids = len(class_names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in class_names)
+    ends = class_names[0], class_names[-1]
+    return ids and list(class_names) == sorted(set(class_names)) and ends == ("n01440764", "n15075141")
+
+
+def reference_protocol(images, network: FeatureNetwork, options: MetricOptions, seed: int, selection=None):
+    """The ReferenceProtocol of statistics of an ImageSet, which `compute_reference` follows.
+
+    Args: options: without None for splits, k and outputs; seed: of the random choice of real features, of
+        --reference_num images, and of the random splits of the Inception score (files are often sorted by class);
+        selection: which images `images` is a selection of.
+    Raises: UserError where there are fewer images than reference_num.
+    """
+    if (options.reference_num or 0) > len(images):
+        raise utils.UserError(f"--reference_num {options.reference_num}: {images.path} has {len(images)} images")
+    return ReferenceProtocol.of(
+        network,
+        dataset=images.name,
+        num_images=options.reference_num or len(images),
+        seed=seed,
+        k=options.prdc_k,
+        splits=options.is_splits,
+        is_outputs=options.is_outputs,
+        reference_num=options.reference_num,
+        imagenet_classes=has_imagenet_classes(images.class_names),
+        selection=selection,
+    )
+
+
+def compute_reference(
+    images, network: FeatureNetwork, protocol: ReferenceProtocol, ranks: Ranks, batch_size=64, memory_mb=prdc.MEMORY_MB
+) -> Reference:
+    """Statistics of an ImageSet, streaming.
+
+    Batches take turns among the ranks, so that features, and up to rounding in float64 all results, do not depend on
+    their number.
+
+    Args: network: on `ranks.device`; protocol: of `reference_protocol`; memory_mb: for the distances of coverage.
+    Returns: Reference, the same on all ranks.
+    Raises: UserError where there are too few images for the splits or for coverage between two halves; on all ranks
+        where an image of any rank cannot be read.
+    """
+    n, seed, k = protocol.num_images, protocol.seed, protocol.k
+    measured = np.arange(n)
+    if protocol.reference_num:  # a random subset, in the file's order
+        measured = np.sort(utils.rng(seed, "reference_subset").permutation(len(images))[:n])
+    chosen = random_features(n, seed)
+    if len(chosen) < 2 * (k + 1):
+        raise utils.UserError(f"{images.path}: {n} images are too few for PRDC with --prdc_k {k}")
+    split = functional.contiguous_splits(n, protocol.splits)[utils.rng(seed, "is_split").permutation(n)]
+    row = torch.full((n,), -1)  # where an image's features go in real_features
+    row[chosen] = torch.arange(len(chosen))
+    real_features = torch.zeros(len(chosen), network.feature_dim)
+    moments, score = functional.RunningMoments(), functional.RunningInceptionScore(protocol.splits)
+
+    def one_pass():
+        disable = None if ranks.is_main else True  # None: shown on terminals only
+        with tqdm(total=n, desc="real images", unit="image", disable=disable) as bar:
+            for number, start in enumerate(range(0, n, batch_size)):
+                part = slice(start, min(start + batch_size, n))
+                if number % ranks.world_size == ranks.rank:
+                    features, logits = network(images.read(measured[part]).to(ranks.device))
+                    moments.update(features)
+                    score.update(scored_logits(logits, protocol.is_outputs), split[part].to(ranks.device))
+                    kept = row[part] >= 0
+                    real_features[row[part][kept]] = features.cpu()[kept]
+                bar.update(part.stop - start)
+
+    on_ranks(ranks, one_pass, every=True)
+    if ranks.world_size > 1:
+        moments.flush()
+        moments, score = _merged_over_ranks(moments, ranks), _merged_over_ranks(score, ranks)
+        torch.distributed.all_reduce(real_features)  # each row is 0 on all ranks but one
+    mu, sigma = (moment.cpu() for moment in moments.finalize())
+    ceiling = coverage_ceiling(real_features, k, memory_mb, ranks.device)
+    return Reference(mu, sigma, real_features, *score.finalize(), ceiling, protocol)
+
+
+def coverage_ceiling(real_features, k: int, memory_mb=prdc.MEMORY_MB, device="cpu") -> float:
+    """Coverage between two halves of the real features (n,d): about the most that a generator can reach."""
+    half = len(real_features) // 2
+    one, other = (part.to(device) for part in (real_features[:half], real_features[half : 2 * half]))
+    return prdc.prdc(real=one, fake=other, k=k, memory_mb=memory_mb)["coverage"]
+
+
+def _merged_over_ranks(running, ranks):
+    """The RunningMoments or RunningInceptionScore of what all ranks have seen, on the CPU, the same on all ranks."""
+    for name, value in vars(running).items():
+        if torch.is_tensor(value):
+            setattr(running, name, value.cpu())
+    parts = [None] * ranks.world_size
+    torch.distributed.all_gather_object(parts, running)
+    for other in parts[1:]:
+        parts[0].merge(other)
+    return parts[0]

@@ -43,6 +43,22 @@ class SpectralNorm:
         return self.weight / (u @ (self.weight.flatten(1) @ v))
 
 
+@torch.no_grad()
+def singular_values(**networks: nn.Module) -> dict[str, float]:
+    """sigma of every layer with spectral norm, as training estimates it: {"G/<layer>": float, ...}.
+
+    sigma = u' W v is what the layer divides its weight by; no power iteration is run.
+    """
+    sigmas = {
+        f"{name}/{path}": layer.u @ (layer.weight.flatten(1) @ layer.v)
+        for name, network in networks.items()
+        for path, layer in network.named_modules()
+        if isinstance(layer, SpectralNorm) and layer.sn
+    }
+    values = torch.stack(list(sigmas.values())).tolist() if sigmas else []  # one wait for a GPU, not one per layer
+    return dict(zip(sigmas, values, strict=True))
+
+
 class Conv2d(SpectralNorm, nn.Conv2d):
     """Convolution that keeps the size: (N,C,H,W) to (N,C',H,W)."""
 

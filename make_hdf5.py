@@ -16,9 +16,8 @@ import signal
 import sys
 from pathlib import Path
 
-import dataset_doctor
 import utils
-from image_datasets import decoding, loading, sources, writing
+from image_datasets import decoding, doctor, loading, sources, writing
 from image_datasets.cifar import LAYOUTS as CIFAR
 from image_datasets.cifar import cifar_source
 from image_datasets.writing import write_hdf5 as write_hdf5  # for whoever has images to write that are in no file
@@ -47,7 +46,7 @@ def main(argv=None):
     print(f"wrote {out}: {num_images} images of {resolution}x{resolution}, {len(source.class_names)} class(es)")
     if unreadable:
         print(f"left out {len(unreadable)} unreadable image(s), listed in {writing.report_path(out)}")
-    dataset_doctor.introduce(loading.HDF5Dataset(out))
+    doctor.introduce(loading.HDF5Dataset(out))
 
 
 def parse_args(argv):

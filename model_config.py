@@ -4,11 +4,11 @@ To add an option, add a field here and use it in the network. Its flag is `--<fi
 checkpoint. `resolution` and `n_classes` come from the data, so they have no flag.
 """
 
-import argparse
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import utils
+from utils import AT_LEAST_1, NOT_NEGATIVE, Check, Options, option
 
 # Channel multipliers, from the 4x4 end to the image for G and from the image down for D, by k = log2(R / bottom_width):
 # resolutions 32, 64, 128, 256, 512 for the usual bottom width of 4 (BigGAN-PyTorch's tables). D's are those of its
@@ -29,24 +29,13 @@ D_MULTIPLIERS = {
 }
 
 
+EPSILON = Check(lambda x: 0 < x < 1, "lie between 0 and 1")
+ALL_POSITIVE = Check(lambda numbers: min(numbers, default=1) >= 1, "be positive numbers")
 SSM_VARIANTS = ("none", "voxel", "gain", "group_gain", "global_voxel")
 
 
-def _numbers(text):
-    """'32_64' or '4-4-2-1' or '32,64' to a tuple of ints; '0' and '' to none."""
-    try:
-        numbers = tuple(int(word) for word in text.replace("_", "-").replace(",", "-").split("-") if word)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 32_64") from None
-    return () if numbers == (0,) else numbers
-
-
-def _option(default, help, choices=None):
-    return field(default=default, metadata={"help": help, "choices": choices})
-
-
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Options):
     """Everything that the shape and the arithmetic of G and D depend on.
 
     Fields are normalised at construction: empty width multipliers are filled from the tables, `shared_dim` 0 becomes
@@ -54,60 +43,72 @@ class ModelConfig:
     Raises: utils.UserError for values that contradict one another.
     """
 
+    title = "model"
+
     resolution: int
     n_classes: int
 
-    model: str = _option("BigGAN", "BigGAN: also SNGAN and SAGAN; BigGANdeep: bottlenecks", ("BigGAN", "BigGANdeep"))
-    dim_z: int = _option(128, "dimension of the noise z")
-    bottom_width: int = _option(4, "width of G's first feature map; resolution = bottom_width * 2^k")
-    deep_style: str = _option(
-        "biggan", "BigGANdeep: shortcuts without weights, or StudioGAN's with", ("biggan", "studiogan")
+    model: str = option(
+        "BigGAN", "BigGAN: also SNGAN and SAGAN; BigGANdeep: bottlenecks", choices=("BigGAN", "BigGANdeep")
+    )
+    dim_z: int = option(128, "dimension of the noise z", check=AT_LEAST_1)
+    bottom_width: int = option(4, "width of G's first feature map; resolution = bottom_width * 2^k", check=AT_LEAST_1)
+    deep_style: str = option(
+        "biggan", "BigGANdeep: shortcuts without weights, or StudioGAN's with", choices=("biggan", "studiogan")
     )
 
-    G_ch: int = _option(64, "channel multiplier of G")
-    G_ch_mult: tuple = _option((), "G's widths / G_ch from the bottom to the image, as 16-16-8-4-2; empty: the table's")
-    G_depth: int = _option(2, "BigGANdeep: blocks per resolution in G")
-    G_attn: tuple = _option((64,), "resolutions with self-attention in G, as 32_64; 0: none")
-    G_attn_after: tuple = _option((), "stages of G, counted from 1, that self-attention follows too, as 2_3")
-    G_param: str = _option("SN", "SN: spectral norm in G; none: plain weights", ("SN", "none"))
-    G_init: str = _option("ortho", "initialisation of G", ("ortho", "xavier", "N02"))
-    G_cbn: bool = _option(True, "class-conditional batch norm in G (--no-G_cbn: plain batch norm)")
-    G_out_cbn: bool = _option(False, "class-conditional batch norm before G's last convolution too")
-    G_embed_SN: bool = _option(False, "spectral norm on the norms' own class embeddings too (mmgeneration's SAGAN)")
-    G_shared: bool = _option(False, "one class embedding shared by all of G's norms (BigGAN)")
-    shared_dim: int = _option(0, "dimension of the shared embedding, and of SSM's own; 0: dim_z")
-    hier: bool = _option(False, "hierarchical z: a slot of z to each block of G (BigGAN), or all of it (BigGANdeep)")
-    ssm: str = _option("none", "spatial self-modulation of G's stages", SSM_VARIANTS)
-    ssm_zero_init: bool = _option(False, "start SSM's gains and biases at 0, by a learned scale per stage")
+    G_ch: int = option(64, "channel multiplier of G", check=AT_LEAST_1)
+    G_ch_mult: tuple = option(
+        (), "G's widths / G_ch from the bottom to the image, as 16-16-8-4-2; empty: the table's", check=ALL_POSITIVE
+    )
+    G_depth: int = option(2, "BigGANdeep: blocks per resolution in G", check=AT_LEAST_1)
+    G_attn: tuple = option((64,), "resolutions with self-attention in G, as 32_64; 0: none")
+    G_attn_after: tuple = option((), "stages of G, counted from 1, that self-attention follows too, as 2_3")
+    G_param: str = option("SN", "SN: spectral norm in G; none: plain weights", choices=("SN", "none"))
+    G_init: str = option("ortho", "initialisation of G", choices=("ortho", "xavier", "N02"))
+    G_cbn: bool = option(True, "class-conditional batch norm in G (--no-G_cbn: plain batch norm)")
+    G_out_cbn: bool = option(False, "class-conditional batch norm before G's last convolution too")
+    G_embed_SN: bool = option(False, "spectral norm on the norms' own class embeddings too (mmgeneration's SAGAN)")
+    G_shared: bool = option(False, "one class embedding shared by all of G's norms (BigGAN)")
+    shared_dim: int = option(0, "dimension of the shared embedding, and of SSM's own; 0: dim_z", check=NOT_NEGATIVE)
+    hier: bool = option(False, "hierarchical z: a slot of z to each block of G (BigGAN), or all of it (BigGANdeep)")
+    ssm: str = option("none", "spatial self-modulation of G's stages", choices=SSM_VARIANTS)
+    ssm_zero_init: bool = option(False, "start SSM's gains and biases at 0, by a learned scale per stage")
 
-    D_ch: int = _option(64, "channel multiplier of D")
-    D_ch_mult: tuple = _option((), "D's widths / D_ch from the image down, as 1-2-4-8-16; empty: the table's")
-    D_depth: int = _option(2, "BigGANdeep: blocks per resolution in D")
-    D_num_down: int = _option(0, "how many of D's first stages halve the resolution; 0: the table's (2 at 32)")
-    D_attn: tuple = _option((64,), "resolutions with self-attention in D, as 32_64; 0: none")
-    D_attn_after: tuple = _option((), "stages of D, counted from 1, that self-attention follows too, as 1_2")
-    D_param: str = _option("SN", "SN: spectral norm in D; none: plain weights", ("SN", "none"))
-    D_init: str = _option("ortho", "initialisation of D", ("ortho", "xavier", "N02"))
-    D_wide: bool = _option(True, "D's blocks widen in their first convolution (BigGAN), not in the second (SNGAN)")
-    D_cond: str = _option(
+    D_ch: int = option(64, "channel multiplier of D", check=AT_LEAST_1)
+    D_ch_mult: tuple = option(
+        (), "D's widths / D_ch from the image down, as 1-2-4-8-16; empty: the table's", check=ALL_POSITIVE
+    )
+    D_depth: int = option(2, "BigGANdeep: blocks per resolution in D", check=AT_LEAST_1)
+    D_num_down: int = option(0, "how many of D's first stages halve the resolution; 0: the table's (2 at 32)")
+    D_attn: tuple = option((64,), "resolutions with self-attention in D, as 32_64; 0: none")
+    D_attn_after: tuple = option((), "stages of D, counted from 1, that self-attention follows too, as 1_2")
+    D_param: str = option("SN", "SN: spectral norm in D; none: plain weights", choices=("SN", "none"))
+    D_init: str = option("ortho", "initialisation of D", choices=("ortho", "xavier", "N02"))
+    D_wide: bool = option(True, "D's blocks widen in their first convolution (BigGAN), not in the second (SNGAN)")
+    D_cond: str = option(
         "projection",
         "how D sees the class: inner product with the last features, label joined to the first ones, or not at all",
-        ("projection", "concat", "none"),
+        choices=("projection", "concat", "none"),
     )
-    D_label_dim: int = _option(300, "D_cond concat: dimension of the label's embedding")
-    D_label_ch: int = _option(128, "D_cond concat: channels that it is mapped to, joined to the first stage's")
-    D_pool: str = _option("sum", "how D's last features become a vector", ("sum", "mean"))
-    D_relu_shortcut: bool = _option(False, "shortcuts of D's blocks see relu(x), not x (in-place ReLU of other code)")
+    D_label_dim: int = option(300, "D_cond concat: dimension of the label's embedding", check=AT_LEAST_1)
+    D_label_ch: int = option(
+        128, "D_cond concat: channels that it is mapped to, joined to the first stage's", check=AT_LEAST_1
+    )
+    D_pool: str = option("sum", "how D's last features become a vector", choices=("sum", "mean"))
+    D_relu_shortcut: bool = option(False, "shortcuts of D's blocks see relu(x), not x (in-place ReLU of other code)")
 
-    BN_eps: float = _option(1e-5, "epsilon of batch norm in G's blocks")
-    output_BN_eps: float = _option(1e-5, "epsilon of batch norm before G's last convolution")
-    SN_eps: float = _option(1e-8, "epsilon of spectral norm")
+    BN_eps: float = option(1e-5, "epsilon of batch norm in G's blocks", check=EPSILON)
+    output_BN_eps: float = option(1e-5, "epsilon of batch norm before G's last convolution", check=EPSILON)
+    SN_eps: float = option(1e-8, "epsilon of spectral norm", check=EPSILON)
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
             if f.type is tuple:
                 object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
-        self._check_numbers()
+        if self.n_classes < 1:
+            raise utils.UserError(f"n_classes {self.n_classes}: must be at least 1")
+        super().__post_init__()
         k = self._num_doublings()
         self._fill_widths(k)
         object.__setattr__(self, "shared_dim", self.shared_dim or self.dim_z)
@@ -119,27 +120,6 @@ class ModelConfig:
             if slot == 0:
                 raise utils.UserError(f"--dim_z {self.dim_z} is too small for --hier: {k + 1} slots are needed")
             object.__setattr__(self, "dim_z", slot * (k + 1))
-
-    def _check_numbers(self):
-        positive = (
-            "dim_z",
-            "bottom_width",
-            "G_ch",
-            "D_ch",
-            "n_classes",
-            "G_depth",
-            "D_depth",
-            "D_label_dim",
-            "D_label_ch",
-        )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise utils.UserError(f"--{name} {getattr(self, name)}: must be at least 1")
-        for name in ("BN_eps", "output_BN_eps", "SN_eps"):
-            if not 0 < getattr(self, name) < 1:
-                raise utils.UserError(f"--{name} {getattr(self, name)}: must lie between 0 and 1")
-        if self.shared_dim < 0 or min((*self.G_ch_mult, *self.D_ch_mult, 1)) < 1:
-            raise utils.UserError("--shared_dim, --G_ch_mult and --D_ch_mult must be positive")
 
     def _num_doublings(self):
         k = (self.resolution // self.bottom_width).bit_length() - 1
@@ -240,7 +220,7 @@ class ModelConfig:
 
     def to_dict(self):
         """Plain numbers, strings and lists: fit for JSON and for `torch.load(weights_only=True)`."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return utils.plain(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, values):
@@ -252,45 +232,9 @@ class ModelConfig:
             raise utils.UserError(f"the model's config lacks {', '.join(missing)}")
         return cls(**values)
 
-    @classmethod
-    def from_args(cls, args, resolution, n_classes):
-        """The config of parsed flags, for data of this resolution (pixels) and class count."""
-        options = {f.name: getattr(args, f.name) for f in _option_fields()}
-        return cls(resolution=resolution, n_classes=n_classes, **options)
-
-
-def _option_fields():
-    return [f for f in dataclasses.fields(ModelConfig) if "help" in f.metadata]
-
-
-def parse_option(name, text):
-    """The value of a field from text, as its flag reads it; booleans are true or false. Raises: utils.UserError."""
-    fields = {f.name: f for f in dataclasses.fields(ModelConfig)}
-    if name not in fields:
-        raise utils.UserError(f"{name} is not a field of ModelConfig; those are {', '.join(fields)}")
-    kind, choices = fields[name].type, fields[name].metadata.get("choices")
-    try:
-        if kind is bool:
-            value = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        else:
-            value = _numbers(text) if kind is tuple else kind(text)
-    except (KeyError, ValueError, argparse.ArgumentTypeError) as error:
-        raise utils.UserError(f"{name}={text}: not a value of this field") from error
-    if choices and value not in choices:
-        raise utils.UserError(f"{name}={text}: choose from {', '.join(choices)}")
-    return value
-
 
 def add_model_args(parser):
-    """Add one flag per field of ModelConfig."""
-    group = parser.add_argument_group("model")
-    for f in _option_fields():
-        kwargs = {"default": f.default, "help": f.metadata["help"]}
-        if f.type is bool:
-            kwargs["action"] = argparse.BooleanOptionalAction
-        elif f.type is tuple:
-            kwargs |= {"type": _numbers, "metavar": "N-N"}
-        else:
-            kwargs |= {"type": f.type, "choices": f.metadata["choices"]}
-        group.add_argument(f"--{f.name}", **kwargs)
+    """Add one flag per field of ModelConfig; returns their group."""
+    group = ModelConfig.add_to(parser)
     group.add_argument("--D_thin", dest="D_wide", action="store_false", help="the same as --no-D_wide")
+    return group

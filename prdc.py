@@ -19,6 +19,7 @@ import torch
 import utils
 from metrics.distances import (
     DIRECT_BYTES,
+    MEMORY_MB,
     bounds_at,
     direct_pairs,
     int8_serves,
@@ -30,7 +31,6 @@ from metrics.distances import (
     upper_bounds,
 )
 
-MEMORY_MB = 1024
 SPARE = 3  # neighbours looked at beyond the k-th, so that near ties seldom need a second look
 # A larger tile leaves the cache, and of a set's distances to itself computes more pairs twice; a smaller one is slower.
 LARGEST_TILE = 1024

@@ -1,27 +1,30 @@
-"""Run plumbing shared by the scripts: errors, argument parsing, seeding, processes and files.
+"""What every file may use: errors, flags and typed options, randomness, files.
 
-Nothing in here knows about networks, data sets or metrics, and nothing here imports another file of the project.
+Nothing here knows of processes, networks, data sets or metrics, or imports another file of the project.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import errno
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
 import tempfile
-import time
+import typing
 import warnings
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from types import NoneType
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
 ROOT = Path(__file__).parent  # of the project
 # What reading a damaged npz file raises.
@@ -67,6 +70,18 @@ class ArgumentParser(argparse.ArgumentParser):
             message += self._guess(message)
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
+    def parse_layers(self, argv=None):
+        """Defaults of all flags, and the values that are given on the command line: two dicts by name.
+
+        What else has a say (the flags of a run, the options of a checkpoint) goes between the two.
+        """
+        defaults, flags = dict(self._defaults), [action for action in self._actions if action.option_strings]
+        defaults |= {flag.dest: flag.default for flag in flags if flag.default != argparse.SUPPRESS}
+        self._defaults.clear()
+        for flag in flags:
+            flag.default = argparse.SUPPRESS
+        return defaults, vars(self.parse_intermixed_args(argv))
+
     def _guess(self, message):
         flags = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         unknown = next((word for word in message.split() if word.startswith("--")), "").split("=")[0]
@@ -86,6 +101,133 @@ def positive_int(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return int(text)
+
+
+def number_list(text):
+    """argparse type: '32_64' or '4-4-2-1' or '32,64' to a tuple of ints; '0' and '' to none."""
+    try:
+        numbers = tuple(int(word) for word in text.replace("_", "-").replace(",", "-").split("-") if word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 32_64") from None
+    return () if numbers == (0,) else numbers
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options: a frozen dataclass for each concern. A field made by `option` is a flag, with its help, default and check,
+# and an entry of the checkpoint; nothing else needs to be told of it.
+
+
+class Check(NamedTuple):
+    """What a value must be: a predicate, and how the predicate reads after "must"."""
+
+    holds: Callable
+    text: str
+
+
+POSITIVE = Check(lambda x: 0 < x < math.inf, "be positive")
+NOT_NEGATIVE = Check(lambda x: 0 <= x < math.inf, "be 0 or positive")
+AT_LEAST_1 = Check(lambda x: x >= 1, "be at least 1")
+SHARE = Check(lambda x: 0 <= x <= 1, "lie in [0, 1]")
+BELOW_1 = Check(lambda x: 0 <= x < 1, "lie in [0, 1)")
+
+
+def option(default, help, *, choices=None, kind=None, metavar=None, check=None, changeable=False):
+    """A field of an Options class.
+
+    Args: default, help, choices, metavar: of the flag --<field name>; kind: argparse type where the field's own type
+        takes too much; check: a Check of the value; changeable: whether it may be another when a run is resumed.
+    """
+    about = {"help": help, "choices": choices, "kind": kind, "metavar": metavar}
+    return dataclasses.field(default=default, metadata=about | {"check": check, "changeable": changeable})
+
+
+class Options:
+    """Base of the frozen dataclasses that hold options. `title`: of their flags in --help.
+
+    Raises, when one is made: UserError for a value that its check does not hold for.
+    """
+
+    title = ""
+
+    def __post_init__(self):
+        for field in self.fields():
+            value, check = getattr(self, field.name), field.metadata["check"]
+            if check and value is not None and not check.holds(value):
+                raise UserError(f"--{field.name} {value}: must {check.text}")
+
+    @classmethod
+    def fields(cls):
+        """The dataclass fields that are flags."""
+        return [field for field in dataclasses.fields(cls) if "help" in field.metadata]
+
+    @classmethod
+    def add_to(cls, parser, only=None, **defaults):
+        """Add a flag for each field, or for those named in `only`; `defaults`: others than the fields' own.
+
+        Args: parser: an ArgumentParser, which gets a group of this title, or such a group. Returns: the group.
+        """
+        group = parser.add_argument_group(cls.title) if isinstance(parser, argparse.ArgumentParser) else parser
+        for field in cls.fields():
+            if only is None or field.name in only:
+                default, text = defaults.get(field.name, field.default), field.metadata["help"]
+                group.add_argument(f"--{field.name}", default=default, help=text, **_argument_type(field))
+        return group
+
+    @classmethod
+    def of(cls, values, **others):
+        """From parsed flags (a namespace or a dict by name) and what is no flag; absent fields have their default."""
+        values = values if isinstance(values, dict) else vars(values)
+        return cls(**{field.name: values[field.name] for field in cls.fields() if field.name in values}, **others)
+
+    @classmethod
+    def changeable(cls):
+        """Names of the fields that may change when a run is resumed."""
+        return {field.name for field in cls.fields() if field.metadata["changeable"]}
+
+    def record(self):
+        """Values by name, as JSON and torch.load(weights_only=True) take them."""
+        return plain({field.name: getattr(self, field.name) for field in self.fields()})
+
+
+def plain(values):
+    """A dict with lists instead of tuples."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _argument_type(field):
+    """Keywords of add_argument that follow from a field's type."""
+    if field.type is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if field.type is tuple:
+        return {"type": number_list, "metavar": "N-N"}
+    own = next(kind for kind in (typing.get_args(field.type) or (field.type,)) if kind is not NoneType)
+    names = {name: field.metadata[name] for name in ("choices", "metavar") if field.metadata[name] is not None}
+    return {"type": field.metadata["kind"] or own} | names
+
+
+def parse_option(cls, name, text):
+    """The value of a field of an Options class from text, as its flag reads it; booleans are true or false.
+
+    Raises: UserError.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if name not in fields:
+        raise UserError(f"{name} is not a field of {cls.__name__}; those are {', '.join(fields)}")
+    kind, choices = fields[name].type, fields[name].metadata.get("choices")
+    try:
+        if kind is bool:
+            value = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        else:
+            value = number_list(text) if kind is tuple else kind(text)
+    except (KeyError, ValueError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"{name}={text}: not a value of this field") from error
+    if choices and value not in choices:
+        raise UserError(f"{name}={text}: choose from {', '.join(choices)}")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running a script
 
 
 def run_main(main):
@@ -132,173 +274,44 @@ def is_main_process():
 # ---------------------------------------------------------------------------------------------------------------------
 # Randomness that does not depend on accident
 
-# A number per stream, so that no two uses of one seed ever share their draws.
+# Every use of a seed has a stream of its own, so that no two ever share their draws. The numbers stand for the stream,
+# `...` for the counters of `rng`; they are never changed, since results would change with them.
 STREAMS = {
-    "z": 1,
-    "y": 2,
-    "order": 3,
-    "flip": 4,
-    "dequantise": 5,
-    "sample": 6,
-    "metric": 7,
-    "classifier": 8,
-    "crop": 9,
-    "standing": 10,
+    "z": (1, ...),  # noise of a pass in training: step, pass within the step
+    "y": (2, ...),  # classes of a pass: step, pass
+    "order": (3, ...),  # of the training images: epoch
+    "flip": (4, ...),  # of the real images of a pass: step, pass
+    "dequantise": (5, ...),  # noise on the real images of a pass: step, pass
+    "sample_z": (6, ...),  # noise of a sample: its number
+    "sample_y": (6, ..., 1),  # random class of a sample: its number
+    "sample_turn": (6, ..., 2),  # order of the classes in a turn of samples: number of the turn
+    "real_features": (7, 0),  # which real features are kept as reference
+    "is_split": (7, 1),  # which split of the Inception score a real image is in
+    "kid": (7, 2),  # subsets of KID
+    "reference_subset": (7, 3),  # which real images are measured, with --reference_num
+    "evaluated_images": (7, 20),  # which images of files are evaluated, in which order
+    "classifier_split": (8, 0, ...),  # images held out of the classifier's fit: class
+    "classifier_init": (8, 1),  # its initial weights
+    "classifier_epoch": (8, 2, ...),  # order and shifts of its images: epoch
+    "crop": (9, ...),  # of the real images of a pass: step, pass
+    "standing_z": (10, ...),  # noise behind standing statistics: number of the image
+    "standing_y": (10, ..., 1),  # their classes: number of the image
 }
 
 
-def rng(seed, stream, *counters):
+def rng(seed: int, stream: str, *counters: int) -> np.random.Generator:
     """A CPU random generator that is a pure function of (seed, stream, counters).
 
-    Args: seed: int >= 0; stream: a key of STREAMS; counters: ints >= 0 (step, draw within the step, image index ...).
+    Args: seed: int >= 0; stream: a key of STREAMS; counters: ints >= 0, where the stream has a place for them.
     Returns: numpy Generator. Streams with other seeds, names or counters are independent of it.
     """
+    number, *parts = STREAMS[stream]
+    place = parts.index(...) if ... in parts else len(parts)
+    if counters and place == len(parts):
+        raise ValueError(f"the random stream {stream} takes no counters")
+    counters = (*parts[:place], *counters, *parts[place + 1 :])
     # The number of counters is in the seed because numpy pads seeds with zeros: (3,) and (3, 0) would be the same.
-    return np.random.default_rng([seed, STREAMS[stream], len(counters), *counters])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Processes
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among the run's: `rank` 0 to world_size - 1, and the device it computes on."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    @property
-    def is_main(self):
-        return self.rank == 0
-
-    def slice(self, batch):
-        """This rank's contiguous part of something drawn for the whole batch."""
-        local = len(batch) // self.world_size
-        return batch[self.rank * local : (self.rank + 1) * local]
-
-
-def add_device_args(parser):
-    parser.add_argument("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N")
-
-
-def resolve_device(name):
-    """The torch device of a `--device` value; `auto` is the GPU if there is one. Raises: UserError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: this PyTorch sees no GPU; use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} GPUs here")
-    return device
-
-
-def launch_per_gpu():
-    """Replace this process by one process per visible GPU, all running the same command, if there are several."""
-    gpus = torch.cuda.device_count()
-    if gpus > 1 and "RANK" not in os.environ:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
-        os.execv(sys.executable, [*launcher, *sys.argv])
-
-
-@contextlib.contextmanager
-def process_group(device_name):
-    """Yield the Ranks of this process, joined to the others if torchrun started it: nccl on GPUs, gloo on the CPU."""
-    device = resolve_device(device_name)
-    if "RANK" not in os.environ:
-        yield Ranks(0, 1, device)
-        return
-    if device.type == "cuda":
-        gpus, needed = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
-        if needed > gpus:
-            raise UserError(f"--nproc_per_node {needed}: there are only {gpus} GPUs here")
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    # gloo beside nccl lets the ranks agree on small things without waiting for their GPUs
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
-    torch.distributed.destroy_process_group()  # not after an error: nccl's ranks can only do it together
-
-
-def on_main(ranks, function):
-    """What `function()` returns on rank 0 (small, picklable), on all ranks; so is a UserError that it raises."""
-    result, text = None, None
-    if ranks.is_main:
-        try:
-            result = function()
-        except UserError as error:
-            text = str(error)
-    if ranks.world_size > 1:
-        box = [result, text]
-        torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        result, text = box
-    if text is not None:
-        raise UserError(text)
-    return result
-
-
-def data_parallel(module, ranks):
-    """`module`, wrapped so that a backward averages its gradients over the ranks; buffers stay each rank's own."""
-    if ranks.world_size == 1:
-        return module
-    device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`?broadcast_buffers", FutureWarning)  # deprecated only in the newest PyTorch
-        return torch.nn.parallel.DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
-
-
-def mean_over_ranks(terms, ranks):
-    """A dict of 0-dim tensors as floats, each the mean over all ranks."""
-    values = torch.stack(list(terms.values()))
-    if ranks.world_size > 1:
-        torch.distributed.all_reduce(values)
-    return dict(zip(terms, (values / ranks.world_size).tolist(), strict=True))
-
-
-def broadcast_buffers(modules, ranks):
-    """Give rank 0's buffers (batch-norm statistics, spectral-norm vectors) to all ranks."""
-    if ranks.world_size > 1:
-        for module in modules:
-            for buffer in module.buffers():
-                torch.distributed.broadcast(buffer, 0)
-
-
-class StopSignal:
-    """Ctrl-C (SIGINT) and SIGTERM as a flag that the loop asks for, so that a run ends between two steps.
-
-    A second signal acts as usual: at once.
-    """
-
-    def __enter__(self):
-        self.received = None
-        self.previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _receive(self, number, frame):
-        if self.received is None:
-            self.received, self.since = number, time.monotonic()
-            if is_main_process():
-                print("\nstopping after this step, with a checkpoint; once more stops at once", file=sys.stderr)
-        elif time.monotonic() - self.since > 2:  # torchrun passes on a Ctrl-C that the terminal has sent us too
-            self.__exit__()
-            signal.raise_signal(number)
-
-    def __exit__(self, *error):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def requested(self, ranks):
-        """Whether any rank has received a signal: the same answer on all of them."""
-        if ranks.world_size > 1:
-            flag = torch.tensor([self.received or 0])
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-            self.received = flag.item() or None
-        return self.received is not None
+    return np.random.default_rng([seed, number, len(counters), *counters])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -361,27 +374,6 @@ def load_npz(path):
         raise UserError(f"{path}: no such file") from error
     except (TypeError, AttributeError, *DAMAGED_NPZ) as error:  # the first two: a single array, an .npy file
         raise UserError(f"{path} is not a readable npz file (damaged or another format)") from error
-
-
-def save_torch(obj, path):
-    with atomic_path(path) as temporary:
-        try:
-            torch.save(obj, temporary)
-        except RuntimeError as error:  # what torch's writer makes of a full disk
-            raise UserError(f"cannot write {path}: is the disk full? ({str(error).splitlines()[0]})") from error
-
-
-def load_torch(path):
-    """Tensors and plain Python values of a .pth file, on the CPU. Raises: UserError naming the file."""
-    path = Path(path)
-    if path.is_dir() or not path.exists():
-        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # of damaged files torch raises RuntimeError, OSError, UnpicklingError ...
-        raise UserError(f"{path} is not a readable checkpoint (damaged, truncated, or another format)") from error
 
 
 def sha256(path):

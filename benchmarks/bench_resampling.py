@@ -18,10 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import BigGAN
-import train
-import utils
 from model_config import ModelConfig
-from training import model_size
+from torch_utils import distributed
+from training import model_size, steps
 
 
 def make_step(ssm, args, device):
@@ -44,7 +43,7 @@ def make_step(ssm, args, device):
     y = torch.arange(args.batch_size, device=device) % 100
 
     def step():
-        terms = train.d_step(G, D, D, opt_D, [(x, y, z, y)], 1, 0) | train.g_step(G, D, G, opt_G, [(z, y)], 1, 0)
+        terms = steps.d_step(G, D, D, opt_D, [(x, y, z, y)], 1, 0) | steps.g_step(G, D, G, opt_G, [(z, y)], 1, 0)
         return {name: value.item() for name, value in terms.items()}  # waits for a GPU
 
     return (G, D), step
@@ -73,9 +72,9 @@ def main():
     parser.add_argument("--ch", type=int, default=32)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
-    utils.add_device_args(parser)
+    distributed.add_device_args(parser)
     args = parser.parse_args()
-    device = utils.resolve_device(args.device)
+    device = distributed.resolve_device(args.device)
     print(f"SAGAN-{args.resolution} ch {args.ch}, batch {args.batch_size}, {device}, {torch.get_num_threads()} threads")
     print(f"{'':>6}{'plain s':>10}{'fused s':>10}{'speed-up':>10}{'plain GFLOP':>14}{'fused GFLOP':>14}{'ratio':>8}")
     for ssm in ("none", "voxel"):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import utils
+from torch_utils import checkpoints
 
 SOURCES = {
     "ssm": "the published spatial self-modulation code",
@@ -101,7 +102,7 @@ def _networks_of_file(file, name, source):
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     dtypes = [np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i8")}]
     with torch.serialization.safe_globals([*((scalar, name) for name in names), *dtypes]):
-        content = utils.load_torch(file)
+        content = checkpoints.load(file)
     if not isinstance(content, dict):
         raise utils.UserError(f"{file} holds no state dict")
     kinds = ("G", "G_ema", "D")

@@ -14,40 +14,38 @@ import numpy as np
 import torch
 
 import utils
+from image_datasets.image_sets import ImageSet
 
 
-class HDF5Dataset:
+class HDF5Dataset(ImageSet):
     """Images and labels of one HDF5 file, read a batch at a time from any number of threads.
 
     Uncompressed pixels, contiguous or in the family's chunks of whole images, are memory-mapped: the system's file
     cache then is the only copy, shared by all processes. Compressed files are read through h5py.
 
-    Attributes: path; name: file stem; images: uint8 (N,3,R,R), a memory map, an array (load_in_mem), `MappedChunks` or
-        `UnmappedImages`; labels: int64 array (N,); num_classes; resolution: R; class_names: list of str;
-        source and crop_resize: where the images came from and how they were brought to RxR (None: the file is silent).
+    Attributes: as `ImageSet`; images: uint8 (N,3,R,R), a memory map, an array (load_in_mem), `MappedChunks` or
+        `UnmappedImages`.
     Raises: UserError with one line that names the file and what is wrong with it.
     """
 
     def __init__(self, path, load_in_mem=False):
-        self.path = Path(path)
-        self.name = self.path.stem
+        path = Path(path)
         try:
-            with _open_hdf5(self.path) as file:
-                pixels, self.labels = _checked(file, self.path)
-                self.resolution = pixels.shape[-1]
-                self.class_names = _class_names(file, self.labels, self.path)
-                self.num_classes = len(self.class_names)
-                self.source = file.attrs.get("source")
-                self.crop_resize = file.attrs.get("crop_resize")
-                self.images = pixels[()] if load_in_mem else _memory_map(pixels, self.path)
+            with _open_hdf5(path) as file:
+                pixels, labels = _checked(file, path)
+                super().__init__(path, path.stem, pixels.shape[-1], labels, _class_names(file, labels, path))
+                self.source, self.crop_resize = file.attrs.get("source"), file.attrs.get("crop_resize")
+                self.images = pixels[()] if load_in_mem else _memory_map(pixels, path)
                 chunk_cache = _chunk_cache(pixels)
             if self.images is None:
-                self.images = UnmappedImages(self.path, chunk_cache)
+                self.images = UnmappedImages(path, chunk_cache)
         except (OSError, RuntimeError) as error:  # what h5py raises for damage inside a file
-            raise utils.UserError(f"{self.path}: damaged HDF5 file ({_first_line(error)})") from error
+            raise utils.UserError(f"{path}: damaged HDF5 file ({_first_line(error)})") from error
 
-    def __len__(self):
-        return len(self.labels)
+    @property
+    def is_mapped(self):
+        """Whether any image can be read without unpacking others."""
+        return not isinstance(self.images, UnmappedImages)
 
     def read(self, indices, pin_memory=False):
         """Pixels of some images.
@@ -68,10 +66,6 @@ class HDF5Dataset:
         # The indices are checked above: "clip" only spares numpy the extra copy that its own check would cost.
         self.images.take(indices, axis=0, out=batch.numpy(), mode="clip")
         return batch
-
-    def labels_at(self, indices):
-        """Class ids of some images: int array (B,) to int64 tensor (B,)."""
-        return torch.from_numpy(self.labels[np.asarray(indices, dtype=np.int64)])
 
 
 class MappedChunks:

@@ -1,4 +1,4 @@
-"""Data sets: names and paths, parts and crops of them, the order of training images, and prefetching loaders.
+"""Data sets: names and paths, the order of training images, and prefetching loaders.
 
 A data set is one HDF5 file with `imgs` uint8 (N,3,R,R) and `labels` int64 (N,), the layout of the BigGAN-PyTorch
 family; `make_hdf5.py` writes it. Resolution and number of classes come from the file, never from a table.
@@ -6,59 +6,72 @@ family; `make_hdf5.py` writes it. Resolution and number of classes come from the
 Symbols: N images, resolution R, B images in a batch over all ranks, b = B / world_size of them on this rank.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import utils
 from image_datasets.hdf5 import HDF5Dataset
+from image_datasets.image_sets import CentreCrop, ImageSet, cropped_name
+from utils import Options, option
 
 # The names under which the family's launch scripts know ImageNet.
 FAMILY_FILES = {f"I{resolution}_hdf5": f"ILSVRC{resolution}.hdf5" for resolution in (32, 64, 128, 256)}
 
 
-def add_data_args(parser, loader=True):
-    """Add the flags that say which data set to read, and how, to an argparse parser; `loader`: those of BatchLoader.
+@dataclass(frozen=True)
+class DataOptions(Options):
+    """Which data set to read, and how."""
 
-    Returns: their argparse group.
-    """
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset",
-        default=None,
-        help="name of a data set: NAME or NAME_hdf5 reads NAME.hdf5 under --data_root, I64_hdf5 reads ILSVRC64.hdf5 "
+    title = "data"
+
+    dataset: str | None = option(
+        None,
+        "name of a data set: NAME or NAME_hdf5 reads NAME.hdf5 under --data_root, I64_hdf5 reads ILSVRC64.hdf5 "
         "(likewise I32, I128, I256); or the path of a file that ends in .hdf5 or .h5",
     )
-    group.add_argument("--data_root", default="data", help="folder of the data sets and of their statistics")
-    group.add_argument(
-        "--load_in_mem",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="read the whole file into memory first (of use for compressed files and slow disks)",
+    data_root: str = option("data", "folder of the data sets and of their statistics", changeable=True)
+    load_in_mem: bool = option(
+        False, "read the whole file into memory first (of use for compressed files and slow disks)", changeable=True
     )
-    if loader:
-        group.add_argument(
-            "--num_workers", type=utils.count, default=1, help="threads that read batches ahead; 0 is taken as 1"
-        )
-    return group
-
-
-def add_crop_arg(parser):
-    """Add the flag of training on parts of larger images, for those who train and those who measure."""
-    parser.add_argument(
-        "--crop_size",
-        type=utils.positive_int,
-        help="side of the images to train on where those of the file are larger: random crops in training (with "
+    num_workers: int = option(1, "threads that read batches ahead; 0 is taken as 1", kind=utils.count, changeable=True)
+    crop_size: int | None = option(
+        None,
+        "side of the images to train on where those of the file are larger: random crops in training (with "
         "--augment), the centre for statistics and classifier",
+        kind=utils.positive_int,
     )
 
+    def check_named(self):
+        """Raise utils.UserError where no data set is named."""
+        if self.dataset is None:
+            raise utils.UserError("--dataset is required: the name of a data set made by make_hdf5.py")
 
-def dataset_path(name, data_root):
+    @property
+    def path(self) -> Path:
+        """The file of the data set, whether or not it is there."""
+        return dataset_path(self.dataset, self.data_root)
+
+    @property
+    def reference_name(self) -> str:
+        """The name under which statistics and the classifier are stored: that of the file, or of its centre crops."""
+        return cropped_name(self.path.stem, self.crop_size) if self.crop_size else self.path.stem
+
+    def open(self) -> HDF5Dataset:
+        """The data set. Raises: as `open_dataset`."""
+        self.check_named()
+        return open_dataset(self.dataset, self.data_root, self.load_in_mem)
+
+    def reference_part(self, images: ImageSet) -> ImageSet:
+        """What statistics are of: the images, or their centres where training crops."""
+        return CentreCrop(images, self.crop_size) if self.crop_size else images
+
+
+def dataset_path(name: str, data_root) -> Path:
     """The file of a data set.
 
     Args: name: `NAME` or `NAME_hdf5`, the family's `I64_hdf5` included, or the path of a .hdf5 or .h5 file, which is
@@ -71,18 +84,7 @@ def dataset_path(name, data_root):
     return Path(data_root) / FAMILY_FILES.get(f"{stem}_hdf5", f"{stem}.hdf5")
 
 
-def reference_name(name, data_root, crop_size=None):
-    """The name under which statistics and the classifier of a data set are stored: `HDF5Dataset.name` of its file, or,
-    where training crops to crop_size, `CentreCrop.name`. The file need not be there."""
-    stem = dataset_path(name, data_root).stem
-    return cropped_name(stem, crop_size) if crop_size else stem
-
-
-def cropped_name(name, size):
-    return f"{name}_crop{size}"
-
-
-def open_dataset(name, data_root, load_in_mem=False):
+def open_dataset(name: str, data_root, load_in_mem: bool = False) -> HDF5Dataset:
     """Open a data set by name (see `dataset_path`).
 
     Returns: HDF5Dataset.
@@ -106,71 +108,6 @@ def _make_command(path):
     if path.stem == "digits":
         return f"python make_hdf5.py --dataset digits --out {path}"
     return f"python make_hdf5.py --dataset folder --images FOLDER --resolution R --out {path}"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Parts and crops of a data set, with its interface
-
-
-class Subset:
-    """Some images of a data set, without copying any.
-
-    Attributes: as `HDF5Dataset`, `images` excepted; labels: int64 array (n,); classes keep their numbers and names.
-    Args: dataset: HDF5Dataset, Subset or CentreCrop; indices: int array (n,), ascending, which images.
-    Raises: IndexError for an index outside the data set.
-    """
-
-    def __init__(self, dataset, indices):
-        self.dataset, self.indices = dataset, np.asarray(indices, dtype=np.int64)
-        self.labels = dataset.labels[self.indices]
-        self.path, self.name, self.resolution = dataset.path, dataset.name, dataset.resolution
-        self.num_classes, self.class_names = dataset.num_classes, dataset.class_names
-        self.source, self.crop_resize = dataset.source, dataset.crop_resize
-
-    def __len__(self):
-        return len(self.indices)
-
-    def read(self, indices, pin_memory=False):
-        """Pixels of some images, as `HDF5Dataset.read`."""
-        return self.dataset.read(self.indices[np.asarray(indices, dtype=np.int64)], pin_memory)
-
-    def labels_at(self, indices):
-        """Class ids of some images, as `HDF5Dataset.labels_at`."""
-        return torch.from_numpy(self.labels[np.asarray(indices, dtype=np.int64)])
-
-
-class CentreCrop:
-    """The centres of a data set's images: what statistics are computed on where training crops at random.
-
-    Attributes: as `HDF5Dataset`, `images` excepted; resolution: size; name: that of `reference_name`.
-    Args: dataset: HDF5Dataset or Subset; size: side of the crops, below the data set's resolution.
-    Raises: utils.UserError unless there is something to crop.
-    """
-
-    def __init__(self, dataset, size):
-        if size >= dataset.resolution:
-            raise utils.UserError(
-                f"--crop_size {size}: the images of {dataset.path} are {dataset.resolution}x{dataset.resolution}; "
-                f"make a file of larger ones: make_hdf5.py --resolution R, with R above {size}"
-            )
-        self.dataset, self.resolution = dataset, size
-        self.path, self.name = dataset.path, cropped_name(dataset.name, size)
-        self.labels, self.num_classes, self.class_names = dataset.labels, dataset.num_classes, dataset.class_names
-        self.source, self.crop_resize = dataset.source, dataset.crop_resize
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def read(self, indices, pin_memory=False):
-        """Pixels of some images, as `HDF5Dataset.read`: uint8 (B,3,size,size)."""
-        start = (self.dataset.resolution - self.resolution) // 2
-        centre = slice(start, start + self.resolution)
-        crops = self.dataset.read(indices)[:, :, centre, centre].contiguous()
-        return crops.pin_memory() if pin_memory else crops
-
-    def labels_at(self, indices):
-        """Class ids of some images, as `HDF5Dataset.labels_at`."""
-        return self.dataset.labels_at(indices)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import utils
+from torch_utils import checkpoints
 from torch_utils.images import to_float
 
 FEATURES = 128
@@ -81,7 +82,7 @@ def save_classifier(network, path, *, dataset_name, accuracy, seed, epochs):
     config = {"resolution": network.resolution, "num_classes": network.num_classes}
     weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     fitted = {"dataset": dataset_name, "accuracy": accuracy, "seed": seed, "epochs": epochs}
-    utils.save_torch({"format": "classifier 1", "config": config, "fitted": fitted, "weights": weights}, path)
+    checkpoints.save({"format": "classifier 1", "config": config, "fitted": fitted, "weights": weights}, path)
 
 
 def load_classifier(path):
@@ -89,7 +90,7 @@ def load_classifier(path):
 
     Raises: UserError if the file is missing, damaged or something else.
     """
-    stored = utils.load_torch(path)
+    stored = checkpoints.load(path)
     if not isinstance(stored, dict) or stored.get("format") != "classifier 1":
         raise utils.UserError(f"{path} is not a classifier written by calculate_inception_moments.py")
     network = Classifier(**stored["config"])
@@ -127,7 +128,7 @@ def stratified_split(labels, seed):
     """
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
-        members = utils.rng(seed, "classifier", 0, int(label)).permutation(np.flatnonzero(labels == label))
+        members = utils.rng(seed, "classifier_split", int(label)).permutation(np.flatnonzero(labels == label))
         number = max(round(HELD_OUT * len(members)), 1) if len(members) > 1 else 0
         held_out[members[:number]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
@@ -158,14 +159,14 @@ def fit_classifier(dataset, *, seed=0, epochs=10, batch_size=64, learning_rate=2
     if not len(held_out):
         raise utils.UserError(f"{dataset.path}: one image a class is too few to fit a classifier")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(utils.rng(seed, "classifier", 1).integers(2**63)))
+        torch.manual_seed(int(utils.rng(seed, "classifier_init").integers(2**63)))
         network = Classifier(dataset.resolution, dataset.num_classes).to(device).train()
     batches = math.ceil(len(train) / batch_size)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * batches)
     with tqdm(total=epochs * batches, desc="fitting the classifier", unit="batch", disable=None) as bar:
         for epoch in range(epochs):
-            generator = utils.rng(seed, "classifier", 2, epoch)
+            generator = utils.rng(seed, "classifier_epoch", epoch)
             for indices in np.array_split(generator.permutation(train), batches):
                 images = to_float(dataset.read(indices).to(device))
                 images = random_shift(images, generator, max(1, dataset.resolution // 16))

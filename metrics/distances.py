@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 
 import utils
-from metrics.networks import full_precision
+from torch_utils.precision import full_precision
 
+MEMORY_MB = 1024  # working memory of PRDC, unless said otherwise
 LARGEST = 1e150  # features whose squared distance float64 can hold
 # Of the differences held at once: they stay in the cache, and so few (below 2^15) torch computes on one thread; waking
 # others at each step costs far more than it saves where processors are shared.

@@ -1,73 +1,37 @@
-"""Features of images, made by all processes together, and the metrics of them.
+"""Features of images, made by all processes together, and distances within each class.
 
 Symbols: N images, n of them on each rank, d features, K classes of the feature network.
 """
 
-import contextlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-import inception_utils
 import utils
+from image_datasets.image_sets import ImageSet
 from metrics import functional
 from metrics.networks import FeatureNetwork
+from metrics.protocol import MetricOptions
 from metrics.reference import Reference
+from torch_utils.distributed import Ranks, on_ranks
 
 
 @dataclass(frozen=True)
 class Measure:
     """What images are measured with, and on which processes.
 
-    network: on `ranks.device`; reference: of that network; batch_size: images at a time on a rank; options: keywords of
-    `inception_utils.compute_metrics` and `protocol` (inception_utils.metric_options); prdc_memory_mb: for PRDC's
-    distances; real_images: labelled images (see evaluation_sources) for intra-class distances, or None for none.
+    network: on `ranks.device`; reference: of that network; real_images: ImageSet with labels for intra-class distances,
+    or None for none.
     """
 
     network: FeatureNetwork
     reference: Reference
-    batch_size: int
-    ranks: utils.Ranks
-    options: dict = field(default_factory=dict)
-    prdc_memory_mb: int = 1024
-    real_images: object = None
-
-
-def make_measure(args, network, reference, ranks, real_images=None):
-    """The Measure of parsed flags (inception_utils.add_metric_args)."""
-    options = inception_utils.metric_options(args)
-    return Measure(network, reference, args.metric_batch_size, ranks, options, args.prdc_memory_mb, real_images)
-
-
-def compute(measure, images, indices, labelled, seed):
-    """The metrics of some images, on rank 0; None on the others.
-
-    Args: images: see evaluation_sources; indices: int (N,), which images, in an order that does not follow the class;
-        labelled: whether `images.labels` are classes of the network; seed: of the metrics' own draws.
-    Returns: dict as of `inception_utils.compute_metrics`, joined by that of `intra_class` if asked for.
-    """
-    indices, ranks = np.asarray(indices), measure.ranks
-    if measure.real_images is not None:
-        check_classes(images, indices, measure.real_images)
-    # Read in increasing order, as files like it, then put back into the order asked for.
-    order = np.argsort(indices)
-    features, logits = features_of(measure, images, indices[order], "evaluating")
-    labels = None if images.labels is None else torch.from_numpy(images.labels[indices])
-    if ranks.is_main:
-        back = torch.from_numpy(np.argsort(order)).to(features.device)
-        features, logits = features[back], logits[back]
-    intra = intra_class(measure, features, labels) if measure.real_images is not None else {}
-    if not ranks.is_main:
-        return None
-    labels = labels if labelled else None
-    common = (features, logits, labels, measure.network, measure.reference)
-    values = inception_utils.compute_metrics(
-        *common, prdc_memory_mb=measure.prdc_memory_mb, seed=seed, **measure.options
-    )
-    return values | intra
+    options: MetricOptions
+    ranks: Ranks
+    real_images: ImageSet | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,8 +86,8 @@ def features_of(measure, images, indices, description=None):
     """
     ranks = measure.ranks
     n = math.ceil(len(indices) / ranks.world_size)
-    with raised_on_all(ranks):
-        rows = _part(measure, images, np.asarray(indices)[ranks.rank * n : (ranks.rank + 1) * n], n, description)
+    mine = np.asarray(indices)[ranks.rank * n : (ranks.rank + 1) * n]
+    rows = on_ranks(ranks, lambda: _part(measure, images, mine, n, description), every=True)
     return tuple(part[: len(indices)] if ranks.is_main else None for part in (_gather(r, ranks) for r in rows))
 
 
@@ -134,8 +98,8 @@ def _part(measure, images, indices, n, description=None):
     logits = torch.zeros(n, network.num_classes, device=device)
     disable = None if description and measure.ranks.is_main else True  # None: shown on terminals only
     with tqdm(total=len(indices), desc=description, unit="image", leave=False, disable=disable) as bar:
-        for start in range(0, len(indices), measure.batch_size):
-            part = slice(start, min(start + measure.batch_size, len(indices)))
+        for start in range(0, len(indices), measure.options.metric_batch_size):
+            part = slice(start, min(start + measure.options.metric_batch_size, len(indices)))
             features[part], logits[part] = network(images.read(indices[part]).to(device))
             bar.update(part.stop - part.start)
     return features, logits
@@ -148,27 +112,3 @@ def _gather(rows, ranks):
     whole = rows.new_empty(ranks.world_size * len(rows), *rows.shape[1:]) if ranks.is_main else None
     torch.distributed.gather(rows, list(whole.chunk(ranks.world_size)) if ranks.is_main else None)
     return whole
-
-
-@contextlib.contextmanager
-def raised_on_all(ranks):
-    """A UserError that the block raises on any rank is raised on every rank: that of the first such rank."""
-    problem = None
-    try:
-        yield
-    except utils.UserError as error:
-        problem = str(error)
-    first = torch.tensor(ranks.world_size if problem is None else ranks.rank)
-    if ranks.world_size > 1:
-        torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
-    if first < ranks.world_size:
-        raise utils.UserError(broadcast(problem, ranks, first.item()))
-
-
-def broadcast(value, ranks, source=0):
-    """A small picklable value of the rank `source`, on all ranks."""
-    if ranks.world_size == 1:
-        return value
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=source, device=torch.device("cpu"))
-    return box[0]

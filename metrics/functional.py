@@ -233,7 +233,7 @@ def kernel_distance(features_1, features_2, subsets=100, subset_size=1000, seed=
 
 
 def _random_subsets(n, m, subsets, subset_size, seed):
-    random = utils.rng(seed, "metric", 2)
+    random = utils.rng(seed, "kid")
     for _ in range(subsets):
         yield tuple(random.choice(total, subset_size, replace=False) for total in (n, m))
 

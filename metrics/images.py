@@ -1,8 +1,6 @@
-"""What evaluate.py measures: images of a checkpoint, a folder, an npz or an HDF5 file, behind one interface.
+"""What evaluate.py measures: images of a checkpoint, a folder or an npz, as ImageSets, beside those of HDF5 files.
 
-Each has `path`, `name`, `len()`, `resolution` (None where images are not square), `labels` (int64 array (N,), or None),
-`class_names` (one name where they are not known), `labels_at(indices)` and `read(indices)`, uint8 (b,3,H,W), for an
-increasing int array (b,): what `loading.HDF5Dataset`, which is one of them, has too.
+They read images at increasing indices.
 
 Symbols: N images of H x W, b of them in a batch.
 """
@@ -10,17 +8,20 @@ Symbols: N images of H x W, b of them in a batch.
 import concurrent.futures
 import os
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-import sample
 import utils
-from image_datasets import decoding, loading, sources
+from image_datasets import decoding, sources
+from image_datasets.hdf5 import HDF5Dataset
+from image_datasets.image_sets import ImageSet
+from sampling.generate import make_images
 from sampling.latents import balanced_labels, latents, shuffled_labels
-from training import run_folder
+from torch_utils import checkpoints
 
 KINDS = {
     "checkpoint": "a checkpoint or run folder",
@@ -31,9 +32,29 @@ KINDS = {
 }
 
 
-def kind_of(path):
+@dataclass(frozen=True)
+class Source:
+    """A path named on the command line, and which of KINDS it is."""
+
+    path: Path
+    kind: str
+
+    @classmethod
+    def at(cls, path) -> "Source":
+        """Raises: utils.UserError if there is nothing there, or nothing to measure."""
+        return cls(Path(path), kind_of(Path(path)))
+
+    @property
+    def holds_images(self) -> bool:
+        return self.kind in ("folder", "npz", "hdf5")
+
+    def open(self) -> ImageSet:
+        """The images of a folder, npz or HDF5 file. Raises: utils.UserError."""
+        return {"folder": FolderImages, "npz": NpzImages, "hdf5": HDF5Dataset}[self.kind](self.path)
+
+
+def kind_of(path: Path) -> str:
     """Which of KINDS a path is. Raises: utils.UserError if there is nothing there, or nothing to measure."""
-    path = Path(path)
     if path.is_dir():
         return "checkpoint" if _holds_checkpoints(path) else "folder"
     if not path.exists():
@@ -52,45 +73,27 @@ def kind_of(path):
 
 def _holds_checkpoints(folder):
     try:
-        run_folder.find_checkpoint(folder)
+        checkpoints.find_checkpoint(folder)
     except utils.UserError:
         return (folder / "weights").is_dir()  # a run without checkpoints yet: its samples are not what is meant
     return True
 
 
-def open_images(path, kind):
-    """The images of a folder, npz or HDF5 file. Raises: utils.UserError."""
-    return {"folder": FolderImages, "npz": NpzImages, "hdf5": loading.HDF5Dataset}[kind](Path(path))
-
-
-class GeneratedImages:
+class GeneratedImages(ImageSet):
     """Images 0 to N-1 of a seed, made by G when they are read.
 
-    Where images share batch statistics, a block of them (batch_norm.BatchNormMode) is always made whole: which
-    images are read, in batches of which size, makes no difference. There, classes take turns in a shuffled order.
+    Where images share batch statistics, a block of them (batch_norm.BatchNormMode) is always made whole: which images
+    are read, in batches of which size, makes no difference. There, classes take turns in a shuffled order.
     """
 
     def __init__(self, G, num_images, seed, mode, truncation=None, name="generated", class_names=("all",)):
         """G: in the mode to use it in (batch_norm.prepared); mode: BatchNormMode."""
-        self.class_names = class_names
-        self.G, self.num_images, self.seed, self.truncation = G, num_images, seed, truncation
-        self.path = self.name = name
-        self.resolution = G.config.resolution
+        classes, whole = range(G.config.n_classes), mode.whole(num_images)
+        self.all_labels = shuffled_labels(seed, whole, classes) if mode.block_size else balanced_labels(whole, classes)
+        super().__init__(name, name, G.config.resolution, self.all_labels[:num_images].numpy(), class_names)
+        self.G, self.seed, self.truncation = G, seed, truncation
         self.block_size = mode.block_size
         self.made = (None, None)  # number and images of the newest block
-        classes = range(G.config.n_classes)
-        whole = mode.whole(num_images)
-        self.all_labels = shuffled_labels(seed, whole, classes) if mode.block_size else balanced_labels(whole, classes)
-
-    @property
-    def labels(self):
-        return self.all_labels[: self.num_images].numpy()
-
-    def __len__(self):
-        return self.num_images
-
-    def labels_at(self, indices):
-        return self.all_labels[np.asarray(indices)]
 
     def read(self, indices):
         if not self.block_size:
@@ -105,31 +108,28 @@ class GeneratedImages:
 
     def _make(self, indices):
         z = latents(self.seed, indices, self.G.config.dim_z, self.truncation)
-        return sample.make_images(self.G, z, self.all_labels[indices])
+        return make_images(self.G, z, self.all_labels[indices])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Images in files
 
 
-class FolderImages:
+class FolderImages(ImageSet):
     """The images in a folder and its sub-folders, in the order of their sorted paths; without labels.
 
     Hidden files and files of other kinds are passed over.
     Raises: utils.UserError where there is none, one is unreadable, or two differ in size.
     """
 
-    labels, class_names = None, ("all",)
-
     def __init__(self, path):
-        self.path, self.name = path, sources.folder_name(path)
         self.files = _image_files(path)
         if not self.files:
             raise utils.UserError(f"{path} holds no images, and no checkpoint either")
         self.threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         sizes = list(self.threads.map(_image_size, self.files))
         self.size = sizes[0]
-        self.resolution = self.size[0] if self.size[0] == self.size[1] else None
+        super().__init__(path, sources.folder_name(path), self.size[0] if self.size[0] == self.size[1] else None)
         self._check_sizes(self.files, sizes)
 
     def __len__(self):
@@ -148,9 +148,6 @@ class FolderImages:
         pixels = list(self.threads.map(_read_image, files))
         self._check_sizes(files, [image.shape[:2] for image in pixels])
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-
-    def labels_at(self, indices):
-        return torch.full((len(indices),), -1)
 
 
 def _image_files(folder):
@@ -197,17 +194,14 @@ def _read_image(path):
     return _open_image(path, lambda image: np.array(decoding.to_rgb(ImageOps.exif_transpose(image))))
 
 
-class NpzImages:
+class NpzImages(ImageSet):
     """`arr_0` uint8 (N,H,W,3) of an npz file, as sample.py and guided-diffusion (ADM) write it, read batch by batch.
 
     `labels` is its `arr_1`, where that is one class id for each image.
     Raises: utils.UserError where the file is damaged or holds something else.
     """
 
-    class_names = ("all",)
-
     def __init__(self, path):
-        self.path, self.name = path, path.stem
         try:
             self.member = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115  (read from for as long as this lives)
             first = np.lib.format.read_magic(self.member) == (1, 0)
@@ -218,8 +212,8 @@ class NpzImages:
         if dtype != np.uint8 or fortran_order or len(self.shape) != 4 or self.shape[3] != 3 or 0 in self.shape:
             raise utils.UserError(f"{path}: arr_0 must be uint8 images (N,R,R,3), not {dtype} {self.shape}")
         self.offset, self.image_bytes = self.member.tell(), int(np.prod(self.shape[1:]))
-        self.resolution = self.shape[1] if self.shape[1] == self.shape[2] else None
-        self.labels = _npz_labels(path, len(self))
+        resolution = self.shape[1] if self.shape[1] == self.shape[2] else None
+        super().__init__(path, path.stem, resolution, _npz_labels(path, len(self)))
 
     def __len__(self):
         return self.shape[0]
@@ -241,9 +235,6 @@ class NpzImages:
         except utils.DAMAGED_NPZ as error:
             raise _damaged_npz(self.path) from error
         return np.frombuffer(data, np.uint8).reshape(number, *self.shape[1:])
-
-    def labels_at(self, indices):
-        return torch.from_numpy(self.labels[indices]) if self.labels is not None else torch.full((len(indices),), -1)
 
 
 def _npz_names(path):

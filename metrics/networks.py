@@ -3,7 +3,6 @@
 Symbols: N images, R resolution, d features, K classes of the feature network.
 """
 
-import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,9 @@ from torch import nn
 import utils
 from metrics import classifier
 from metrics.resizing import RESIZE_RULES
+from torch_utils import checkpoints
+from torch_utils.precision import full_precision
+from utils import Options, option
 
 NETWORK_RESIZE = {  # the rules that a network takes; the first is its default
     "inception": ("bilinear_corners", "tf1", "bilinear", "pil_bicubic", "bilinear_corners_transform_input"),
@@ -67,33 +69,43 @@ def network_name(text):
     return ALIASES.get(text, text)
 
 
-def add_feature_args(parser):
-    """Flags that choose the feature network. Returns their argparse group."""
-    group = parser.add_argument_group("metrics")
-    group.add_argument(
-        "--feature_network",
-        type=network_name,
-        choices=tuple(NETWORK_RESIZE),
-        default="inception",
-        help="inception (alias inceptionv3): torchvision's, the reference family's FID; inception_tf: TensorFlow's of "
+@dataclass(frozen=True)
+class FeatureOptions(Options):
+    """Which feature network looks at images, and how."""
+
+    title = "metrics"
+
+    feature_network: str = option(
+        "inception",
+        "inception (alias inceptionv3): torchvision's, the reference family's FID; inception_tf: TensorFlow's of "
         "2015-12-05, the FID of papers; resnet50: torchvision's; classifier: fitted to the data; both reported as FD",
+        choices=tuple(NETWORK_RESIZE),
+        kind=network_name,
     )
-    group.add_argument(
-        "--inception_weights",
-        metavar="FILE",
-        help="weights of the feature network (for inception_tf also StyleGAN's inception-2015-12-05.pt, whose code is "
+    inception_weights: str | None = option(
+        None,
+        "weights of the feature network (for inception_tf also StyleGAN's inception-2015-12-05.pt, whose code is "
         "run: name only a file that you trust); else from torch.hub's cache, else downloaded",
+        metavar="FILE",
+        changeable=True,
     )
-    rules = tuple(dict.fromkeys(rule for rules in NETWORK_RESIZE.values() for rule in rules))
-    group.add_argument(
-        "--resize",
-        choices=rules,
-        help="how images reach the network: bilinear_corners is the reference family's (default of inception), tf1 "
+    resize: str | None = option(
+        None,
+        "how images reach the network: bilinear_corners is the reference family's (default of inception), tf1 "
         "torch-fidelity's and StyleGAN's (of inception_tf), bilinear pytorch-fid's, pil_bicubic clean-fid's; "
         "bilinear_corners_transform_input and _224 are Instance Selection's, native is the classifier's",
+        choices=tuple(dict.fromkeys(rule for rules in NETWORK_RESIZE.values() for rule in rules)),
     )
-    group.add_argument("--metric_batch_size", type=utils.positive_int, default=64, help="images a pass, for metrics")
-    return group
+    metric_batch_size: int = option(64, "images a pass, for metrics", kind=utils.positive_int, changeable=True)
+
+    def check_network(self):
+        """Raise utils.UserError where weights or rule do not go with the network, before anything is loaded."""
+        check_choice(self.feature_network, self.inception_weights, self.resize)
+
+    def load_network(self, data_root, dataset_name: str, device="cpu") -> "FeatureNetwork":
+        """The network, on `device`. Raises: as `load_feature_network`."""
+        files = (data_root, dataset_name, self.inception_weights, self.resize)
+        return load_feature_network(self.feature_network, *files, device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,21 +143,6 @@ class FeatureNetwork(nn.Module):
             raise utils.UserError(f"the {self.name} was fitted to {own}x{own} images, these are {size}x{size}")
         with full_precision(images.device.type):
             return self.net(RESIZE_RULES[self.resize](images))
-
-
-@contextlib.contextmanager
-def full_precision(device_type):
-    """Neither autocast nor TF32, whatever training uses: both move features by 1e-3, hence distances."""
-    backends = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = False
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
 
 
 class InceptionV3(nn.Module):
@@ -265,7 +262,7 @@ def _build(name, path, scripted):
 
     if scripted:
         return ScriptedInceptionTF(load_script(path))
-    return {"inception": InceptionV3, "inception_tf": InceptionTF, "resnet50": ResNet50}[name](utils.load_torch(path))
+    return {"inception": InceptionV3, "inception_tf": InceptionTF, "resnet50": ResNet50}[name](checkpoints.load(path))
 
 
 def _named_file(path, weights_flag):

@@ -3,6 +3,7 @@
 Symbols: n images, d features of the feature network.
 """
 
+import dataclasses
 import itertools
 import json
 import re
@@ -12,14 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import prdc
 import utils
 from metrics.functional import RunningMoments
 from metrics.networks import statistics_command
+from metrics.protocol import ReferenceProtocol
 
 NUM_REAL_FEATURES = 10_000  # real images that KID, precision, recall, density and coverage are measured against
-# What files of earlier versions leave out.
-ADDED_LATER = {"is_outputs": "all", "reference_num": None, "imagenet_classes": False, "selection": None}
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,7 @@ class Reference:
 
     mu (d,) and sigma (d,d): float64, of all images that were measured; real_features: float32 (n,d), a seeded random
     choice of theirs in random order, or None; is_mean, is_std: Inception score of the real images, or None;
-    coverage_ceiling: coverage between the halves of real_features, or None; protocol: plain dict, see `make_protocol`.
-    Tensors on the CPU.
+    coverage_ceiling: coverage between the halves of real_features, or None. Tensors on the CPU.
     """
 
     mu: torch.Tensor
@@ -38,13 +36,13 @@ class Reference:
     is_mean: float | None
     is_std: float | None
     coverage_ceiling: float | None
-    protocol: dict
+    protocol: ReferenceProtocol
 
     def save(self, path):
         """One npz with `mu`, `sigma`, `real_features`, and the rest as JSON text in `reference`. Atomic."""
-        keys = ("is_mean", "is_std", "coverage_ceiling", "protocol")
-        about = {"reference": np.array(json.dumps({key: getattr(self, key) for key in keys}))}
-        _save_npz(path, _arrays(self, "mu", "sigma", "real_features") | about)
+        about = {key: getattr(self, key) for key in ("is_mean", "is_std", "coverage_ceiling")}
+        text = json.dumps(about | {"protocol": self.protocol.to_dict()})
+        _save_npz(path, _arrays(self, "mu", "sigma", "real_features") | {"reference": np.array(text)})
 
 
 def reference_path(data_root, dataset_name, network_name, resize, reference_num=None):
@@ -53,44 +51,9 @@ def reference_path(data_root, dataset_name, network_name, resize, reference_num=
     return Path(data_root) / f"{dataset_name}_{network_name}_{resize}{subset}_reference.npz"
 
 
-def make_protocol(
-    network,
-    *,
-    dataset,
-    num_images,
-    seed,
-    k,
-    splits,
-    is_outputs="all",
-    reference_num=None,
-    imagenet_classes=False,
-    selection=None,
-    assumed=False,
-):
-    """The protocol of reference statistics, as it is stored with them.
-
-    Args: dataset: name; num_images: measured ones, or None where unknown; seed: of all random choices; k, splits,
-        is_outputs: of PRDC and the Inception score; reference_num: size of the random subset that was measured, or None
-        for the whole data set; imagenet_classes: whether its classes are ImageNet's 1000, in WordNet's order;
-        selection: which images instance selection has left, None for all; assumed: whether all this is a guess about a
-        file of another codebase.
-    """
-    about = {"network": network.name, "weights_hash": network.weights_hash, "resize": network.resize}
-    about |= {"dataset": dataset, "num_images": num_images, "seed": seed, "k": k, "splits": splits}
-    about |= {"is_outputs": is_outputs, "reference_num": reference_num, "imagenet_classes": imagenet_classes}
-    return about | {"selection": selection, "assumed": assumed}
-
-
 def random_features(num_images, seed):
     """Which of so many images are kept as real features, in a random order: int64 array."""
-    return utils.rng(seed, "metric", 0).permutation(num_images)[:NUM_REAL_FEATURES]
-
-
-def coverage_ceiling(real_features, k, memory_mb=prdc.MEMORY_MB, device="cpu"):
-    """Coverage between two halves of the real features (n,d): about the most that a generator can reach."""
-    half = len(real_features) // 2
-    one, other = (part.to(device) for part in (real_features[:half], real_features[half : 2 * half]))
-    return prdc.prdc(real=one, fake=other, k=k, memory_mb=memory_mb)["coverage"]
+    return utils.rng(seed, "real_features").permutation(num_images)[:NUM_REAL_FEATURES]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,20 +89,21 @@ def _own_reference(arrays, path):
         about = json.loads(arrays["reference"].item())
         tensors = {key: torch.from_numpy(arrays[key]) for key in ("mu", "sigma")}
         features = torch.from_numpy(arrays["real_features"]) if "real_features" in arrays else None
-        return Reference(**tensors, real_features=features, **about | {"protocol": ADDED_LATER | about["protocol"]})
+        protocol = ReferenceProtocol(**about.pop("protocol"))
+        return Reference(**tensors, real_features=features, **about, protocol=protocol)
     except (KeyError, ValueError, TypeError) as error:
         raise utils.UserError(f"{path} is not a file of calculate_inception_moments.py; make it again") from error
 
 
 def _check_reference(reference, network, path):
     made, protocol = f"{path} was made", reference.protocol
-    if protocol["network"] != network.name:
-        raise utils.UserError(f"{made} with --feature_network {protocol['network']}, not {network.name}")
-    if protocol["resize"] != network.resize:
-        raise utils.UserError(f"{made} with --resize {protocol['resize']}, not {network.resize}")
-    if protocol["weights_hash"] != network.weights_hash:
-        command = statistics_command(protocol["dataset"], path.parent, network.name)
-        hashes = f"{protocol['weights_hash'][:8]}, not {network.weights_hash[:8]}"
+    if protocol.network != network.name:
+        raise utils.UserError(f"{made} with --feature_network {protocol.network}, not {network.name}")
+    if protocol.resize != network.resize:
+        raise utils.UserError(f"{made} with --resize {protocol.resize}, not {network.resize}")
+    if protocol.weights_hash != network.weights_hash:
+        command = statistics_command(protocol.dataset, path.parent, network.name)
+        hashes = f"{protocol.weights_hash[:8]}, not {network.weights_hash[:8]}"
         raise utils.UserError(f"{made} with other {network.name} weights ({hashes}); make it again: {command}")
 
 
@@ -169,7 +133,7 @@ def _foreign_reference(arrays, path, network):
         raise utils.UserError(f"{path} does not hold `mu` ({d},) and `sigma` ({d},{d}) of the network {network.name}")
     if network.name == "classifier":
         raise utils.UserError(f"{path} does not say which classifier its statistics are of; make them again")
-    protocol = make_protocol(network, dataset=stem, num_images=None, seed=None, k=5, splits=10, assumed=True)
+    protocol = ReferenceProtocol.of(network, dataset=stem, num_images=None, seed=None, k=5, splits=10, assumed=True)
     if utils.is_main_process():
         print(
             f"{path}: protocol assumed: whole training set, {network.name} {network.weights_hash[:8]}, {network.resize}"
@@ -183,40 +147,38 @@ def _foreign_reference(arrays, path, network):
 # Merging and exporting
 
 
-def merge(references, dataset, seed=0, memory_mb=prdc.MEMORY_MB):
+def merge(references: list[Reference], dataset: str, seed: int = 0) -> Reference:
     """The statistics of a data set from those of its parts: the moments exactly, real features chosen anew.
 
-    Args: references: Reference of each part, which share no image; dataset: name of the whole; seed: of the choice;
-        memory_mb: for the distances behind the coverage.
+    Args: references: of each part, which share no image; dataset: name of the whole; seed: of the choice.
     Returns: Reference, whose real features are a random choice among all, as if drawn from the whole. It has no
-        Inception score, and no real features where a part has none.
+        Inception score, no coverage ceiling, and no real features where a part has none.
     Raises: UserError where the parts were not measured alike, do not tell how many images they are of, or are seen to
         share images.
     """
     protocols = [reference.protocol for reference in references]
     for key in ("network", "weights_hash", "resize", "k", "splits", "is_outputs", "imagenet_classes"):
-        if len({protocol[key] for protocol in protocols}) > 1:
-            each = ", ".join(f"{protocol['dataset']} {protocol[key]}" for protocol in protocols)
+        if len({getattr(protocol, key) for protocol in protocols}) > 1:
+            each = ", ".join(f"{protocol.dataset} {getattr(protocol, key)}" for protocol in protocols)
             raise utils.UserError(f"statistics with another {key} cannot be merged: {each}")
-    counts = [protocol["num_images"] for protocol in protocols]
+    counts = [protocol.num_images for protocol in protocols]
     if None in counts:
-        raise utils.UserError(f"{protocols[counts.index(None)]['dataset']}: the number of its images is not known")
+        raise utils.UserError(f"{protocols[counts.index(None)].dataset}: the number of its images is not known")
     for one, other in itertools.combinations(references, 2):
         _check_apart(one, other)
     moments = RunningMoments()
     for reference, count in zip(references, counts, strict=True):
         moments.merge(RunningMoments.of(count, reference.mu, reference.sigma))
     features = _merged_features([reference.real_features for reference in references], counts, seed)
-    subset = sum(counts) if any(protocol["reference_num"] for protocol in protocols) else None
+    subset = sum(counts) if any(protocol.reference_num for protocol in protocols) else None
     about = {"dataset": dataset, "num_images": sum(counts), "seed": seed, "reference_num": subset}
-    ceiling = None if features is None else coverage_ceiling(features, protocols[0]["k"], memory_mb)
-    return Reference(*moments.finalize(), features, None, None, ceiling, protocols[0] | about)
+    return Reference(*moments.finalize(), features, None, None, None, dataclasses.replace(protocols[0], **about))
 
 
 def _check_apart(one, other):
     """Raise UserError where two parts are one and the same, or one is a random subset of the other's data set."""
-    names = [part.protocol["dataset"] for part in (one, other)]
-    subset = one.protocol["reference_num"] or other.protocol["reference_num"]
+    names = [part.protocol.dataset for part in (one, other)]
+    subset = one.protocol.reference_num or other.protocol.reference_num
     if torch.equal(one.mu, other.mu) or (names[0] == names[1] and subset):
         raise utils.UserError(f"{names[0]} and {names[1]} share images; merge statistics of parts that do not overlap")
 

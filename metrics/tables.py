@@ -1,7 +1,7 @@
 """Results of evaluate.py as text: one with its protocol, or several side by side with what sets them apart."""
 
-import inception_utils
 import utils
+from metrics.protocol import compare_protocols
 
 
 def table(metrics):
@@ -62,11 +62,11 @@ def differences(results):
 
 
 def incomparable(one, other):
-    """The lines of `inception_utils.compare_protocols` about what both protocols record.
+    """The lines of `compare_protocols` about what both protocols record.
 
     Of images from files nobody knows the batch norm; the order of the images decides only which split of IS has which.
     """
     keys = one.keys() & other.keys() - {"order"}
     if None in (one["bn_mode"], other["bn_mode"]):
         keys -= {"bn_mode"}
-    return inception_utils.compare_protocols(*({key: p[key] for key in p if key in keys} for p in (one, other)))
+    return compare_protocols(*({key: p[key] for key in p if key in keys} for p in (one, other)))

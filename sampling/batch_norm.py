@@ -14,21 +14,32 @@ from torch import nn
 import layers
 import utils
 from sampling.latents import latents, random_labels
+from utils import Options, option, positive_int
 
 
 @dataclass(frozen=True)
-class BatchNormMode:
-    """`name` is running (the averages of training), batch (each block of `batch_size` images has its own statistics),
-    or standing (averages over `accumulations` batches of `batch_size` images, made for the occasion)."""
+class BatchNormMode(Options):
+    """running: the averages of training; batch: each block of `bn_batch_size` images has its own statistics; standing:
+    averages over `num_standing_accumulations` batches of `bn_batch_size` images, made for the occasion."""
 
-    name: str = "running"
-    batch_size: int = 64
-    accumulations: int = 16
+    title = "batch norm of G in evaluations and samples"
+
+    bn_mode: str = option(
+        "running",
+        "running: averages of training (BigGAN-PyTorch's --G_eval_mode); batch: of each block of images itself "
+        "(StudioGAN's -batch_stat); standing: averages over batches made for the purpose (StudioGAN's -std_stat, "
+        "BigGAN-PyTorch's --accumulate_stats)",
+        choices=("running", "batch", "standing"),
+    )
+    bn_batch_size: int = option(64, "images of a block (batch) or of a batch (standing)", kind=positive_int)
+    num_standing_accumulations: int = option(
+        16, "batches that standing statistics are the average of", kind=positive_int
+    )
 
     @property
     def block_size(self):
         """Images that share their statistics, and are always generated together; None where images are independent."""
-        return self.batch_size if self.name == "batch" else None
+        return self.bn_batch_size if self.bn_mode == "batch" else None
 
     def whole(self, num_images):
         """The number of images in the blocks that `num_images` images are part of."""
@@ -37,42 +48,11 @@ class BatchNormMode:
 
     def protocol(self):
         """What a metric's protocol says of it."""
-        sizes = {"bn_batch_size": self.batch_size} if self.name != "running" else {}
-        number = {"num_standing_accumulations": self.accumulations} if self.name == "standing" else {}
-        return {"bn_mode": self.name, **sizes, **number}
+        meaningful = {"running": 1, "batch": 2, "standing": 3}[self.bn_mode]  # of the fields
+        return dict(list(self.record().items())[:meaningful])
 
 
 RUNNING = BatchNormMode()
-
-
-def add_bn_args(parser):
-    """Add the flags of the batch-norm statistics of G in evaluations and samples."""
-    group = parser.add_argument_group("batch norm of G in evaluations and samples")
-    group.add_argument(
-        "--bn_mode",
-        choices=("running", "batch", "standing"),
-        default="running",
-        help="running: averages of training (BigGAN-PyTorch's --G_eval_mode); batch: of each block of images itself "
-        "(StudioGAN's -batch_stat); standing: averages over batches made for the purpose (StudioGAN's -std_stat, "
-        "BigGAN-PyTorch's --accumulate_stats)",
-    )
-    group.add_argument(
-        "--bn_batch_size",
-        type=utils.positive_int,
-        default=RUNNING.batch_size,
-        help="images of a block (batch) or of a batch (standing)",
-    )
-    group.add_argument(
-        "--num_standing_accumulations",
-        type=utils.positive_int,
-        default=RUNNING.accumulations,
-        help="batches that standing statistics are the average of",
-    )
-
-
-def chosen_mode(args):
-    """The BatchNormMode of parsed flags."""
-    return BatchNormMode(args.bn_mode, args.bn_batch_size, args.num_standing_accumulations)
 
 
 @contextlib.contextmanager
@@ -82,9 +62,9 @@ def prepared(G, mode, seed, truncation=None):
     Args: mode: BatchNormMode; seed, truncation: of the images that standing statistics are made from. Under `batch` the
         caller makes the images in whole blocks of mode.block_size.
     """
-    if mode.name == "standing":
+    if mode.bn_mode == "standing":
         yield standing_copy(G, mode, seed, truncation)
-    elif mode.name == "batch":
+    elif mode.bn_mode == "batch":
         with evaluating(G), batch_statistics(G):
             yield G
     else:
@@ -130,7 +110,7 @@ def batch_statistics(module, accumulate=False):
 def standing_copy(G, mode, seed, truncation=None):
     """A copy of G, in eval mode, whose running statistics are made afresh (Brock et al. 2019, appendix C).
 
-    They are the plain averages of mean and (unbiased) variance over mode.accumulations batches of mode.batch_size
+    They are the plain averages of mean and (unbiased) variance over mode.num_standing_accumulations batches of mode.bn_batch_size
     images with random z, under `truncation`, and random classes: a function of G and the seed. As in training, each
     layer sees what the layers before it make of the batch with the batch's own statistics.
     """
@@ -140,16 +120,18 @@ def standing_copy(G, mode, seed, truncation=None):
     norms = [norm for norm in G.modules() if isinstance(norm, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
-    y = random_labels(seed, mode.accumulations * mode.batch_size, range(G.config.n_classes), stream="standing")
+    y = random_labels(
+        seed, mode.num_standing_accumulations * mode.bn_batch_size, range(G.config.n_classes), stream="standing_y"
+    )
     with batch_statistics(G, accumulate=True):
-        for i, y_batch in enumerate(y.split(mode.batch_size)):
-            indices = range(i * mode.batch_size, (i + 1) * mode.batch_size)
-            z = latents(seed, indices, G.config.dim_z, truncation, stream="standing")
+        for i, y_batch in enumerate(y.split(mode.bn_batch_size)):
+            indices = range(i * mode.bn_batch_size, (i + 1) * mode.bn_batch_size)
+            z = latents(seed, indices, G.config.dim_z, truncation, stream="standing_z")
             for norm in norms:
                 norm.momentum = 1 / (i + 1)  # of the new batch: the plain average of all so far
             try:
                 G(z.to(device), y_batch.to(device))
             except torch.OutOfMemoryError as error:
-                text = f"{device} has too little free memory for --bn_batch_size {mode.batch_size}"
+                text = f"{device} has too little free memory for --bn_batch_size {mode.bn_batch_size}"
                 raise utils.UserError(text) from error
     return G

@@ -31,7 +31,7 @@ class Truncation:
     kind: str = "truncated_normal"
 
 
-def latents(seed, indices, dim_z, truncation=None, stream="sample"):
+def latents(seed, indices, dim_z, truncation=None, stream="sample_z"):
     """The noise of images number `indices`.
 
     z is standard normal, or a truncated one. It is drawn through the inverse of the distribution function, so that an
@@ -64,11 +64,11 @@ def shuffled_labels(seed, num_images, classes):
     often are: for images that share batch statistics.
     """
     turns = range(-(-num_images // len(classes)))
-    order = [utils.rng(seed, "sample", turn, 2).permutation(len(classes)) for turn in turns]
+    order = [utils.rng(seed, "sample_turn", turn).permutation(len(classes)) for turn in turns]
     return torch.as_tensor(classes)[np.concatenate(order)[:num_images]]
 
 
-def random_labels(seed, num_images, classes, stream="sample"):
+def random_labels(seed, num_images, classes, stream="sample_y"):
     """Independent uniform class ids of images 0 to N-1: int64 (N,). stream: of `utils.rng`."""
-    picks = [utils.rng(seed, stream, i, 1).integers(len(classes)) for i in range(num_images)]
+    picks = [utils.rng(seed, stream, i).integers(len(classes)) for i in range(num_images)]
     return torch.as_tensor(classes)[picks]

@@ -7,10 +7,9 @@ line that says why, for other images, weights or rules.
 Symbols: N images of the data set.
 """
 
-import argparse
 import json
-import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,11 @@ import torch
 from tqdm import tqdm
 
 import utils
-from metrics.networks import NETWORK_RESIZE, load_feature_network, network_name
+from image_datasets.loading import DataOptions
+from metrics.networks import NETWORK_RESIZE, FeatureNetwork, FeatureOptions, load_feature_network, network_name
 from selection.measures import DENSITY_MEASURES
+from torch_utils.distributed import on_ranks
+from utils import Check, Options, option
 
 VERSION = 1  # raised where the same images would get other scores
 PUBLISHED = "inceptionv3"  # torchvision's Inception as the paper embeds with it: see `load_embedding`
@@ -27,42 +29,52 @@ EMBEDDINGS = (PUBLISHED, *NETWORK_RESIZE)
 UNREADABLE = (utils.UserError, KeyError, ValueError)  # what a damaged file of scores raises, or another npz
 
 
-def add_selection_args(parser):
-    """Add the flags that say which images of each class are kept."""
-    group = parser.add_argument_group("instance selection (within each class of the data set)")
-    group.add_argument(
-        "--retention_ratio", type=_percent, default=100.0, help="percent of the images that are kept, the densest ones"
+def _is_percent(x):
+    return 0 < x <= 100
+
+
+@dataclass(frozen=True)
+class SelectionOptions(Options):
+    """Which images of each class are kept."""
+
+    title = "instance selection (within each class of the data set)"
+
+    retention_ratio: float = option(
+        100.0,
+        "percent of the images that are kept, the densest ones",
+        check=Check(_is_percent, "be a percentage above 0"),
     )
-    group.add_argument(
-        "--embedding",
+    embedding: str = option(
+        PUBLISHED,
+        "features that the density is measured in: inceptionv3 (the published ones), or a feature network",
         choices=EMBEDDINGS,
-        default=PUBLISHED,
-        help="features that the density is measured in: inceptionv3 (the published ones), or a feature network",
     )
-    group.add_argument(
-        "--density_measure",
+    density_measure: str = option(
+        "gaussian",
+        "log-likelihood under a Gaussian or probabilistic PCA, or minus the distance to the 5th neighbour",
         choices=tuple(DENSITY_MEASURES),
-        default="gaussian",
-        help="log-likelihood under a Gaussian or probabilistic PCA, or minus the distance to the 5th neighbour",
     )
-    group.add_argument("--embedding_weights", metavar="FILE", help="weights of the embedding; else as for the metrics")
+    embedding_weights: str | None = option(
+        None, "weights of the embedding; else as for the metrics", metavar="FILE", changeable=True
+    )
 
+    @property
+    def keeps_all(self) -> bool:
+        return self.retention_ratio == 100
 
-def _percent(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is not a percentage above 0")
-    return value
+    def weights(self, metrics: FeatureOptions) -> str | None:
+        """--embedding_weights, else the metrics' weights where those are of the embedding's network, not of another."""
+        network = network_name(self.embedding)
+        shared = network != "classifier" and metrics.feature_network in (network, "classifier")
+        return self.embedding_weights or (metrics.inception_weights if shared else None)
 
+    def load_network(self, data_root, dataset_name: str, weights=None, device="cpu") -> FeatureNetwork:
+        """The network behind the embedding, with its own resize rule. Args and Raises: as `load_feature_network`."""
+        return load_embedding(self.embedding, data_root, dataset_name, weights, device)
 
-def embedding_weights(args):
-    """--embedding_weights, else --inception_weights where those are of the embedding's network and not of another."""
-    network = network_name(args.embedding)
-    shared = network != "classifier" and args.feature_network in (network, "classifier")
-    return args.embedding_weights or (args.inception_weights if shared else None)
+    def path(self, data_root, dataset_name: str) -> Path:
+        """The file of the scores of a data set."""
+        return Path(data_root) / f"{dataset_name}_{self.embedding}_{self.density_measure}_scores.npz"
 
 
 def load_embedding(embedding, data_root, dataset_name, weights=None, device="cpu"):
@@ -139,10 +151,6 @@ def keep(scores, labels, retention_ratio):
 # Scores on disk
 
 
-def scores_path(data_root, dataset_name, embedding, density_measure):
-    return Path(data_root) / f"{dataset_name}_{embedding}_{density_measure}_scores.npz"
-
-
 def scores_key(content, network, density_measure):
     """All that the scores of a data set depend on: a dict of plain values, stored with them."""
     about = {"version": VERSION, "content": content, "density_measure": density_measure}
@@ -176,12 +184,12 @@ def read_scores(path, key):
     return scores
 
 
-def stored_scores(args, dataset, content):
-    """The scores (N,) of a data set that the flags mean, as they are stored, whatever weights they were made with.
+def stored_scores(options: SelectionOptions, data: DataOptions, dataset, content: str):
+    """The scores (N,) of a data set as they are stored, whatever weights they were made with.
 
     Raises: utils.UserError if there are none, or if they are of other images.
     """
-    path = scores_path(args.data_root, dataset.name, args.embedding, args.density_measure)
+    path = options.path(data.data_root, dataset.name)
     try:
         scores, key = _read(path)
     except UNREADABLE:
@@ -189,22 +197,22 @@ def stored_scores(args, dataset, content):
     if key.get("content") != content:
         raise utils.UserError(
             f"no scores of these images in {path}; make them with: python instance_selection.py --dataset "
-            f"{args.dataset} --data_root {args.data_root} --embedding {args.embedding} "
-            f"--density_measure {args.density_measure}"
+            f"{data.dataset} --data_root {data.data_root} --embedding {options.embedding} "
+            f"--density_measure {options.density_measure}"
         )
     return scores
 
 
-def load_scores(args, dataset, content, ranks, weights=None, overwrite=False):
-    """The scores of a data set, from --data_root, or computed on all ranks and stored there.
+def load_scores(options: SelectionOptions, data_root, dataset, content, ranks, *, weights, batch_size, overwrite=False):
+    """The scores of a data set, from data_root, or computed on all ranks and stored there.
 
-    Args: args: the flags of `add_selection_args`, data_root and metric_batch_size; content: of the data set, as
-        `dataset_doctor.examine` gives it; weights: file of the embedding's.
+    Args: content: of the data set, as `doctor.examine` gives it; weights: file of the embedding's; batch_size: images
+        a pass.
     Returns: float64 array (N,) and its key, the same on all ranks.
     """
-    network = load_embedding(args.embedding, args.data_root, dataset.name, weights, ranks.device)
-    path = scores_path(args.data_root, dataset.name, args.embedding, args.density_measure)
-    key = scores_key(content, network, args.density_measure)
+    network = options.load_network(data_root, dataset.name, weights, ranks.device)
+    path, measure = options.path(data_root, dataset.name), options.density_measure
+    key = scores_key(content, network, measure)
 
     def look():
         found = None if overwrite else read_scores(path, key)
@@ -212,10 +220,10 @@ def load_scores(args, dataset, content, ranks, weights=None, overwrite=False):
             raise utils.UserError(f"{path} cannot be written; make {path.parent} writable for the scores")
         return found
 
-    scores = utils.on_main(ranks, look)  # rank 0 decides, so that all ranks compute or none does
+    scores = on_ranks(ranks, look)  # rank 0 decides, so that all ranks compute or none does
     if scores is None:
         if ranks.is_main:
-            print(f"scoring {len(dataset):,} images ({args.embedding}, {args.density_measure}) for {path}", flush=True)
-        scores = compute_scores(dataset, network, args.density_measure, args.metric_batch_size, ranks)
-        utils.on_main(ranks, lambda: save_scores(path, scores, key))
+            print(f"scoring {len(dataset):,} images ({options.embedding}, {measure}) for {path}", flush=True)
+        scores = compute_scores(dataset, network, measure, batch_size, ranks)
+        on_ranks(ranks, lambda: save_scores(path, scores, key))
     return scores, key

@@ -3,8 +3,8 @@
 import torch
 
 import BigGAN
-import utils
 from model_config import ModelConfig
+from torch_utils import checkpoints
 
 RESOLUTION, CLASSES, DIM_Z = 16, 3, 6
 
@@ -34,5 +34,5 @@ def save_checkpoint(path, G, names=NAMES, args=None):
         "format": 1, "step": 7, "images_seen": 56, "model_config": G.config.to_dict(), "class_names": names,
         "args": args or {}, "G": None, "G_ema": G.state_dict(), "metrics": None,
     }  # fmt: skip
-    utils.save_torch(state, path)
+    checkpoints.save(state, path)
     return path

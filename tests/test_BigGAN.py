@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import BigGAN
 import utils
 from model_config import ModelConfig
+from torch_utils import checkpoints
 
 TINY = ModelConfig(resolution=32, n_classes=4, dim_z=16, G_ch=4, D_ch=4, G_attn=(16,), D_attn=(16,))
 BIGGAN = {"G_shared": True, "hier": True, "shared_dim": 12}
@@ -180,7 +181,7 @@ def test_networks_stay_on_their_device(training, options):
 def checkpoint(tmp_path, **entries):
     G, D = BigGAN.build(dataclasses.replace(TINY, ssm="voxel"))
     state = {"step": 7, "model_config": G.config.to_dict(), "G": G.state_dict(), "D": D.state_dict(), "G_ema": None}
-    utils.save_torch({**state, **entries}, tmp_path / "ckpt_00000007.pth")
+    checkpoints.save({**state, **entries}, tmp_path / "ckpt_00000007.pth")
     return tmp_path / "ckpt_00000007.pth", G, D
 
 
@@ -218,9 +219,9 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path):
     (tmp_path / "empty").mkdir()
     state = torch.load(path, weights_only=True)
     cases["damaged"].write_bytes(path.read_bytes()[:5000])
-    utils.save_torch({**state, "model_config": {**state["model_config"], "G_ch": 6}}, cases["does not fit"])
-    utils.save_torch({"weights": torch.zeros(1)}, cases["no model_config"])
-    utils.save_torch({**state, "model_config": {**state["model_config"], "new": 6}}, cases["unknown fields"])
+    checkpoints.save({**state, "model_config": {**state["model_config"], "G_ch": 6}}, cases["does not fit"])
+    checkpoints.save({"weights": torch.zeros(1)}, cases["no model_config"])
+    checkpoints.save({**state, "model_config": {**state["model_config"], "new": 6}}, cases["unknown fields"])
     for message, bad in cases.items():
         with pytest.raises(utils.UserError, match=message) as error:
             BigGAN.load_generator(bad)

@@ -19,6 +19,7 @@ from metrics import classifier, functional
 from metrics import reference as references
 from metrics.networks import load_feature_network
 from metrics.reference import load_reference, read_reference, reference_path
+from torch_utils import distributed
 
 OPTIONS = {"seed": 0, "k": 5, "splits": 10}
 
@@ -65,10 +66,10 @@ def test_statistics_are_those_of_the_whole_set(fitted):
     assert np.abs(reference.sigma.numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
     torch.testing.assert_close(reference.mu, features.double().mean(0), rtol=1e-5, atol=1e-6)
     # every image's features once, in a random order that the seed decides
-    order = utils.rng(0, "metric", 0).permutation(120)
+    order = utils.rng(0, "real_features").permutation(120)
     torch.testing.assert_close(reference.real_features, features[order], rtol=1e-4, atol=1e-5)
     # random splits: those cut from a file sorted by class would each hold one class, and score about 1
-    split = functional.contiguous_splits(120, 10)[utils.rng(0, "metric", 1).permutation(120)]
+    split = functional.contiguous_splits(120, 10)[utils.rng(0, "is_split").permutation(120)]
     expected = functional.inception_score(logits[split.argsort(stable=True)], 10)
     assert (reference.is_mean, reference.is_std) == pytest.approx(expected, rel=1e-4)
     assert functional.inception_score(logits, 3)[0] - 1 < 0.5 * (reference.is_mean - 1)
@@ -94,7 +95,7 @@ def save_part_of_run(rank, world_size, root, batch_size):
     """What one of torchrun's processes does."""
     group = {"init_method": f"file://{root}/ranks", "rank": rank, "world_size": world_size}
     torch.distributed.init_process_group("gloo", **group)
-    ranks = utils.Ranks(rank, world_size, torch.device("cpu"))
+    ranks = distributed.Ranks(rank, world_size, torch.device("cpu"))
     network = load_feature_network("classifier", root, "toy")
     reference = calculate_inception_moments.compute_reference(
         loading.open_dataset("toy", root), network, batch_size=batch_size, device="cpu", ranks=ranks, **OPTIONS
@@ -133,7 +134,7 @@ def test_an_unreadable_image_of_any_rank_is_one_line_of_all(fitted, monkeypatch)
     """Rank 0, the one that speaks, hears of what rank 1 could not read."""
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: tensor.fill_(1))
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda box, src, device: box.__setitem__(0, "bad"))
-    ranks = utils.Ranks(0, 2, torch.device("cpu"))
+    ranks = distributed.Ranks(0, 2, torch.device("cpu"))
     with pytest.raises(utils.UserError, match="bad"):
         calculate_inception_moments.compute_reference(
             loading.open_dataset("toy", fitted), load(fitted)[0], batch_size=16, device="cpu", ranks=ranks, **OPTIONS

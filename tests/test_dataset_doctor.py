@@ -12,7 +12,7 @@ import pytest
 import dataset_doctor
 import make_hdf5
 import utils
-from image_datasets import doctor_picture, loading
+from image_datasets import doctor, doctor_picture, loading
 from training import run_folder
 from training.plan import make_plan
 
@@ -53,7 +53,7 @@ def no_pass(*_):
 @pytest.mark.parametrize("block", [192 * 3, 2**22])
 def test_what_is_in_a_data_set_is_found(tmp_path, planted, monkeypatch, storage, block):
     monkeypatch.setattr(dataset_doctor, "BLOCK_BYTES", block)
-    findings = dataset_doctor.examine(write(tmp_path / "a.hdf5", *planted, ["a", "b", "c", "d"], **storage))
+    findings = doctor.examine(write(tmp_path / "a.hdf5", *planted, ["a", "b", "c", "d"], **storage))
     assert findings["num_images"] == 40 and findings["resolution"] == 8 and findings["num_classes"] == 4
     assert findings["counts"] == [30, 8, 0, 2] and findings["empty"] == ["c"]
     assert findings["smallest"] == {"name": "d", "count": 2} and findings["largest"] == {"name": "a", "count": 30}
@@ -68,7 +68,7 @@ def test_duplicates_are_those_of_comparing_all_pairs():
     digests = rng.integers(0, 12, (60, 2)).astype(np.uint64) << np.uint64(61)  # also equal in one half only
     labels = rng.integers(0, 3, 60)
     equal = np.tril((digests[:, None] == digests).all(2), -1)  # (i, j): j is an earlier image equal to i
-    indices, originals, across = dataset_doctor.find_duplicates(digests, labels)
+    indices, originals, across = doctor.find_duplicates(digests, labels)
     assert 5 < len(indices) < 55 and 0 < across.sum() < len(across)
     assert np.array_equal(indices, np.flatnonzero(equal.any(1)))
     assert np.array_equal(originals, equal[indices].argmax(1))
@@ -77,15 +77,15 @@ def test_duplicates_are_those_of_comparing_all_pairs():
 
 def test_content_is_that_of_pixels_and_labels_alone(tmp_path, planted):
     images, labels = planted
-    content = dataset_doctor.full_pass(write(tmp_path / "a.hdf5", images, labels))["content"]
+    content = doctor.full_pass(write(tmp_path / "a.hdf5", images, labels))["content"]
     assert len(content) == 64
     same = write(tmp_path / "b.hdf5", images, labels, list("wxyz"), chunks=(7, 3, 8, 8), compression="gzip")
-    assert dataset_doctor.full_pass(same)["content"] == content
+    assert doctor.full_pass(same)["content"] == content
     changed = images.copy()
     changed[-1, 2, 7, 7] ^= 1
     others = [(changed, labels), (images, labels ^ 1), (images[::-1], labels), (images[:-1], labels[:-1])]
     for number, other in enumerate(others):
-        assert dataset_doctor.full_pass(write(tmp_path / f"{number}.hdf5", *other))["content"] != content
+        assert doctor.full_pass(write(tmp_path / f"{number}.hdf5", *other))["content"] != content
 
 
 # Kept findings
@@ -93,21 +93,21 @@ def test_content_is_that_of_pixels_and_labels_alone(tmp_path, planted):
 
 def test_a_pass_is_made_once(tmp_path, planted, monkeypatch, capsys):
     dataset = write(tmp_path / "a.hdf5", *planted)
-    findings = dataset_doctor.introduce(dataset)
+    findings = doctor.introduce(dataset)
     assert findings["fresh"] and "40 images 8x8" in capsys.readouterr().out
     monkeypatch.setattr(dataset_doctor, "full_pass", no_pass)
-    again = dataset_doctor.introduce(loading.HDF5Dataset(tmp_path / "a.hdf5"))
+    again = doctor.introduce(loading.HDF5Dataset(tmp_path / "a.hdf5"))
     assert again == findings | {"fresh": False}
     assert capsys.readouterr().out.count("\n") == 1
     with pytest.raises(AssertionError, match="a pass"):
-        dataset_doctor.examine(dataset, overwrite=True)
+        doctor.examine(dataset, overwrite=True)
 
 
 @pytest.mark.parametrize("change", ["pixels", "labels", "cut", "list", "format", "binary", "picture"])
 def test_stale_or_damaged_findings_are_made_again(tmp_path, planted, change):
     images, labels = planted
     path, kept = tmp_path / "a.hdf5", tmp_path / "a_doctor.json"
-    old = dataset_doctor.examine(write(path, images, labels))
+    old = doctor.examine(write(path, images, labels))
     if change in ("pixels", "labels"):
         write(path, *((images ^ 1, labels) if change == "pixels" else (images, labels ^ 1)))
     elif change == "picture":
@@ -116,17 +116,17 @@ def test_stale_or_damaged_findings_are_made_again(tmp_path, planted, change):
         kept.write_text(json.dumps(json.loads(kept.read_text()) | {"format": 0}))
     else:
         kept.write_bytes({"cut": kept.read_bytes()[:100], "list": b"[]", "binary": b"\xff\x00"}[change])
-    new = dataset_doctor.examine(loading.HDF5Dataset(path))
+    new = doctor.examine(loading.HDF5Dataset(path))
     assert new["fresh"] and (new["content"] != old["content"]) == (change in ("pixels", "labels"))
-    assert not dataset_doctor.examine(loading.HDF5Dataset(path))["fresh"]
+    assert not doctor.examine(loading.HDF5Dataset(path))["fresh"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path, planted, capsys):
     dataset = write(tmp_path / "a.hdf5", *planted)
-    expected = dataset_doctor.full_pass(dataset)
+    expected = doctor.full_pass(dataset)
     for folder in (tmp_path / "a.hdf5", tmp_path / "blocked"):
         (tmp_path / "blocked" / "a_doctor.json").mkdir(parents=True, exist_ok=True)  # in the way of a file
-        findings = dataset_doctor.examine(dataset, folder)
+        findings = doctor.examine(dataset, folder)
         out = capsys.readouterr().out
         assert findings["fresh"] and findings["content"] == expected["content"]
         assert findings["picture"] == (str(folder / "a_doctor.png") if folder.is_dir() else None)
@@ -145,7 +145,7 @@ def test_a_broken_off_pass_leaves_nothing(tmp_path, planted, monkeypatch):
 
     dataset.read = interrupted
     with pytest.raises(KeyboardInterrupt):
-        dataset_doctor.examine(dataset)
+        doctor.examine(dataset)
     assert [path.name for path in tmp_path.iterdir()] == ["a.hdf5"]
 
 
@@ -154,7 +154,7 @@ def test_a_broken_off_pass_leaves_nothing(tmp_path, planted, monkeypatch):
 
 def test_an_everyday_report_is_short(tmp_path):
     dataset = write(tmp_path / "birds.hdf5", noise(12), [0] * 5 + [1] * 7, ["robin", "wren"])
-    text = dataset_doctor.report(dataset_doctor.examine(dataset), kept=[2, 3])
+    text = doctor.report(doctor.examine(dataset), kept=[2, 3])
     assert text.splitlines() == [
         "birds: 12 images 8x8, 2 classes; smallest 'robin' (5), largest 'wren' (7)",
         "no duplicates, none of one colour",
@@ -163,10 +163,10 @@ def test_an_everyday_report_is_short(tmp_path):
 
 
 def test_warnings(tmp_path, planted):
-    findings = dataset_doctor.examine(write(tmp_path / "a.hdf5", *planted, ["a", "b\udcff", "c\n" + 99 * "c", "d"]))
-    assert dataset_doctor.report(findings).encode()
+    findings = doctor.examine(write(tmp_path / "a.hdf5", *planted, ["a", "b\udcff", "c\n" + 99 * "c", "d"]))
+    assert doctor.report(findings).encode()
     findings["largest"]["count"] = 201
-    lines = dataset_doctor.report(findings).splitlines()
+    lines = doctor.report(findings).splitlines()
     assert lines[1] == "4 duplicates, 2 of one colour, 2 grey" and len(lines) == 7
     assert lines[2].startswith("warning: 1 of 4 classes have no images: 'c ccc") and len(lines[2]) < 100
     assert lines[3:] == [
@@ -178,7 +178,7 @@ def test_warnings(tmp_path, planted):
     ]
     findings["largest"]["count"] = 200  # 100 times as many is still fine, and so is one duplicate in a hundred
     findings |= {"num_images": 400, "num_duplicates_across_classes": 0, "num_constant": 0, "empty": []}
-    assert dataset_doctor.warnings(findings) == []
+    assert doctor.warnings(findings) == []
 
 
 # Picture
@@ -248,7 +248,7 @@ def test_make_hdf5_ends_with_the_report(tmp_path, monkeypatch, capsys):
     make_hdf5.main(flags)
     assert "digits: 1,797 images 32x32, 10 classes; smallest '8' (174), largest '3' (183)" in capsys.readouterr().out
     monkeypatch.setattr(dataset_doctor, "full_pass", no_pass)
-    assert not dataset_doctor.examine(loading.open_dataset("digits", tmp_path))["fresh"]
+    assert not doctor.examine(loading.open_dataset("digits", tmp_path))["fresh"]
     make_hdf5.main(flags)
 
 

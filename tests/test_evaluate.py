@@ -24,7 +24,9 @@ from metrics.features import Measure, _part, raised_on_all
 from metrics.images import GeneratedImages, open_images
 from metrics.reference import Reference, load_reference, make_protocol, reference_path
 from sampling.batch_norm import BatchNormMode
+from sampling.generate import generate
 from sampling.latents import Truncation
+from torch_utils import checkpoints, distributed
 from training import logs
 
 NUM_IMAGES = 150
@@ -32,7 +34,7 @@ METRICS = {
     "fd", "is_mean", "is_std", "kid_mean", "kid_std", "precision", "recall", "density", "coverage", "accuracy",
     "protocol",
 }  # fmt: skip
-ONE = utils.Ranks(0, 1, torch.device("cpu"))
+ONE = distributed.Ranks(0, 1, torch.device("cpu"))
 MODES = [BatchNormMode(), BatchNormMode("batch", 32), BatchNormMode("standing", 32, 2)]
 FAST = {"kid_subsets": 5}
 
@@ -52,7 +54,7 @@ def data_root(tmp_path_factory, G):
     classifier.save_classifier(net, path, dataset_name="small", accuracy=0.5, seed=0, epochs=0)
     network = networks.load_feature_network("classifier", folder, "small")
     y = sample.balanced_labels(NUM_IMAGES, range(CLASSES))
-    images = torch.cat(list(sample.generate(G, y, seed=9, batch_size=50)))
+    images = torch.cat(list(generate(G, y, seed=9, batch_size=50)))
     make_hdf5.write_hdf5(folder / "small.hdf5", images.numpy(), y.numpy(), NAMES, "made", "none")
     features, _ = network(images)
     moments = functional.RunningMoments()
@@ -174,7 +176,7 @@ def test_intra_class_distance_is_the_mean_over_classes(G, measure, data_root):
     values = evaluate.evaluate_generator(G, measure(real_images=real), 60, 0, ema=True)
     network = measure().network
     y = sample.balanced_labels(60, range(CLASSES))
-    fake = network(torch.cat(list(sample.generate(G, y, 0, 60))))[0]
+    fake = network(torch.cat(list(generate(G, y, 0, 60))))[0]
     mean, by_class = functional.intra_fid(fake, y, network(real.read(np.arange(150)))[0], torch.from_numpy(real.labels))
     assert values["intra_fd"] == pytest.approx(mean, rel=1e-4) and len(by_class) == CLASSES
     assert values["intra_fd_per_class"] == pytest.approx({str(c): value for c, value in by_class.items()}, rel=1e-4)
@@ -333,8 +335,8 @@ def test_results_of_unlike_protocol_are_compared_with_a_warning(run, samples, fi
 
 def test_numbers_unlike_those_of_training_warn(run, G, tmp_path, capsys):
     protocol = evaluated(capsys, run)["protocol"]
-    checkpoint = utils.load_torch(run / "weights" / "best_00000007.pth")
-    utils.save_torch({**checkpoint, "metrics": {"protocol": protocol}}, tmp_path / "best.pth")
+    checkpoint = checkpoints.load(run / "weights" / "best_00000007.pth")
+    checkpoints.save({**checkpoint, "metrics": {"protocol": protocol}}, tmp_path / "best.pth")
     for flags, warns in (([], False), (["--bn_mode", "batch"], True)):
         evaluate.main([str(tmp_path / "best.pth"), "--device", "cpu", *flags])
         assert ("evaluations of training: bn_mode" in capsys.readouterr().err) is warns
@@ -358,7 +360,7 @@ def test_the_script_takes_the_flags_of_the_run(run, capsys):
 
 
 def test_flags_of_another_network_or_data_set_are_not_taken_over(run, G, capsys, tmp_path):
-    trained = utils.load_torch(run / "weights" / "best_00000007.pth")["args"]
+    trained = checkpoints.load(run / "weights" / "best_00000007.pth")["args"]
     network = {"feature_network": "inception", "inception_weights": "gone.pth", "resize": "tf1"}
     save_checkpoint(tmp_path / "inception.pth", G, args=trained | network | {"reference_file": "gone.npz"})
     assert evaluated(capsys, tmp_path / "inception.pth", "--feature_network", "classifier")["coverage"] > 0.99
@@ -374,7 +376,7 @@ def test_flags_of_another_network_or_data_set_are_not_taken_over(run, G, capsys,
 ON_RANKS = """
 import contextlib, json, sys
 import evaluate, utils
-with utils.process_group("cpu") as ranks:
+with distributed.process_group("cpu") as ranks:
     with contextlib.redirect_stdout(sys.stderr):
         results = [evaluate._evaluate(argv, evaluate.parse_args(argv), ranks) for argv in json.loads(sys.argv[1])]
     if ranks.is_main:
@@ -410,7 +412,7 @@ def test_a_problem_of_any_rank_is_raised_on_all(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", share_minimum)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda box, src, device: box.__setitem__(0, "bad"))
     for problem, rank in ((None, 0), ("bad", 1)):
-        ranks = utils.Ranks(rank, 2, torch.device("cpu"))
+        ranks = distributed.Ranks(rank, 2, torch.device("cpu"))
         with pytest.raises(utils.UserError, match="bad"), raised_on_all(ranks):
             if problem:
                 raise utils.UserError(problem)

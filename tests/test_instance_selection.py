@@ -16,7 +16,7 @@ import instance_selection
 import make_hdf5
 import train
 import utils
-from image_datasets import loading
+from image_datasets import doctor, loading
 from metrics import resizing
 from metrics.reference import read_reference, reference_path
 from selection import measures
@@ -31,6 +31,7 @@ from selection.scores import (
     save_scores,
     scores_key,
 )
+from torch_utils import distributed
 from torch_utils.images import to_uint8
 from training import run_folder
 
@@ -38,7 +39,7 @@ CPU = ["--device", "cpu"]
 MODEL = "--G_ch 4 --D_ch 4 --G_ch_mult 2-1-1 --D_ch_mult 1-2-2 --G_attn 0 --D_attn 0 --dim_z 8".split()
 STEPS = "--device cpu --batch_size 8 --num_D_steps 1 --num_inception_images 40 --test_every 0 --sample_every 0".split()
 SELECT = ["--embedding", "classifier", "--density_measure", "gaussian"]
-RANKS = utils.Ranks(0, 1, torch.device("cpu"))
+RANKS = distributed.Ranks(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,7 @@ def test_scores_are_computed_once(script, monkeypatch):
     path.write_bytes(before[:200])
     assert "is not a readable file of scores" in script() and path.read_bytes() == before
     network = load_embedding("classifier", script.root, "made")
-    content = dataset_doctor.examine(loading.open_dataset("made", script.root))["content"]
+    content = doctor.examine(loading.open_dataset("made", script.root))["content"]
     key = scores_key(content, network, "gaussian")
     save_scores(path, np.zeros(60), key | {"content": "", "weights_hash": ""})
     assert "made with another content, weights_hash" in script() and path.read_bytes() == before
@@ -341,8 +342,8 @@ def _score_as_rank(rank, root):
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     args = instance_selection.parse_args(["--dataset", "made", "--data_root", str(root), *SELECT])
     dataset = loading.open_dataset("made", root)
-    ranks = utils.Ranks(rank, 2, torch.device("cpu"))
-    content = dataset_doctor.examine(dataset)["content"]
+    ranks = distributed.Ranks(rank, 2, torch.device("cpu"))
+    content = doctor.examine(dataset)["content"]
     scores, _ = load_scores(args, dataset, content, ranks)
     np.save(root / f"rank{rank}.npy", scores)
 

@@ -15,7 +15,10 @@ from small_models import CLASSES, DIM_Z, RESOLUTION, save_checkpoint, small_conf
 import sample
 import utils
 from metrics.images import GeneratedImages
-from sampling import batch_norm
+from sampling import batch_norm, sheets
+from sampling.files import npz_writer, png_writer
+from sampling.generate import generate
+from torch_utils import checkpoints
 from torch_utils.images import to_uint8
 
 
@@ -90,13 +93,13 @@ def test_truncation_moves_every_image_towards_the_mean():
 
 def test_images_do_not_depend_on_batch_size_or_start(G):
     y = sample.balanced_labels(11, range(CLASSES))
-    whole = torch.cat(list(sample.generate(G, y, seed=1, batch_size=11)))
+    whole = torch.cat(list(generate(G, y, seed=1, batch_size=11)))
     assert whole.dtype == torch.uint8 and whole.shape == (11, 3, RESOLUTION, RESOLUTION)
     assert whole.float().std() > 5
     for batch_size in (1, 4):
-        parts = torch.cat(list(sample.generate(G, y, seed=1, batch_size=batch_size)))
+        parts = torch.cat(list(generate(G, y, seed=1, batch_size=batch_size)))
         assert (parts.int() - whole.int()).abs().max() <= 1
-    tail = torch.cat(list(sample.generate(G, y[8:], seed=1, batch_size=2, start=8)))
+    tail = torch.cat(list(generate(G, y[8:], seed=1, batch_size=2, start=8)))
     assert (tail.int() - whole[8:].int()).abs().max() <= 1
 
 
@@ -104,12 +107,12 @@ def test_labels():
     assert sample.balanced_labels(5, [4, 9]).tolist() == [4, 9, 4, 9, 4]
     y = sample.random_labels(0, 300, [4, 9])
     assert torch.equal(y[:10], sample.random_labels(0, 10, [4, 9])) and 100 < (y == 4).sum() < 200
-    assert sample.spread_classes(3) == [0, 1, 2]
-    assert sample.spread_classes(1000) == list(range(0, 1000, 100))
+    assert sheets.spread_classes(3) == [0, 1, 2]
+    assert sheets.spread_classes(1000) == list(range(0, 1000, 100))
 
 
 def test_class_sheet_has_a_class_per_column_and_a_z_per_row(G):
-    sheet = tiles(sample.class_sheet(G, rows=4, seed=5, classes=[2, 0]), rows=4, columns=2, header=True)
+    sheet = tiles(sheets.class_sheet(G, rows=4, seed=5, classes=[2, 0]), rows=4, columns=2, header=True)
     z = sample.latents(5, range(4), DIM_Z)
     for column, c in enumerate((2, 0)):
         expected = to_uint8(G(z, torch.full((4,), c))).permute(0, 2, 3, 1).numpy()
@@ -117,23 +120,23 @@ def test_class_sheet_has_a_class_per_column_and_a_z_per_row(G):
 
 
 def test_one_class_makes_a_random_sheet(G):
-    sheet = tiles(sample.class_sheet(G, rows=2, seed=5, classes=[1]), rows=2, columns=10, header=False)
+    sheet = tiles(sheets.class_sheet(G, rows=2, seed=5, classes=[1]), rows=2, columns=10, header=False)
     assert len(np.unique(sheet.reshape(20, -1), axis=0)) == 20
 
 
 def test_headers_are_names_where_all_are_short():
-    assert sample._headers([1, 0], ["a", "b"]) == ["b", "a"]
-    assert sample._headers([1, 0], ["a", "a long class name"]) == [1, 0]
-    assert sample._headers([1, 0], None) == [1, 0]
+    assert sheets._headers([1, 0], ["a", "b"]) == ["b", "a"]
+    assert sheets._headers([1, 0], ["a", "a long class name"]) == [1, 0]
+    assert sheets._headers([1, 0], None) == [1, 0]
 
 
 def test_interpolations_start_and_end_at_the_images(G):
     z = sample.latents(5, range(4), DIM_Z)
-    sheet = tiles(sample.z_interpolation_sheet(G, rows=2, seed=5, classes=[2, 0]), 2, 10, header=False)
+    sheet = tiles(sheets.z_interpolation_sheet(G, rows=2, seed=5, classes=[2, 0]), 2, 10, header=False)
     expected = to_uint8(G(z, torch.tensor([2, 2, 0, 0]))).permute(0, 2, 3, 1).numpy()
     assert np.abs(sheet[:, [0, 9]].reshape(expected.shape).astype(int) - expected).max() <= 1
 
-    sheet = tiles(sample.class_interpolation_sheet(G, rows=2, seed=5, classes=[2, 0]), 2, 10, header=False)
+    sheet = tiles(sheets.class_interpolation_sheet(G, rows=2, seed=5, classes=[2, 0]), 2, 10, header=False)
     expected = to_uint8(G(z[[0, 0, 1, 1]], torch.tensor([2, 0, 0, 2]))).permute(0, 2, 3, 1).numpy()
     assert np.abs(sheet[:, [0, 9]].reshape(expected.shape).astype(int) - expected).max() <= 1
     assert len(np.unique(sheet.reshape(20, -1), axis=0)) == 20
@@ -184,7 +187,7 @@ def test_npz_and_png_hold_the_same_balanced_images(run, tmp_path, G):
         images, y = file["arr_0"], file["arr_1"]
     assert images.dtype == np.uint8 and images.shape == (7, RESOLUTION, RESOLUTION, 3)
     assert y.dtype == np.int64 and y.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    expected = torch.cat(list(sample.generate(G, torch.from_numpy(y), 2, 3, truncation=sample.Truncation(0.8))))
+    expected = torch.cat(list(generate(G, torch.from_numpy(y), 2, 3, truncation=sample.Truncation(0.8))))
     assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy())
 
     files = sorted(path.relative_to(out / "images").as_posix() for path in out.glob("images/*/*"))
@@ -205,7 +208,7 @@ def test_classes_restrict_everything(run, tmp_path):
 
 def test_an_interrupted_writer_leaves_nothing(tmp_path):
     y = torch.tensor([0, 1])
-    for writer in (sample.npz_writer(tmp_path / "a.npz", y, 4), sample.png_writer(tmp_path / "b", y, ["x", "y"])):
+    for writer in (npz_writer(tmp_path / "a.npz", y, 4), png_writer(tmp_path / "b", y, ["x", "y"])):
         with pytest.raises(KeyboardInterrupt), writer as write:
             write(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
             raise KeyboardInterrupt
@@ -216,7 +219,7 @@ def test_bad_input_is_one_line(run, tmp_path, G, capsys):
     checkpoint = next((run / "weights").iterdir())
     (tmp_path / "cut.pth").write_bytes(checkpoint.read_bytes()[:2000])
     other = {**torch.load(checkpoint), "model_config": small_config(G_ch=8).to_dict()}
-    utils.save_torch(other, tmp_path / "other.pth")
+    checkpoints.save(other, tmp_path / "other.pth")
     (tmp_path / "file").touch()
     for arguments, words in (
         ([tmp_path / "nowhere"], "nowhere"),
@@ -256,7 +259,7 @@ def test_samples_under_a_batch_norm_mode_are_the_images_that_evaluation_sees(run
     with batch_norm.prepared(G, bn_mode, seed=0) as network:
         images = GeneratedImages(network, 40, 0, bn_mode)
         made.append((images.read(np.arange(40)).numpy().astype(int), images.labels))
-    running = torch.cat(list(sample.generate(G, torch.from_numpy(images.labels), 0, 40))).numpy().astype(int)
+    running = torch.cat(list(generate(G, torch.from_numpy(images.labels), 0, 40))).numpy().astype(int)
     for pixels, y in made:
         assert np.abs(pixels[:40] - made[0][0]).max() <= 1 and np.array_equal(y[:40], made[0][1])
         assert np.abs(pixels[:40] - running).max() > 5

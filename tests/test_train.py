@@ -18,7 +18,8 @@ import make_hdf5
 import train
 import utils
 from model_config import ModelConfig
-from training import ema, logs, run_folder
+from torch_utils import checkpoints
+from training import ema, logs, run_folder, steps
 
 ROOT = Path(__file__).parent.parent
 MODEL = "--G_ch 8 --D_ch 8 --G_ch_mult 2-1-1 --D_ch_mult 1-2-2 --G_attn 0 --D_attn 0 --dim_z 8 --ssm voxel".split()
@@ -104,7 +105,7 @@ def test_checkpoints_hold_what_sampling_and_resuming_need(whole):
     assert checkpoint["args"]["G_lr"] == 5e-5 and checkpoint["run"]["world_size"] == 1
     lowest = min((e for e in events(whole) if e["event"] == "eval"), key=lambda e: e["fd"])
     assert checkpoint["best"]["step"] == lowest["step"] and checkpoint["best"]["value"] == lowest["fd"]
-    best = run_folder.find_checkpoint(whole)
+    best = checkpoints.find_checkpoint(whole)
     G, meta = BigGAN.load_generator(best)
     assert meta["step"] == lowest["step"] and meta["metrics"]["fd"] == lowest["fd"] and meta["ema"]
     D, meta = BigGAN.load_discriminator(whole)
@@ -183,7 +184,7 @@ def test_checkpoints_under_a_users_own_names_are_left_alone(where, tmp_path):
     train.main([*flags, "--num_iters", "3"])
     assert all(path.exists() for path in mine)
     assert (weights / "ckpt_00000003.pth").exists() and not (weights / "ckpt_00000002.pth").exists()
-    assert run_folder.find_checkpoint(tmp_path / "runs" / "run").name.startswith("best_0000000")
+    assert checkpoints.find_checkpoint(tmp_path / "runs" / "run").name.startswith("best_0000000")
 
 
 def test_a_run_cannot_be_resumed_on_other_data(where, data_root, tmp_path):
@@ -191,7 +192,7 @@ def test_a_run_cannot_be_resumed_on_other_data(where, data_root, tmp_path):
     train.main(flags)
     path = tmp_path / "runs" / "run" / "weights" / "ckpt_00000001.pth"
     checkpoint = torch.load(path, weights_only=True)
-    utils.save_torch({**checkpoint, "data": {**checkpoint["data"], "num_images": 90}}, path)
+    checkpoints.save({**checkpoint, "data": {**checkpoint["data"], "num_images": 90}}, path)
     with pytest.raises(utils.UserError, match="num_images was 90 and is now 150"):
         train.main([*flags, "--num_iters", "2"])
 
@@ -254,8 +255,8 @@ def test_accumulated_passes_are_one_large_batch():
             sgd = [torch.optim.SGD(net.parameters(), lr=0.0) for net in (G, D)]
             d_passes = zip(*(tensor.chunk(parts) for tensor in (x, y, z, y_fake)), strict=True)
             g_passes = zip(z.chunk(parts), y.chunk(parts), strict=True)
-            d_terms = train.d_step(G, D, D, sgd[1], d_passes, parts, ortho)
-            g_terms = train.g_step(G, D, G, sgd[0], g_passes, parts, ortho)
+            d_terms = steps.d_step(G, D, D, sgd[1], d_passes, parts, ortho)
+            g_terms = steps.g_step(G, D, G, sgd[0], g_passes, parts, ortho)
             gradients.append(
                 [*(p.grad for net in (G, D) for p in net.parameters()), *d_terms.values(), *g_terms.values()]
             )
@@ -270,9 +271,9 @@ def test_steps_move_only_their_own_network():
         before = [p.clone() for p in (*own.parameters(), *other.parameters())]
         optimizer = torch.optim.Adam(own.parameters(), lr=1e-2)
         if step == "d":
-            train.d_step(G, D, D, optimizer, [(x, y, z, y)], 1, 0)
+            steps.d_step(G, D, D, optimizer, [(x, y, z, y)], 1, 0)
         else:
-            train.g_step(G, D, G, optimizer, [(z, y)], 1, 0)
+            steps.g_step(G, D, G, optimizer, [(z, y)], 1, 0)
         changed = [not torch.equal(a, b) for a, b in zip(before, (*own.parameters(), *other.parameters()), strict=True)]
         n = len(list(own.parameters()))
         assert sum(changed[:n]) > n / 2 and not any(changed[n:])

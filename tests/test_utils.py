@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import utils
+from torch_utils import checkpoints, distributed
 from torch_utils.images import image_grid, to_float, to_uint8
 
 
@@ -59,9 +60,9 @@ def test_unwritable_and_unreadable_files_are_one_line(tmp_path):
         lambda: utils.save_json({}, tmp_path / "file" / "below_a_file.json"),
         lambda: utils.load_json(tmp_path / "missing.json"),
         lambda: utils.load_json(tmp_path / "file"),
-        lambda: utils.load_torch(tmp_path),
-        lambda: utils.load_torch(tmp_path / "missing.pth"),
-        lambda: utils.load_torch(tmp_path / "file"),
+        lambda: checkpoints.load(tmp_path),
+        lambda: checkpoints.load(tmp_path / "missing.pth"),
+        lambda: checkpoints.load(tmp_path / "file"),
     ):
         with pytest.raises(utils.UserError) as error:
             action()
@@ -98,10 +99,10 @@ def test_image_grid_places_images_row_by_row():
 
 
 def test_device_names():
-    assert utils.resolve_device("cpu").type == "cpu"
+    assert distributed.resolve_device("cpu").type == "cpu"
     for name in ("gpu", "cuda:99"):
         with pytest.raises(utils.UserError, match="--device"):
-            utils.resolve_device(name)
+            distributed.resolve_device(name)
 
 
 def test_a_reader_that_goes_away_is_no_traceback():

@@ -4,99 +4,125 @@ Each pass is drawn for the whole batch and every rank takes its slice, so that a
 Symbols: N images of this rank in a pass, R resolution.
 """
 
-import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
 import utils
+from model_config import ModelConfig
+from torch_utils.distributed import Ranks
 from torch_utils.images import to_float
+from utils import Options, option
 
 CIFAR_RESOLUTION, CIFAR_PADDING = 32, 4  # files of this resolution are padded by so much where --augment crops them
 
 
-def add_batch_args(parser):
-    """Add the flags that say what G and D are shown."""
-    group = parser.add_argument_group("batches")
-    group.add_argument(
-        "--batch_size", type=utils.positive_int, default=64, help="images of one pass, over all processes"
-    )
-    group.add_argument("--G_batch_size", type=utils.count, default=0, help="fakes of one pass of G; 0: batch_size")
-    group.add_argument(
-        "--D_fake_labels",
+@dataclass(frozen=True)
+class BatchOptions(Options):
+    """What G and D are shown."""
+
+    title = "batches"
+
+    batch_size: int = option(64, "images of one pass, over all processes", kind=utils.positive_int)
+    G_batch_size: int = option(0, "fakes of one pass of G; 0: batch_size", kind=utils.count)
+    D_fake_labels: str = option(
+        "random",
+        "classes of the fakes in a step of D: drawn at random, or those of the real images beside them",
         choices=("random", "real"),
-        default="random",
-        help="classes of the fakes in a step of D: drawn at random, or those of the real images beside them",
     )
-    group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="random horizontal flips")
-    group.add_argument(
-        "--augment",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="random horizontal flips and random crops: of --crop_size from larger images, or, at 32x32 (CIFAR), of "
+    flip: bool = option(False, "random horizontal flips")
+    augment: bool = option(
+        False,
+        "random horizontal flips and random crops: of --crop_size from larger images, or, at 32x32 (CIFAR), of "
         "the image padded by 4 black pixels",
     )
-    group.add_argument(
-        "--dequantise",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="uniform noise of one grey level on real images: 2 (x/256 - 1/2) + U(0, 1/128)",
-    )
-    group.add_argument("--unconditional", action="store_true", help="ignore labels: one class, and a D without class")
+    dequantise: bool = option(False, "uniform noise of one grey level on real images: 2 (x/256 - 1/2) + U(0, 1/128)")
+    unconditional: bool = option(False, "ignore labels: one class, and a D without class")
+
+    @property
+    def G_images(self) -> int:
+        """Fakes of one pass of G."""
+        return self.G_batch_size or self.batch_size
+
+    def check_ranks(self, world_size: int):
+        """Raise utils.UserError unless the batches can be split evenly over the processes."""
+        for name in ("batch_size", "G_batch_size"):
+            if getattr(self, name) % world_size:
+                raise utils.UserError(
+                    f"--{name} {getattr(self, name)} cannot be split evenly over {world_size} processes"
+                )
 
 
-def draw_latents(args, config, ranks, step, draw, batch_size):
-    """z (N,dim_z) and y (N,) of this rank for pass `draw` of a step."""
-    z = utils.rng(args.seed, "z", step, draw).standard_normal((batch_size, config.dim_z), dtype="float32")
-    y = utils.rng(args.seed, "y", step, draw).integers(config.n_classes, size=batch_size)
-    return [torch.from_numpy(ranks.slice(array)).to(ranks.device, non_blocking=True) for array in (z, y)]
+@dataclass(frozen=True)
+class Batches:
+    """The passes of each step, on one rank.
 
-
-def draw_reals(args, loader, ranks, step, draw):
-    """Real images x (N,3,R,R) in [-1,1] and their classes y (N,) of this rank for a pass of D."""
-    images, y = next(loader)
-    images, y = (tensor.to(ranks.device, non_blocking=True) for tensor in (images, y))
-    images = augment(images, args, ranks, step, draw)
-    y = torch.zeros_like(y) if args.unconditional else y
-    if not args.dequantise:
-        return to_float(images), y
-    noise = utils.rng(args.seed, "dequantise", step, draw).random((args.batch_size, *images.shape[1:]), dtype="float32")
-    noise = torch.from_numpy(ranks.slice(noise)).to(ranks.device)
-    return (images.float() + noise) / 128 - 1, y
-
-
-def augment(images, args, ranks, step, draw):
-    """What --augment and --flip make of the real images of a pass.
-
-    Crops are uniform over all positions: in images larger than --crop_size, without that flag in images padded by 4
-    black pixels on every side, as torchvision's RandomCrop(32, padding=4). Flips are horizontal, with probability 1/2.
-    Args: images: uint8 (N,3,S,S) of this rank, S the resolution of the file. Returns: uint8 (N,3,R,R).
+    loader: of the real images (image_datasets.loading.BatchLoader), whose next batch a pass of D takes; crop_size: side
+    of the crops that --augment takes, None where it pads.
     """
 
-    def drawn(stream, high, *shape):
-        numbers = utils.rng(args.seed, stream, step, draw).integers(high, size=(args.batch_size, *shape))
-        return torch.from_numpy(ranks.slice(numbers)).to(ranks.device, non_blocking=True)
+    options: BatchOptions
+    config: ModelConfig
+    crop_size: int | None
+    seed: int
+    ranks: Ranks
+    loader: Iterator | None = None
 
-    if args.augment:
-        size = args.crop_size or images.shape[-1]
-        padded = images if args.crop_size else F.pad(images, [CIFAR_PADDING] * 4)
-        top, left = drawn("crop", padded.shape[-1] - size + 1, 2).T
-        windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # a view (N,3,positions,positions,size,size)
-        images = windows[torch.arange(len(images), device=images.device), :, top, left]
-    if args.augment or args.flip:
-        images = torch.where(drawn("flip", 2).bool()[:, None, None, None], images.flip(3), images)
-    return images
+    def D_passes(self, step: int, draws: Iterable[int]):
+        """The passes of one step of D: (x (N,3,R,R), y (N,), z (N,dim_z), y_fake (N,)) for each number in `draws`."""
+        for draw in draws:
+            x, y = self.reals(step, draw)
+            z, y_fake = self.latents(step, draw, self.options.batch_size)
+            yield x, y, z, y if self.options.D_fake_labels == "real" else y_fake
 
+    def G_passes(self, step: int, draws: Iterable[int]):
+        """The passes of one step of G: (z (N,dim_z), y (N,)) for each number in `draws`."""
+        for draw in draws:
+            yield self.latents(step, draw, self.options.G_images)
 
-def D_passes(args, config, ranks, loader, step, draws):
-    """The passes of one step of D: (x (N,3,R,R), y (N,), z (N,dim_z), y_fake (N,)) for each number in `draws`."""
-    for draw in draws:
-        x, y = draw_reals(args, loader, ranks, step, draw)
-        z, y_fake = draw_latents(args, config, ranks, step, draw, args.batch_size)
-        yield x, y, z, y if args.D_fake_labels == "real" else y_fake
+    def latents(self, step: int, draw: int, batch_size: int) -> list[torch.Tensor]:
+        """z (N,dim_z) and y (N,) of this rank for pass `draw` of a step."""
+        shape = (batch_size, self.config.dim_z)
+        z = utils.rng(self.seed, "z", step, draw).standard_normal(shape, dtype="float32")
+        y = utils.rng(self.seed, "y", step, draw).integers(self.config.n_classes, size=batch_size)
+        return [self._mine(array) for array in (z, y)]
 
+    def reals(self, step: int, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Real images x (N,3,R,R) in [-1,1] and their classes y (N,) of this rank for a pass of D."""
+        images, y = (tensor.to(self.ranks.device, non_blocking=True) for tensor in next(self.loader))
+        images = self.augment(images, step, draw)
+        y = torch.zeros_like(y) if self.options.unconditional else y
+        if not self.options.dequantise:
+            return to_float(images), y
+        shape = (self.options.batch_size, *images.shape[1:])
+        noise = utils.rng(self.seed, "dequantise", step, draw).random(shape, dtype="float32")
+        return (images.float() + self._mine(noise)) / 128 - 1, y
 
-def G_passes(args, config, ranks, step, draws):
-    """The passes of one step of G: (z (N,dim_z), y (N,)) for each number in `draws`."""
-    for draw in draws:
-        yield draw_latents(args, config, ranks, step, draw, args.G_batch_size or args.batch_size)
+    def augment(self, images: torch.Tensor, step: int, draw: int) -> torch.Tensor:
+        """What --augment and --flip make of the real images of a pass.
+
+        Crops are uniform over all positions: in images larger than the crop, without a crop size in images padded by 4
+        black pixels on every side, as torchvision's RandomCrop(32, padding=4). Flips are horizontal, with probability
+        1/2. Args: images: uint8 (N,3,S,S) of this rank, S the resolution of the file. Returns: uint8 (N,3,R,R).
+        """
+        if self.options.augment:
+            size = self.crop_size or images.shape[-1]
+            padded = images if self.crop_size else F.pad(images, [CIFAR_PADDING] * 4)
+            top, left = self._integers("crop", step, draw, padded.shape[-1] - size + 1, 2).T
+            windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # a view (N,3,positions,positions,size,size)
+            images = windows[torch.arange(len(images), device=images.device), :, top, left]
+        if self.options.augment or self.options.flip:
+            flips = self._integers("flip", step, draw, 2).bool()[:, None, None, None]
+            images = torch.where(flips, images.flip(3), images)
+        return images
+
+    def _integers(self, stream, step, draw, high, *shape):
+        """This rank's of int64 (batch, *shape), below `high`."""
+        shape = (self.options.batch_size, *shape)
+        return self._mine(utils.rng(self.seed, stream, step, draw).integers(high, size=shape))
+
+    def _mine(self, array):
+        """This rank's part of something drawn for the whole batch, on its device."""
+        return torch.from_numpy(self.ranks.slice(array)).to(self.ranks.device, non_blocking=True)

@@ -12,23 +12,27 @@ import torch
 import layers
 import utils
 from model_config import ModelConfig
-from training import run_folder
+from torch_utils import checkpoints
+from utils import Options, option
 
 POWER_ITERATIONS = 100  # on the spectral-norm vectors of a matrix that was made again
 
 
-def add_finetune_args(parser):
-    """Add the flags of fine-tuning."""
-    group = parser.add_argument_group("fine-tuning")
-    group.add_argument(
-        "--init_from",
+@dataclass(frozen=True)
+class FinetuneOptions(Options):
+    """Which weights to start from."""
+
+    title = "fine-tuning"
+
+    init_from: str | None = option(
+        None,
+        "checkpoint or run folder whose weights to start from; model flags that are not given are its own",
         metavar="CKPT",
-        help="checkpoint or run folder whose weights to start from; model flags that are not given are its own",
     )
-    group.add_argument(
-        "--class_mapping",
+    class_mapping: str | None = option(
+        None,
+        "JSON object {new class: old class}, each by name or number; classes it leaves out start from the mean",
         metavar="FILE",
-        help="JSON object {new class: old class}, each by name or number; classes it leaves out start from the mean",
     )
 
 
@@ -53,15 +57,9 @@ class Source:
         return {name: value for name, value in options.items() if name not in ("resolution", "n_classes")}
 
 
-def read_source(path):
+def read_source(path) -> Source:
     """The Source of --init_from: a file, or the newest full checkpoint of a run folder. Raises: utils.UserError."""
-    path = run_folder.find_checkpoint(path, kinds=("ckpt", "best"))
-    checkpoint = utils.load_torch(path)
-    if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
-        raise utils.UserError(
-            f"--init_from {path}: not a checkpoint of this project (it has no model_config); "
-            "convert_weights.py makes one of another codebase's weights"
-        )
+    checkpoint, path = checkpoints.read_model(path, kinds=("ckpt", "best"))
     G, G_ema = checkpoint.get("G"), checkpoint.get("G_ema")
     if G is None and G_ema is None:
         raise utils.UserError(f"--init_from {path}: the checkpoint holds no generator")
@@ -79,7 +77,7 @@ def check_resolution(source, dataset):
         )
 
 
-def class_rows(source, class_names, mapping_path=None):
+def class_rows(source: Source, class_names: list, mapping_path=None) -> list:
     """Which old class each new one starts from: a list of old ids, None for the mean of all.
 
     The same number of classes without a mapping means the same classes. Raises: utils.UserError for a mapping file that
@@ -110,7 +108,7 @@ def _class_id(value, names, owner):
     raise utils.UserError(f"{owner} has no class {text!r}; it has {len(names)}: {', '.join(names[:5])} ...")
 
 
-def start_from(source, G, D, average, rows):
+def start_from(source: Source, G, D, average, rows: list) -> dict:
     """Load what fits of a Source into G, D and the moving average of G (ema.MovingAverage or None), in place.
 
     Args: rows: of `class_rows`. A network of which the source has nothing stays as it is.
@@ -167,7 +165,7 @@ def _refuse(network, name, old, new, source):
     )
 
 
-def describe(source, report, rows):
+def describe(source: Source, report: dict, rows: list) -> list[str]:
     """Lines for the user: what was loaded, made again, started anew and ignored."""
     lines = [f"start from {source.path}: step {source.step}, {source.config.n_classes} classes"]
     means = rows.count(None)

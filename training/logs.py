@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import layers
 import utils
 
 
@@ -29,7 +28,7 @@ class RunLog:
         self.file = open(self.path, "a")  # noqa: SIM115  (open for the life of the run; `close` closes it)
         self.board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=0 if step is None else step + 1)
 
-    def write(self, event, step, entries):
+    def write(self, event: str, step: int, entries: dict):
         """Append one event; its numbers also go to TensorBoard, as event/name."""
         line = {"event": event, "step": step, "time": round(time.time(), 3), **entries}
         self.file.write(json.dumps(line) + "\n")
@@ -47,7 +46,7 @@ class RunLog:
         self.board.close()
 
 
-def read_log(path):
+def read_log(path) -> list[dict]:
     """The events of a log.jsonl, as dicts; empty if there is none. A line cut short by a crash ends the list."""
     events = []
     if Path(path).exists():
@@ -110,23 +109,21 @@ def _curve(events, name):
     return [(event["step"], event[name]) for event in events if isinstance(event.get(name), (int, float))]
 
 
-@torch.no_grad()
-def singular_values(**networks):
-    """sigma of every layer with spectral norm, as training estimates it: {"G/<layer>": float, ...}.
+class Speedometer:
+    """Images per second since the last restart."""
 
-    sigma = u' W v is what the layer divides its weight by (`layers.SpectralNorm`); no power iteration is run.
-    """
-    sigmas = {
-        f"{name}/{path}": layer.u @ (layer.weight.flatten(1) @ layer.v)
-        for name, network in networks.items()
-        for path, layer in network.named_modules()
-        if isinstance(layer, layers.SpectralNorm) and layer.sn
-    }
-    values = torch.stack(list(sigmas.values())).tolist() if sigmas else []  # one wait for a GPU, not one per layer
-    return dict(zip(sigmas, values, strict=True))
+    def __init__(self, step: int, images_per_step: int):
+        self.images_per_step = images_per_step
+        self.restart(step)
+
+    def restart(self, step: int):
+        self.start, self.start_step = time.perf_counter(), step
+
+    def at(self, step: int) -> float:
+        return (step - self.start_step) * self.images_per_step / (time.perf_counter() - self.start)
 
 
-def peak_memory_mb(device):
+def peak_memory_mb(device: torch.device) -> int:
     """Peak memory of this process in MiB: of the GPU's allocator on CUDA, else of resident memory."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)

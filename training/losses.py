@@ -3,31 +3,34 @@
 Logits are (N,), terms are means over the batch. To add a loss, write its two functions and name them in LOSSES.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def d_hinge(real_logits, fake_logits):
+def d_hinge(real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
     """Hinge loss of D (Lim & Ye 2017; Miyato et al. 2018, equation 16)."""
     return {"D_loss_real": F.relu(1 - real_logits).mean(), "D_loss_fake": F.relu(1 + fake_logits).mean()}
 
 
-def g_hinge(fake_logits):
+def g_hinge(fake_logits: Tensor) -> dict[str, Tensor]:
     """Hinge loss of G (Miyato et al. 2018, equation 17)."""
     return {"G_loss": -fake_logits.mean()}
 
 
-def d_non_saturating(real_logits, fake_logits):
+def d_non_saturating(real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
     """Cross-entropy of D, whose sigmoid is the probability of an image to be real (Goodfellow et al. 2014, eq. 1)."""
     return {"D_loss_real": F.softplus(-real_logits).mean(), "D_loss_fake": F.softplus(fake_logits).mean()}
 
 
-def g_non_saturating(fake_logits):
+def g_non_saturating(fake_logits: Tensor) -> dict[str, Tensor]:
     """-log of the probability that D gives to fakes (Goodfellow et al. 2014, section 3)."""
     return {"G_loss": F.softplus(-fake_logits).mean()}
 
 
-def d_wasserstein(real_logits, fake_logits):
+def d_wasserstein(real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
     """Wasserstein loss of the critic (Arjovsky et al. 2017, equation 2), kept Lipschitz by spectral norm alone."""
     return {"D_loss_real": -real_logits.mean(), "D_loss_fake": fake_logits.mean()}
 
@@ -40,7 +43,7 @@ LOSSES = {
 }
 
 
-def orthogonal_penalty(parameters, strength):
+def orthogonal_penalty(parameters: Iterable[Tensor], strength: float) -> Tensor:
     """Off-diagonal orthogonal regularisation (Brock et al. 2019, equation 3) of all weights of two or more dimensions.
 
     strength * sum over weights of ||W W' * (1 - I)||^2 / 2, W flattened to (outputs, rest). The half makes its gradient

@@ -1,32 +1,38 @@
 """What train.py tells its user at the start of a run and at its end."""
 
-import inception_utils
-from image_datasets.hdf5 import UnmappedImages
-from training import logs, model_size
+from pathlib import Path
+
+from inception_utils import summary
+from training.ema import EMAOptions
+from training.logs import read_log
+from training.model_size import num_parameters
+from training.options import TrainOptions
+from training.plan import Plan
+from training.state import TrainingState
 
 
-def print_start(args, config, G, D, dataset, folder, start, num_steps):
-    notes = [*(args.legacy_notes or []), *config.notes()]
-    if not args.ema and (args.ema_start or args.ema_decay != 0.9999):
+def print_start(options: TrainOptions, plan: Plan, state: TrainingState, folder: Path, num_steps: int):
+    config, dataset = plan.config, plan.dataset
+    notes = [*(options.legacy_notes or []), *config.notes()]
+    if not options.ema.ema and options.ema != EMAOptions():
         notes.append("without --ema there is no moving average: --ema_start and --ema_decay do nothing")
-    if isinstance(dataset.images, UnmappedImages):
+    if not dataset.is_mapped:
         notes.append(f"{dataset.path} is compressed, hence slow to read image by image: --load_in_mem reads it once")
     for note in notes:
         print(f"note: {note}")
-    sizes = {name: model_size.num_parameters(net) for name, net in (("G", G), ("D", D))}
-    crops = f" in random crops of {config.resolution}x{config.resolution}" if args.augment else ""
+    crops = f" in random crops of {config.resolution}x{config.resolution}" if options.batches.augment else ""
     print(
         f"{dataset.name}: {len(dataset):,} images {dataset.resolution}x{dataset.resolution}{crops}, "
-        f"{config.n_classes} classes; "
-        f"G {sizes['G']:,} and D {sizes['D']:,} parameters; dim_z {config.dim_z}\n"
-        f"an optimizer step of D sees {args.batch_size * args.num_D_accumulations} images; "
-        f"{'resuming at' if start else 'from'} step {start} to {num_steps} in {folder}"
+        f"{config.n_classes} classes; G {num_parameters(state.G):,} and D {num_parameters(state.D):,} parameters; "
+        f"dim_z {config.dim_z}\n"
+        f"an optimizer step of D sees {options.images_per_D_step} images; "
+        f"{'resuming at' if state.step else 'from'} step {state.step} to {num_steps} in {folder}"
     )
 
 
-def print_end(folder, step):
+def print_end(folder: Path, step: int):
     print(f"{folder} is at step {step}: {folder}/samples, curves.png and log.jsonl; tensorboard --logdir {folder}")
-    evaluations = [event for event in logs.read_log(folder / "log.jsonl") if event["event"] == "eval"]
+    evaluations = [event for event in read_log(folder / "log.jsonl") if event["event"] == "eval"]
     if evaluations:
-        print(f"step {evaluations[-1]['step']}: {inception_utils.summary(evaluations[-1])}")
+        print(f"step {evaluations[-1]['step']}: {summary(evaluations[-1])}")
     print(f"next: python sample.py {folder}")

@@ -1,54 +1,55 @@
-"""What a training command asks for, checked before anything is computed: its data, networks, batches and length."""
+"""What a training command asks for, checked before anything is computed: its data, model and metrics."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 import utils
-from image_datasets import loading
+from image_datasets.hdf5 import HDF5Dataset
+from image_datasets.image_sets import ImageSet
+from image_datasets.loading import open_dataset
+from inception_utils import load_evaluation, metric_keys
+from metrics.features import Measure
 from model_config import ModelConfig
-from training import batches, finetune
+from torch_utils.distributed import Ranks
+from training import finetune, run_folder
+from training.batches import CIFAR_RESOLUTION
+from training.options import TrainOptions
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The data set and the model of a command; `source` and `rows` (of finetune) are None without --init_from.
+    """The data set and the model of a command.
 
-    `dataset` is what D is shown, `reference` what metrics compare with: other than `dataset` where training crops.
+    `dataset` is what D is shown, `reference` what metrics compare with: other than `dataset` where training crops;
+    `rows`: of `finetune.class_rows`, None without --init_from.
     """
 
-    dataset: loading.HDF5Dataset
-    reference: loading.HDF5Dataset | loading.CentreCrop
+    dataset: HDF5Dataset
+    reference: ImageSet
     class_names: list
     config: ModelConfig
-    source: finetune.Source | None
     rows: list | None
 
 
-def make_plan(args):
-    """The Plan of parsed flags. Raises: utils.UserError if the data set or the flags are wrong."""
-    load_in_mem = args.load_in_mem and not (args.dry_run or args.dry_run_time)
-    dataset = loading.open_dataset(args.dataset, args.data_root, load_in_mem)
-    if not args.unconditional:
+def make_plan(options: TrainOptions, source: finetune.Source | None) -> Plan:
+    """The Plan of a command. Raises: utils.UserError if the data set or the options are wrong."""
+    data = options.data
+    dataset = open_dataset(data.dataset, data.data_root, data.load_in_mem and not options.dry_run.asked_for)
+    unconditional = options.batches.unconditional
+    if not unconditional:
         check_classes(dataset)
-    reference = loading.CentreCrop(dataset, args.crop_size) if args.crop_size else dataset
-    if args.augment and not args.crop_size and dataset.resolution != batches.CIFAR_RESOLUTION:
-        raise utils.UserError(
-            f"--augment: {dataset.path} has images of {dataset.resolution}x{dataset.resolution}; only 32x32 (CIFAR) is "
-            f"padded. For a model of {dataset.resolution} make a file of larger images (make_hdf5.py --resolution) and "
-            f"give --crop_size {dataset.resolution}"
-        )
-    class_names = ["all"] if args.unconditional else dataset.class_names
-    source = rows = None
-    if args.init_from:
-        source = finetune.read_source(args.init_from)
+    reference = data.reference_part(dataset)
+    check_augmentation(options, dataset)
+    class_names = ["all"] if unconditional else dataset.class_names
+    rows = None
+    if source:
         finetune.check_resolution(source, reference)
-        rows = finetune.class_rows(source, class_names, args.class_mapping)
-    config = make_config(args, reference.resolution, len(class_names))
-    return Plan(dataset, reference, class_names, config, source, rows)
+        rows = finetune.class_rows(source, class_names, options.finetune.class_mapping)
+    config = make_config(options, reference.resolution, len(class_names))
+    return Plan(dataset, reference, class_names, config, rows)
 
 
-def check_classes(dataset):
+def check_classes(dataset: ImageSet):
     """Raise utils.UserError where all images are of one class: most often that of a folder nested wrongly."""
     if dataset.labels.min() == dataset.labels.max():
         name = dataset.class_names[dataset.labels[0]]
@@ -59,26 +60,27 @@ def check_classes(dataset):
         )
 
 
-def make_config(args, resolution, n_classes):
-    """The ModelConfig of the flags; --unconditional leaves D without the class."""
-    if not args.unconditional:
-        return ModelConfig.from_args(args, resolution, n_classes)
-    return dataclasses.replace(ModelConfig.from_args(args, resolution, n_classes), D_cond="none")
+def check_augmentation(options: TrainOptions, dataset: ImageSet):
+    """Raise utils.UserError where --augment has nothing to crop from."""
+    R = dataset.resolution
+    if options.batches.augment and not options.data.crop_size and R != CIFAR_RESOLUTION:
+        raise utils.UserError(
+            f"--augment: {dataset.path} has images of {R}x{R}; only 32x32 (CIFAR) is padded. For a model of {R} make a "
+            f"file of larger images (make_hdf5.py --resolution) and give --crop_size {R}"
+        )
 
 
-def check_batches(args, world_size):
-    """Raise utils.UserError unless the batches can be split evenly over the processes."""
-    for flag in ("batch_size", "G_batch_size"):
-        if getattr(args, flag) % world_size:
-            raise utils.UserError(f"--{flag} {getattr(args, flag)} cannot be split evenly over {world_size} processes")
+def make_config(options: TrainOptions, resolution: int, n_classes: int) -> ModelConfig:
+    """The ModelConfig of the options; --unconditional leaves D without the class."""
+    config = ModelConfig(resolution=resolution, n_classes=n_classes, **options.model)
+    return dataclasses.replace(config, D_cond="none") if options.batches.unconditional else config
 
 
-def images_per_step(args):
-    """Real images that D sees for each step of G."""
-    return args.batch_size * args.num_D_steps * args.num_D_accumulations
-
-
-def run_length(args, num_images):
-    """The step at which the run ends: the first of --num_iters and --num_epochs."""
-    num_epochs = args.num_epochs or (math.inf if args.num_iters else 100)
-    return int(min(args.num_iters or math.inf, -(-num_epochs * num_images // images_per_step(args))))
+def load_measure(options: TrainOptions, plan: Plan, ranks: Ranks) -> Measure | None:
+    """What evaluations measure with, None without evaluations. Raises: utils.UserError as `load_evaluation`."""
+    if not options.reports.test_every:
+        return None
+    name, root = plan.reference.name, options.data.data_root
+    network, reference = load_evaluation(options.metrics, root, name, ranks.device, plan.reference)
+    run_folder.check_which_best(options.reports.which_best, metric_keys(network, reference, plan.config.n_classes))
+    return Measure(network, reference, options.metrics, ranks)

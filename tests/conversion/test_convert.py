@@ -14,8 +14,9 @@ import convert_weights
 import layers
 import sample
 import utils
-from conversion import peers
+from conversion import convert, peers
 from model_config import ModelConfig
+from torch_utils import checkpoints
 from training import model_size
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -196,7 +197,7 @@ def test_architecture_is_inferred(source, options):
         config = dataclasses.replace(config, BN_eps=1e-4, output_BN_eps=1e-4)
     G, D = randomized(config)
     networks = {"G": encode(G, source.replace("ssm", "ajbrock")), "D": encode(D, source.replace("ssm", "ajbrock"))}
-    checkpoint = convert_weights.convert(networks, source, {})
+    checkpoint = convert.convert(networks, source, {})
     found = ModelConfig.from_dict(checkpoint["model_config"])
     known = dataclasses.replace(config, SN_eps=found.SN_eps, shared_dim=found.shared_dim)
     same = ("G_ch", "G_ch_mult", "D_ch", "D_ch_mult", "G_attn", "D_attn", *inits)  # the same network, said otherwise
@@ -232,7 +233,7 @@ def test_folder_gives_all_networks_and_the_checkpoint_can_be_sampled(small, tmp_
     torch.save({"itr": 3, "config": {"odd": {1, 2}}}, tmp_path / "in" / "state_dict.pth")  # holds no weights
     run("--from", "ajbrock", tmp_path / "in", tmp_path / "out.pth")
     assert "G, G_ema, D of a BigGAN at 32x32 with 4 classes" in capsys.readouterr().out
-    checkpoint = utils.load_torch(tmp_path / "out.pth")
+    checkpoint = checkpoints.load(tmp_path / "out.pth")
     weight = "stages.0.0.bn1.gain.weight"
     torch.testing.assert_close(checkpoint["G_ema"][weight] * 2, checkpoint["G"][weight])
     assert BigGAN.load_generator(tmp_path / "out.pth")[1]["ema"]
@@ -245,7 +246,7 @@ def test_codebases_own_files(small, tmp_path):
     G, D = randomized(config)
     mmgen = {f"{prefix}.{key}": tensor for net, prefix in ((G, "generator"), (G, "generator_ema"), (D, "discriminator"))
              for key, tensor in encode(net, "mmgen").items()}  # fmt: skip
-    utils.save_torch({"meta": {"mmgen_version": "0"}, "state_dict": mmgen}, tmp_path / "mmgen.pth")
+    checkpoints.save({"meta": {"mmgen_version": "0"}, "state_dict": mmgen}, tmp_path / "mmgen.pth")
     assert peers.read_networks(tmp_path / "mmgen.pth", "mmgen").keys() == {"G", "G_ema", "D"}
     extra = {"best_fid": np.float64(3.0), "optimizer": {}, "seed": 0}
     for kind, net in (("G_ema", G), ("D", D)):
@@ -254,7 +255,7 @@ def test_codebases_own_files(small, tmp_path):
         torch.save({"state_dict": state, **extra}, tmp_path / f"model={kind}-current-weights-step=9.pth")
     networks = peers.read_networks(tmp_path, "studiogan")
     assert networks.keys() == {"G_ema", "D"} and "linear0.bias" in networks["G_ema"]
-    utils.save_torch(small["D"], tmp_path / "D_best.pth")
+    checkpoints.save(small["D"], tmp_path / "D_best.pth")
     assert peers.read_networks(tmp_path / "D_best.pth", "ajbrock").keys() == {"D"}
 
 
@@ -265,7 +266,7 @@ def test_bgr_reverses_the_channels(tmp_path):
         networks = dict(zip("GD", networks, strict=True))
         z, y, images = torch.randn(2, 16), torch.tensor([0, 3]), []
         for bgr in (False, True):
-            utils.save_torch(convert_weights.convert(networks, "mmgen", {}, bgr=bgr), tmp_path / "out.pth")
+            checkpoints.save(convert.convert(networks, "mmgen", {}, bgr=bgr), tmp_path / "out.pth")
             (G, _), (D, _) = (
                 BigGAN.load_generator(tmp_path / "out.pth"),
                 BigGAN.load_discriminator(tmp_path / "out.pth"),
@@ -298,12 +299,12 @@ def test_what_does_not_fit_is_one_clear_line(small, tmp_path):
         ({"weights": 3}, "holds no state dict"),
     ]
     for content, message in cases:
-        utils.save_torch(content, tmp_path / "in.pth")
+        checkpoints.save(content, tmp_path / "in.pth")
         with pytest.raises(utils.UserError, match=message) as error:
             run("--from", "ajbrock", tmp_path / "in.pth", tmp_path / "out.pth")
         assert "\n" not in str(error.value)
     assert not (tmp_path / "out.pth").exists()
-    utils.save_torch(small, tmp_path / "in.pth")
+    checkpoints.save(small, tmp_path / "in.pth")
     for flags, message in ((["--set", "D_odd=1"], "not a field"), (["--set", "D_ch"], "FIELD=VALUE"),
                            (["--truncation", "0.5"], "huggingface"), (["--set", "D_ch=3"], "do not fit")):  # fmt: skip
         with pytest.raises(utils.UserError, match=message):
@@ -313,10 +314,10 @@ def test_what_does_not_fit_is_one_clear_line(small, tmp_path):
 
 
 def test_fields_set_by_hand(small, tmp_path):
-    utils.save_torch(small, tmp_path / "in.pth")
+    checkpoints.save(small, tmp_path / "in.pth")
     flags = ["--set", "BN_eps=1e-3", "--set", "D_relu_shortcut=true", "--set", "D_num_down=2"]
     run("--from", "ajbrock", *flags, tmp_path / "in.pth", tmp_path / "out.pth")
-    config = utils.load_torch(tmp_path / "out.pth")["model_config"]
+    config = checkpoints.load(tmp_path / "out.pth")["model_config"]
     assert config["BN_eps"] == 1e-3 and config["output_BN_eps"] == 1e-5 and config["D_relu_shortcut"]
 
 

@@ -5,8 +5,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import train
-import utils
 from model_config import ModelConfig
+from torch_utils import distributed
 from torch_utils.images import to_float
 from training import batches
 
@@ -21,7 +21,7 @@ def parse(*flags):
 def reals(args, rank=0, world_size=1, step=3, draw=1):
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (8, 3, 32, 32)).astype(np.uint8))
-    ranks = utils.Ranks(rank, world_size, CPU)
+    ranks = distributed.Ranks(rank, world_size, CPU)
     loader = iter([(ranks.slice(images), ranks.slice(torch.arange(8) % 5))])
     return ranks.slice(images), *batches.draw_reals(args, loader, ranks, step, draw)
 
@@ -32,7 +32,7 @@ def joined(draw):
 
 def test_latents_do_not_depend_on_the_number_of_ranks():
     def latents(rank, world_size=2):
-        return batches.draw_latents(parse(), CONFIG, utils.Ranks(rank, world_size, CPU), 3, 1, 8)
+        return batches.draw_latents(parse(), CONFIG, distributed.Ranks(rank, world_size, CPU), 3, 1, 8)
 
     for one, two in zip(latents(0, 1), joined(latents), strict=True):
         assert torch.equal(one, two)
@@ -66,7 +66,7 @@ def windows(image, size):
 def places_of_crops(args, images, size, num_steps):
     """Where `augment` took each image from, over some steps, (steps * N, 3); each is one of the image's windows."""
     known = [windows(image, size) for image in images]
-    ranks = utils.Ranks(0, 1, CPU)
+    ranks = distributed.Ranks(0, 1, CPU)
     crops = [batches.augment(images, args, ranks, step, 0) for step in range(num_steps)]
     return np.array([place[x.numpy().tobytes()] for each in crops for place, x in zip(known, each, strict=True)])
 
@@ -88,13 +88,13 @@ def test_augment_pads_small_images_with_black():
     padded = torch.zeros(8, 3, 40, 40, dtype=torch.uint8)
     padded[:, :, 4:36, 4:36] = images
     known = [windows(image, 32) for image in padded]
-    crops = [batches.augment(images, parse("--augment"), utils.Ranks(0, 1, CPU), step, 0) for step in range(30)]
+    crops = [batches.augment(images, parse("--augment"), distributed.Ranks(0, 1, CPU), step, 0) for step in range(30)]
     places = [place[x.numpy().tobytes()] for each in crops for place, x in zip(known, each, strict=True)]
     assert np.array_equal(np.min(places, 0), [0, 0, 0]) and np.array_equal(np.max(places, 0), [1, 8, 8])
 
 
 def test_augment_includes_flip_and_is_drawn_anew_for_every_pass():
-    images, ranks = noise(32), utils.Ranks(0, 1, CPU)
+    images, ranks = noise(32), distributed.Ranks(0, 1, CPU)
 
     def augmented(*flags, step=3, draw=1):
         return batches.augment(images, parse(*flags), ranks, step, draw)
@@ -113,7 +113,7 @@ def test_augment_stays_on_the_device():
     with FakeTensorMode():
         images = torch.empty(8, 3, 32, 32, dtype=torch.uint8, device="cuda")
         for flags in (["--augment"], ["--augment", "--crop_size", "24"]):
-            augmented = batches.augment(images, parse(*flags), utils.Ranks(0, 1, torch.device("cuda")), 3, 1)
+            augmented = batches.augment(images, parse(*flags), distributed.Ranks(0, 1, torch.device("cuda")), 3, 1)
             assert augmented.device.type == "cuda" and augmented.shape[-1] == (24 if flags[1:] else 32)
 
 
@@ -121,13 +121,13 @@ def test_fakes_of_D_take_the_classes_that_are_asked_for():
     for labels in ("random", "real"):
         loader = iter([(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8) % 5)] * 3)
         args = parse("--D_fake_labels", labels)
-        passes = list(batches.D_passes(args, CONFIG, utils.Ranks(0, 1, CPU), loader, 1, range(3)))
+        passes = list(batches.D_passes(args, CONFIG, distributed.Ranks(0, 1, CPU), loader, 1, range(3)))
         assert len(passes) == 3
         assert all(torch.equal(y, y_fake) for _, y, _, y_fake in passes) == (labels == "real")
 
 
 def test_G_may_see_a_larger_batch_than_D():
-    ranks = utils.Ranks(1, 2, CPU)
+    ranks = distributed.Ranks(1, 2, CPU)
     for size, flags in ((4, []), (8, ["--G_batch_size", "16"])):
         ((z, y),) = batches.G_passes(parse(*flags), CONFIG, ranks, 1, [0])
         assert z.shape == (size, 6) and y.shape == (size,)

@@ -13,7 +13,8 @@ import make_hdf5
 import train
 import utils
 from model_config import ModelConfig
-from training import ema, finetune, logs, run_folder
+from torch_utils import checkpoints
+from training import ema, finetune, logs
 
 SMALL = ModelConfig(
     resolution=16, n_classes=4, dim_z=12, G_ch=4, D_ch=4, G_ch_mult=(2, 1, 1), D_ch_mult=(1, 2, 2), G_attn=(), D_attn=()
@@ -27,8 +28,8 @@ def save(path, config=SMALL, parts=("G", "D", "G_ema"), names=NAMES, seed=1):
     nets = dict(zip("GD", BigGAN.build(config), strict=True))
     nets["G_ema"] = BigGAN.Generator(config)
     states = {name: net.state_dict() for name, net in nets.items() if name in parts}
-    about = {"format": run_folder.FORMAT, "model_config": config.to_dict(), "class_names": names, "step": 10}
-    utils.save_torch({**about, **states}, path)
+    about = {"format": checkpoints.FORMAT, "model_config": config.to_dict(), "class_names": names, "step": 10}
+    checkpoints.save({**about, **states}, path)
     return nets
 
 

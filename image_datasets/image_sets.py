@@ -1,0 +1,87 @@
+"""Sets of images of one size behind one interface, and parts and crops of them.
+
+Symbols: N images of a set, H x W their size, R where they are square, B images in a batch.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import utils
+
+
+class ImageSet:
+    """Base of all that holds images: a file, a folder, a part of another set, a generator.
+
+    Attributes: path: for messages; name: under which statistics are stored; resolution: R, None where images are not
+    square; labels: int64 array (N,), None where classes are not known; class_names: list of str, ["all"] without
+    classes; source and crop_resize: where the images came from and how they were brought to RxR, None: not known.
+    """
+
+    source = crop_resize = None
+
+    def __init__(self, path: Path | str, name: str, resolution: int | None, labels=None, class_names=("all",)):
+        self.path, self.name, self.resolution = path, name, resolution
+        self.labels, self.class_names = labels, list(class_names)
+
+    def __len__(self):
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def read(self, indices) -> torch.Tensor:
+        """Pixels of some images: int array (B,) to uint8 (B,3,H,W) on the CPU."""
+        raise NotImplementedError
+
+    def labels_at(self, indices) -> torch.Tensor:
+        """Class ids of some images of a set with classes: int array (B,) to int64 (B,)."""
+        return torch.from_numpy(self.labels[np.asarray(indices, dtype=np.int64)])
+
+
+class Subset(ImageSet):
+    """Some images of a set with classes, without copying any; classes keep their numbers and names.
+
+    Args: images: ImageSet; indices: int array (n,), ascending, which of them; name: None for that of `images`.
+    Raises: IndexError for an index outside the set.
+    """
+
+    def __init__(self, images: ImageSet, indices, name: str | None = None):
+        self.images, self.indices = images, np.asarray(indices, dtype=np.int64)
+        labels = images.labels[self.indices]
+        super().__init__(images.path, name or images.name, images.resolution, labels, images.class_names)
+        self.source, self.crop_resize = images.source, images.crop_resize
+
+    def read(self, indices, pin_memory=False):
+        """As `HDF5Dataset.read`."""
+        return self.images.read(self.indices[np.asarray(indices, dtype=np.int64)], pin_memory)
+
+
+class CentreCrop(ImageSet):
+    """The centres of a set's images: what statistics are computed on where training crops at random.
+
+    Args: images: ImageSet; size: side of the crops, below its resolution.
+    Raises: utils.UserError unless there is something to crop.
+    """
+
+    def __init__(self, images: ImageSet, size: int):
+        if size >= images.resolution:
+            raise utils.UserError(
+                f"--crop_size {size}: the images of {images.path} are {images.resolution}x{images.resolution}; "
+                f"make a file of larger ones: make_hdf5.py --resolution R, with R above {size}"
+            )
+        super().__init__(images.path, cropped_name(images.name, size), size, images.labels, images.class_names)
+        self.images, self.source, self.crop_resize = images, images.source, images.crop_resize
+
+    def read(self, indices, pin_memory=False):
+        """As `HDF5Dataset.read`: uint8 (B,3,size,size)."""
+        start = (self.images.resolution - self.resolution) // 2
+        centre = slice(start, start + self.resolution)
+        crops = self.images.read(indices)[:, :, centre, centre].contiguous()
+        return crops.pin_memory() if pin_memory else crops
+
+
+def cropped_name(name: str, size: int) -> str:
+    return f"{name}_crop{size}"

@@ -1,0 +1,162 @@
+"""How numbers are made: the options of the metrics, and the protocols that are stored beside every number."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from metrics.distances import MEMORY_MB
+from metrics.networks import FeatureNetwork, FeatureOptions
+from utils import option, positive_int
+
+# What may differ between two results that are compared: it describes the generator and its latents, not the measure.
+OF_THE_GENERATOR = ("ema", "truncation", "truncation_kind", "seed")
+
+
+@dataclass(frozen=True)
+class MetricOptions(FeatureOptions):
+    """What is measured with a feature network; None stands for the protocol of the reference statistics."""
+
+    num_inception_images: int | None = option(50_000, "generated images per evaluation", kind=positive_int)
+    is_splits: int | None = option(None, "splits of the Inception score", kind=positive_int)
+    is_outputs: str | None = option(
+        None,
+        "outputs the Inception score counts: all, 1008 of inception_tf (the older formula, of most papers), or only "
+        "its 1000 classes",
+        choices=("all", "1000"),
+    )
+    prdc_k: int | None = option(None, "neighbours of PRDC's radii", kind=positive_int)
+    prdc_memory_mb: int = option(MEMORY_MB, "working memory of PRDC, in MiB", kind=positive_int, changeable=True)
+    kid_subsets: int = option(100, "random subsets that KID averages", kind=positive_int)
+    kid_subset_size: int = option(1000, "images in each, or all where there are fewer", kind=positive_int)
+    reference_file: str | None = option(
+        None, "reference statistics: an npz of ours, of the family or of pytorch-fid", metavar="FILE"
+    )
+    reference_num: int | None = option(
+        None, "compare with statistics of that many random real images", kind=positive_int
+    )
+
+    def resolved(self, splits: int, k: int, is_outputs: str) -> "MetricOptions":
+        """These options with the given values where they have none."""
+        values = {"is_splits": splits, "prdc_k": k, "is_outputs": is_outputs}
+        return dataclasses.replace(self, **{name: getattr(self, name) or value for name, value in values.items()})
+
+
+@dataclass(frozen=True)
+class ReferenceProtocol:
+    """How reference statistics were made, as it is stored with them.
+
+    network, weights_hash, resize: of the FeatureNetwork; dataset: name; num_images: measured ones, None where unknown;
+    seed: of all random choices; k, splits, is_outputs: of PRDC and the Inception score; reference_num: size of the
+    random subset that was measured, None for the whole data set; imagenet_classes: whether its classes are ImageNet's
+    1000, in WordNet's order; selection: which images instance selection has left, None for all; assumed: whether all
+    this is a guess about a file of another codebase. Fields with defaults were added after the first files.
+    """
+
+    network: str
+    weights_hash: str
+    resize: str
+    dataset: str
+    num_images: int | None
+    seed: int | None
+    k: int
+    splits: int
+    is_outputs: str = "all"
+    reference_num: int | None = None
+    imagenet_classes: bool = False
+    selection: str | None = None
+    assumed: bool = False
+
+    @classmethod
+    def of(cls, network: FeatureNetwork, **others) -> "ReferenceProtocol":
+        """That of statistics of a network; others: the other fields."""
+        return cls(network.name, network.weights_hash, network.resize, **others)
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the metrics of generated images were made: what is stored beside them, in this order.
+
+    ema: whether G was the moving average; bn_mode: `running`, `batch` or `standing`; truncation: threshold or None,
+    truncation_kind: its meaning; seed: of the latents; fake_num: generated images. Of images in files, ema, bn_mode and
+    truncation are None. The last three are stored only where they mean something.
+    """
+
+    network: str
+    weights_hash: str
+    resize: str
+    precision: str
+    reference: str
+    reference_split: str
+    reference_num: int | None
+    reference_seed: int | None
+    reference_assumed: bool
+    fake_num: int
+    prdc_num: int
+    k: int
+    kid_real_num: int
+    kid_subsets: int
+    kid_subset_size: int
+    splits: int
+    is_outputs: int
+    ema: bool | None
+    bn_mode: str | None
+    truncation: float | None
+    truncation_kind: str | None
+    seed: int
+    bn_batch_size: int | None = None
+    num_standing_accumulations: int | None = None
+    order: str | None = None
+
+    @classmethod
+    def of(cls, network, reference, options: MetricOptions, *, fake_num, seed, ema, truncation, bn_mode, **further):
+        """That of `inception_utils.compute_metrics`.
+
+        Args: reference: metrics.reference.Reference; options: as they were given; truncation: a Truncation or None;
+            further: other fields by name.
+        """
+        real = reference.protocol
+        options = options.resolved(real.splits, real.k, real.is_outputs)
+        num_real_features = 0 if reference.real_features is None else len(reference.real_features)
+        return cls(
+            network=network.name,
+            weights_hash=network.weights_hash,
+            resize=network.resize,
+            precision="float32 features, float64 statistics",
+            reference=real.dataset,
+            reference_split="random subset" if real.reference_num else "whole",
+            reference_num=real.num_images,
+            reference_seed=real.seed if real.reference_num else None,
+            reference_assumed=real.assumed,
+            fake_num=fake_num,
+            prdc_num=min(num_real_features, fake_num),
+            k=options.prdc_k,
+            kid_real_num=num_real_features,
+            kid_subsets=options.kid_subsets,
+            kid_subset_size=min(options.kid_subset_size, num_real_features, fake_num),
+            splits=options.is_splits,
+            is_outputs=1000 if options.is_outputs == "1000" else network.num_classes,
+            ema=ema,
+            bn_mode=bn_mode,
+            truncation=truncation and truncation.limit,
+            truncation_kind=truncation and truncation.kind,
+            seed=seed,
+            **further,
+        )
+
+    def to_dict(self) -> dict:
+        """Plain values; a field with a default is left out where it has it."""
+        optional = {field.name for field in dataclasses.fields(self) if field.default is None}
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None or k not in optional}
+
+
+def compare_protocols(one: dict, other: dict) -> list[str]:
+    """What makes the numbers of two protocols incomparable: a line each, none where they are measured alike.
+
+    Everything counts that two protocols say, whoever wrote it into them, but what describes the generator rather than
+    the measure: moving average, truncation and seed of the latents (a truncation sweep compares just those).
+    """
+    keys = [key for key in {**one, **other} if key not in OF_THE_GENERATOR]
+    values = ((key, one.get(key, "not recorded"), other.get(key, "not recorded")) for key in keys)
+    return [f"{key}: {a} against {b}" for key, a, b in values if a != b]

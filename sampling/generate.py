@@ -1,0 +1,83 @@
+"""Images made by a generator: any number of them, each a function of the seed and of its number.
+
+Symbols: N images, resolution R, K classes of the model.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+import utils
+from sampling.latents import TRUNCATION_KINDS, Truncation, latents
+from torch_utils.distributed import device_option
+from torch_utils.images import to_uint8
+from utils import POSITIVE, Options, option
+
+
+@dataclass(frozen=True)
+class SamplingOptions(Options):
+    """How a checkpoint's generator is used."""
+
+    title = "sampling"
+
+    truncation: float | None = option(
+        None,
+        "truncate z to T; None: what a converted checkpoint was made for, else not at all",
+        metavar="T",
+        check=POSITIVE,
+    )
+    truncation_kind: str | None = option(
+        None,
+        "how: redrawn beyond T, redrawn beyond 2 and times T, times T, or clamped to T; "
+        "None: as where a converted checkpoint comes from, else truncated_normal",
+        choices=tuple(TRUNCATION_KINDS),
+    )
+    ema: bool = option(True, "G's moving average, if any")
+    seed: int = option(0, "image i depends on the seed and i alone", kind=utils.count)
+    device: str = device_option()
+
+    def chosen_kind(self, meta: dict) -> str:
+        """What truncating means by the flags, or by the convention of a converted checkpoint.
+
+        meta: of the checkpoint, as from BigGAN.load_generator.
+        """
+        return self.truncation_kind or meta.get("convention", {}).get("truncation_kind", "truncated_normal")
+
+    def chosen_truncation(self, meta: dict) -> Truncation | None:
+        """The Truncation of the flags, or of the convention of a converted checkpoint; None for none."""
+        limit = self.truncation or meta.get("convention", {}).get("truncation")
+        return Truncation(limit, self.chosen_kind(meta)) if limit is not None else None
+
+
+def generate(G, y, seed, batch_size, truncation=None, start=0, device=None):
+    """Make images number start to start + N - 1 of a seed, in the mode (train or eval) that G is in.
+
+    Args: y: class ids int64 (N,); truncation: see `latents`; device: G's own if None.
+    Yields: uint8 CPU tensors (b,3,R,R), b being batch_size, or less in the last.
+    Raises: utils.UserError if the GPU's memory is too small for the batch.
+    """
+    for first in range(0, len(y), batch_size):
+        y_batch = y[first : first + batch_size]
+        indices = range(start + first, start + first + len(y_batch))
+        yield make_images(G, latents(seed, indices, G.config.dim_z, truncation), y_batch, device)
+
+
+@torch.no_grad()
+def make_images(G, z, y, device=None):
+    """Images of z (N,dim_z) and y, ids (N,) or weights (N,K), in one forward: uint8 (N,3,R,R) on the CPU.
+
+    Raises: utils.UserError if the GPU's memory is too small for them.
+    """
+    device = device or next(G.parameters()).device
+    try:
+        return to_uint8(G(z.to(device), y.to(device))).cpu()
+    except torch.OutOfMemoryError as error:
+        raise utils.UserError(f"{device} has too little free memory for {len(z)} images at a time") from error
+
+
+def describe(G, meta, device):
+    """One line about a loaded generator, for the user to read."""
+    weights = "moving average of G" if meta["ema"] else "G"
+    config = G.config
+    size = f"{config.n_classes} classes at {config.resolution}x{config.resolution}"
+    return f"{meta['path']}: {weights} after {meta['step']} iterations, {size}, on {device}"

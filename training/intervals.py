@@ -1,0 +1,129 @@
+"""What happens at an interval of training: losses are logged, G is evaluated, a sheet is drawn, a checkpoint saved.
+
+Each is one function of the run and of its state; all ranks call it, rank 0 writes.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import layers
+import utils
+from inception_utils import evaluate_generator, summary
+from metrics.features import Measure
+from sampling import batch_norm
+from sampling.sheets import class_sheet
+from torch_utils.distributed import Ranks
+from torch_utils.images import save_image
+from training import run_folder
+from training.logs import RunLog, peak_memory_mb, plot_curves
+from training.options import ReportOptions, TrainOptions
+from training.state import TrainingState
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same while a run trains. `about`: what every checkpoint says of it; `log`: None but on rank 0."""
+
+    options: TrainOptions
+    folder: Path
+    about: dict
+    measure: Measure | None
+    ranks: Ranks
+    log: RunLog | None
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    log: bool
+    singular_values: bool
+    test: bool
+    sheet: bool
+    save: bool
+
+
+def due(reports: ReportOptions, step: int, last: bool, stopped: bool) -> Due:
+    """last: whether the run is complete; stopped: whether a signal ends it here."""
+
+    def at(interval):
+        return bool(interval) and step % interval == 0
+
+    return Due(
+        log=at(reports.log_every) or last,
+        singular_values=at(reports.sv_log_interval),
+        test=bool(reports.test_every) and (at(reports.test_every) or last),
+        sheet=at(reports.sample_every) or last,
+        save=at(reports.save_every) or last or stopped,
+    )
+
+
+def check_finite(run: Run, step: int, terms: dict):
+    """Raise utils.UserError where a loss is not a number any more."""
+    if not all(math.isfinite(value) for value in terms.values()):
+        raise utils.UserError(
+            f"the losses are no longer finite at step {step} ({terms}); {run.folder} keeps the checkpoints of before. "
+            "A lower --G_lr and --D_lr, or --D_param SN, usually helps"
+        )
+
+
+def log_losses(run: Run, state: TrainingState, terms: dict, images_per_s: float, bar):
+    """terms: the losses, floats by name; bar: of tqdm, which shows them too."""
+    if run.log:
+        rates = {f"{name}_lr": state.parts[f"opt_{name}"].param_groups[0]["lr"] for name in "GD"}
+        seen = {"images_seen": _images_seen(run, state)}
+        resources = {"images_per_s": round(images_per_s, 1), "memory_mb": peak_memory_mb(run.ranks.device)}
+        run.log.write("train", state.step, {**terms, **rates, **seen, **resources})
+        shown = {name: f"{value:.3f}" for name, value in terms.items()}
+        bar.set_postfix({**shown, "images/s": f"{images_per_s:.0f}"}, refresh=False)
+
+
+def log_singular_values(run: Run, state: TrainingState):
+    if run.log:
+        run.log.write("singular_values", state.step, layers.singular_values(G=state.G, D=state.D))
+
+
+def evaluate(run: Run, state: TrainingState, say) -> dict:
+    """The metrics of the evaluated generator, which is kept if it is the best so far; say: function of a line."""
+    options, which = run.options, run.options.reports.which_best
+    number, seed = options.metrics.num_inception_images, options.run.seed
+    how = {"ema": options.ema.ema, "mode": options.batch_norm}
+    metrics = evaluate_generator(state.evaluated, run.measure, number, seed, **how)
+    state.best = run_folder.better(which, state.step, metrics, state.best)
+    if run.log:
+        if state.best and state.best["step"] == state.step:
+            best = {**_common(run, state), "metrics": metrics, **state.best_state_dict()}
+            run_folder.save(best, run.folder, "best", options.reports.num_best_copies)
+        run.log.write("eval", state.step, metrics)
+        say(f"step {state.step}: {summary(metrics)}")
+    return metrics
+
+
+def draw_sheet(run: Run, state: TrainingState):
+    if run.log:
+        seed = run.options.run.seed
+        with batch_norm.prepared(state.evaluated, run.options.batch_norm, seed) as prepared:
+            sheet = class_sheet(prepared, 10, seed, class_names=run.about["class_names"])
+        save_image(sheet, run.folder / "samples" / f"step_{state.step:08d}.png")
+        run.log.image("samples", state.step, sheet)
+
+
+def save(run: Run, state: TrainingState, metrics: dict | None):
+    """metrics: of this step, None where it was not evaluated."""
+    if run.log:
+        checkpoint = {**_common(run, state), "metrics": metrics, **state.state_dict()}
+        run_folder.save(checkpoint, run.folder, "ckpt", run.options.reports.num_save_copies)
+
+
+def draw_curves(run: Run):
+    if run.log:
+        plot_curves(run.folder / "log.jsonl", run.folder / "curves.png")
+
+
+def _common(run, state):
+    return {"images_seen": _images_seen(run, state), **run.about}
+
+
+def _images_seen(run, state):
+    return state.step * run.options.images_per_step

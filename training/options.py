@@ -1,0 +1,191 @@
+"""All options of train.py: a field for each concern, whose class stands beside the code that uses it."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import utils
+from image_datasets.loading import DataOptions
+from metrics.protocol import MetricOptions
+from model_config import ModelConfig, add_model_args
+from sampling.batch_norm import BatchNormMode
+from selection.scores import SelectionOptions
+from torch_utils.distributed import device_option
+from training import run_folder
+from training.batches import BatchOptions
+from training.ema import EMAOptions
+from training.finetune import FinetuneOptions
+from training.legacy_flags import add_legacy_args
+from training.optimizers import OptimizerOptions
+from training.steps import StepOptions
+from utils import Check, Options, option
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """Where a run is, and on what machine."""
+
+    title = "run"
+
+    experiment_name: str = option("", "name of the run folder; empty: made from the flags", changeable=True)
+    name_suffix: str = option("", "added to the name of the run folder", changeable=True)
+    runs_root: str = option("runs", "where run folders are", changeable=True)
+    from_scratch: bool = option(False, "move an earlier run of that name aside and start anew", changeable=True)
+    seed: int = option(
+        0,
+        "of the weights, noise, classes and order of images",
+        kind=utils.count,
+        check=Check(lambda x: x < 2**63, "be below 2^63"),
+    )
+    deterministic: bool = option(False, "bit-equal results on CUDA too, slower")
+    parallel: bool = option(False, "one process per visible GPU", changeable=True)
+    device: str = device_option()
+
+
+@dataclass(frozen=True)
+class DryRunOptions(Options):
+    """What is done instead of training."""
+
+    title = "dry run"
+
+    dry_run: bool = option(False, "check flags, data and weights, print sizes and memory, and stop", changeable=True)
+    dry_run_time: bool = option(
+        False, "the same, and time the largest batch that fits on this machine", changeable=True
+    )
+
+    @property
+    def asked_for(self) -> bool:
+        return self.dry_run or self.dry_run_time
+
+
+@dataclass(frozen=True)
+class LengthOptions(Options):
+    """When a run ends."""
+
+    title = "length (the first that is reached ends the run)"
+
+    num_iters: int | None = option(None, "steps of G", kind=utils.positive_int, changeable=True)
+    num_epochs: int | None = option(
+        None, "passes of D over the data; 100 if neither is given", kind=utils.positive_int, changeable=True
+    )
+
+
+@dataclass(frozen=True)
+class ReportOptions(Options):
+    """What is reported and kept, and how often."""
+
+    title = "reports"
+
+    test_every: int = option(5000, "steps between evaluations; 0: none at all", kind=utils.count, changeable=True)
+    which_best: str = option("IS", "metric of the best checkpoint", kind=str.upper, choices=tuple(run_folder.BEST))
+    save_every: int = option(2000, "steps between checkpoints", kind=utils.positive_int, changeable=True)
+    num_save_copies: int = option(2, "newest checkpoints to keep", kind=utils.positive_int, changeable=True)
+    num_best_copies: int = option(2, "newest best ones to keep", kind=utils.positive_int, changeable=True)
+    sample_every: int = option(2000, "steps between sheets; 0: only the last", kind=utils.count, changeable=True)
+    log_every: int = option(50, "steps between logged losses", kind=utils.positive_int, changeable=True)
+    sv_log_interval: int = option(
+        0,
+        "steps between logs of the largest singular value of each layer with spectral norm; 0: none",
+        kind=utils.count,
+        changeable=True,
+    )
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """`model` holds the flags of ModelConfig by name, since only the data make a ModelConfig of them; `legacy_notes`
+    what flags of other codebases would have done."""
+
+    run: RunOptions
+    data: DataOptions
+    batches: BatchOptions
+    finetune: FinetuneOptions
+    dry_run: DryRunOptions
+    length: LengthOptions
+    steps: StepOptions
+    ema: EMAOptions
+    optimizers: OptimizerOptions
+    selection: SelectionOptions
+    metrics: MetricOptions
+    batch_norm: BatchNormMode
+    reports: ReportOptions
+    model: dict[str, Any]
+    legacy_notes: list[str] | None
+
+    @classmethod
+    def concerns(cls) -> dict[str, type[Options]]:
+        """The fields that are Options, with their classes, in the order of --help."""
+        return {name: kind for name, kind in cls.__annotations__.items() if name not in ("model", "legacy_notes")}
+
+    @classmethod
+    def add_to(cls, parser):
+        """Add all flags."""
+        for name, kind in cls.concerns().items():
+            kind.add_to(parser)
+            if name == "batches":
+                add_model_args(parser)
+        add_legacy_args(parser)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "TrainOptions":
+        """From values of all flags by name. Raises: utils.UserError for a value that cannot be."""
+        model = {field.name: values[field.name] for field in ModelConfig.fields()}
+        concerns = {name: kind.of(values) for name, kind in cls.concerns().items()}
+        return cls(**concerns, model=model, legacy_notes=values["legacy_notes"])
+
+    def __post_init__(self):
+        self.data.check_named()
+        if self.finetune.class_mapping and not self.finetune.init_from:
+            raise utils.UserError("--class_mapping goes with --init_from")
+        if self.data.crop_size and not self.batches.augment:
+            raise utils.UserError("--crop_size goes with --augment: training crops at random, statistics at the centre")
+
+    @classmethod
+    def changeable(cls) -> set[str]:
+        """Names of what may be another when a run is resumed."""
+        return {"legacy_notes"}.union(*(kind.changeable() for kind in cls.concerns().values()))
+
+    def record(self) -> dict[str, Any]:
+        """All values by name, for checkpoints and config.json."""
+        values = utils.plain(self.model) | {"legacy_notes": self.legacy_notes}
+        for name in self.concerns():
+            values |= getattr(self, name).record()
+        return values
+
+    @property
+    def images_per_D_step(self) -> int:
+        """Real images that an optimizer step of D sees."""
+        return self.batches.batch_size * self.steps.num_D_accumulations
+
+    @property
+    def images_per_step(self) -> int:
+        """Real images that D sees for each step of G."""
+        return self.batches.batch_size * self.steps.D_passes
+
+    def run_length(self, num_images: int) -> int:
+        """The step at which the run ends, on so many images: the first of --num_iters and --num_epochs."""
+        num_iters = self.length.num_iters or math.inf
+        num_epochs = self.length.num_epochs or (math.inf if self.length.num_iters else 100)
+        return int(min(num_iters, -(-num_epochs * num_images // self.images_per_step)))
+
+    @property
+    def run_name(self) -> str:
+        """--experiment_name, or a name that tells the runs of a study apart."""
+        model, ratio = self.model, self.selection.retention_ratio
+        parts = [
+            Path(self.data.dataset).stem,
+            f"G{model['G_ch']}D{model['D_ch']}",
+            *([model["model"]] if model["model"] != "BigGAN" else []),
+            f"ssm-{model['ssm']}",
+            *(["shared"] if model["G_shared"] else []),
+            *(["hier"] if model["hier"] else []),
+            *([self.steps.loss] if self.steps.loss != "hinge" else []),
+            *([f"rr{ratio:g}"] if ratio < 100 else []),
+            f"bs{self.images_per_D_step}",
+            f"Dsteps{self.steps.num_D_steps}",
+            f"lr{self.optimizers.G_lr:g}-{self.optimizers.D_lr:g}",
+            f"seed{self.run.seed}",
+        ]
+        suffix = f"_{self.run.name_suffix}" if self.run.name_suffix else ""
+        return (self.run.experiment_name or "_".join(parts)) + suffix

@@ -1,0 +1,86 @@
+"""One optimizer step of D and of G over accumulated passes.
+
+`forward` is the network itself, or its DistributedDataParallel wrapper, which averages gradients.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+import utils
+from training import losses
+from utils import NOT_NEGATIVE, Options, option
+
+
+@dataclass(frozen=True)
+class StepOptions(Options):
+    """What a training step consists of."""
+
+    title = "steps"
+
+    loss: str = option("hinge", "adversarial loss", choices=tuple(losses.LOSSES))
+    num_D_steps: int = option(2, "steps of D per step of G", kind=utils.positive_int)
+    num_G_accumulations: int = option(1, "passes per step of G", kind=utils.positive_int)
+    num_D_accumulations: int = option(1, "passes per step of D", kind=utils.positive_int)
+    G_ortho: float = option(0.0, "orthogonal regularisation of G; BigGAN: 1e-4", check=NOT_NEGATIVE)
+    D_ortho: float = option(0.0, "orthogonal regularisation of D; BigGAN: 1e-4", check=NOT_NEGATIVE)
+
+    @property
+    def D_passes(self) -> int:
+        """Passes of D for each step of G."""
+        return self.num_D_steps * self.num_D_accumulations
+
+
+def d_step(G, D, forward_D, optimizer, passes, num_passes, ortho, loss=losses.d_hinge):
+    """One optimizer step of D over accumulated passes; returns the mean of each loss term (0-dim tensors).
+
+    passes: iterator of (x (N,3,R,R) in [-1,1], y (N,), z (N,dim_z), fake y (N,)). Real and fake images share a forward,
+    so that DistributedDataParallel and spectral norm see one per pass.
+    """
+    D.requires_grad_(True)
+    optimizer.zero_grad(set_to_none=True)
+    means = {}
+    for i, (x, y, z, y_fake) in enumerate(passes):
+        with torch.no_grad():
+            fakes = G(z, y_fake)
+        with _reduction(forward_D, i == num_passes - 1):
+            logits = forward_D(torch.cat([x, fakes]), torch.cat([y, y_fake]))
+            _backward(loss(*logits.split([len(x), len(fakes)])), num_passes, means)
+    _add_orthogonal_gradient(D.parameters(), ortho)
+    optimizer.step()
+    return means
+
+
+def g_step(G, D, forward_G, optimizer, passes, num_passes, ortho, loss=losses.g_hinge):
+    """One optimizer step of G over accumulated passes of (z (N,dim_z), y (N,)); returns as `d_step`."""
+    D.requires_grad_(False)
+    optimizer.zero_grad(set_to_none=True)
+    means = {}
+    for i, (z, y) in enumerate(passes):
+        with _reduction(forward_G, i == num_passes - 1):
+            _backward(loss(D(forward_G(z, y), y)), num_passes, means)
+    # As in BigGAN-PyTorch, the shared class embedding is not regularised.
+    _add_orthogonal_gradient((p for name, p in G.named_parameters() if not name.startswith("shared.")), ortho)
+    optimizer.step()
+    return means
+
+
+def _reduction(forward, last):
+    """While gradients accumulate, they are not averaged over ranks: the last pass does it for all."""
+    return nullcontext() if last or not isinstance(forward, DistributedDataParallel) else forward.no_sync()
+
+
+def _backward(terms, num_passes, means):
+    (sum(terms.values()) / num_passes).backward()
+    for name, value in terms.items():
+        means[name] = means.get(name, 0) + value.detach() / num_passes
+
+
+def _add_orthogonal_gradient(parameters, strength):
+    """Added after the passes: the penalty depends on the weights alone, so it is the same on all ranks."""
+    weights = [p for p in parameters if p.ndim >= 2] if strength else []
+    if weights:
+        gradients = torch.autograd.grad(losses.orthogonal_penalty(weights, strength), weights)
+        torch._foreach_add_([p.grad for p in weights], gradients)
