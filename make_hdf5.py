@@ -11,7 +11,6 @@ The file holds `imgs` uint8 (N,3,R,R) and `labels` int64 (N,), contiguous, and t
 """
 
 import argparse
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -20,7 +19,6 @@ import utils
 from image_datasets import decoding, doctor, loading, sources, writing
 from image_datasets.cifar import LAYOUTS as CIFAR
 from image_datasets.cifar import cifar_source
-from image_datasets.writing import write_hdf5 as write_hdf5  # for whoever has images to write that are in no file
 
 IMAGENET = {"I32": 32, "I64": 64, "I128": 128, "I256": 256}  # the family's names and the resolutions they stand for
 
@@ -36,9 +34,10 @@ def main(argv=None):
     if not args.overwrite and already_there(out, source, rule):
         writing.remove_leftovers(out)
         return
-    check_disk(out, len(source.images), resolution)
+    writing.check_disk(out, len(source.images), resolution)
+    writer = writing.ResumableWriter(out, source, resolution, rule, args.max_bad)
     try:
-        unreadable = writing.write_source(out, source, resolution, rule, args.num_workers, args.max_bad, args.overwrite)
+        unreadable = writer.run(args.num_workers, args.overwrite)
     except KeyboardInterrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted; the same command goes on where it was", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -166,18 +165,6 @@ def already_there(out, source, rule):
         return True
     made_from = f"from {existing.source}; {existing.crop_resize}" if existing.source else "elsewhere"
     raise utils.UserError(f"{out} exists, made {made_from}; --overwrite replaces it, --out writes another file")
-
-
-def check_disk(out, num_images, resolution):
-    """Say how large the file will be. Raises: UserError if it would not fit on the disk of `out`."""
-    needed = num_images * (3 * resolution**2 + 8) + 2**20
-    folder = next(parent for parent in out.absolute().parents if parent.is_dir())
-    free = shutil.disk_usage(folder).free + writing.bytes_held(out)
-    if free < needed:
-        raise utils.UserError(
-            f"{out} needs {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free; make room or change --out"
-        )
-    print(f"{out}: {num_images} images of {resolution}x{resolution}, {needed / 1e9:.2f} GB of {free / 1e9:.2f} GB free")
 
 
 if __name__ == "__main__":

@@ -7,33 +7,37 @@ at the end only the number of images is left to be put right. The name FILE.hdf5
 
 import collections
 import contextlib
-import ctypes
-import dataclasses
 import errno
 import fcntl
 import itertools
 import json
 import os
+import shutil
 import time
+import typing
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import PIL
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 import utils
 from image_datasets.decoding import decode
+from image_datasets.sources import Source
 
 WRITE_BLOCK = 64  # images per HDF5 call: one call for each image would cost as much as decoding a small one
 COMMIT_SECONDS = 1.0  # between two entries of the journal: at most this much work is done again
 
 
-def write_hdf5(path, images, labels, class_names, source, rule):
+def write_hdf5(
+    path: str | Path, images: Iterable[np.ndarray], labels: ArrayLike, class_names: list[str], source: str, rule: str
+) -> None:
     """Write a data set; the file appears under its name only when it is complete.
 
-    Args: images: iterable of N uint8 arrays (3,R,R); labels: ints (N,); class_names: list of str;
-        source, rule: text for the attributes `source` and `crop_resize`.
+    Args: images: N uint8 arrays (3,R,R); labels: ints (N,); rule: text for the attribute `crop_resize`.
     Raises: UserError if the file cannot be written, ValueError if there are fewer images than labels.
     """
     labels = np.asarray(labels, dtype=np.int64)
@@ -88,61 +92,26 @@ def _fill(pixels, images):
         raise ValueError(f"{filled} images for {len(pixels)} labels")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A writer that can be interrupted
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far the pixels are: of the first `done` images all but the `unreadable` (index, reason) are in the file."""
-
-    done: int = 0
-    unreadable: tuple = ()
-
-    @property
-    def rows(self):
-        """Images in the file."""
-        return self.done - len(self.unreadable)
-
-
-def write_source(out, source, resolution, rule, num_workers, max_bad, overwrite=False):
-    """Decode the images of a `Source` and write them, from where an interrupted call with the same arguments got to.
-
-    Whatever ends it, also in the middle of a write, the next call goes on, and the finished file is the same to the
-    byte; num_workers and max_bad may change in between. What another source or rule, or another version of the
-    libraries that decode and write, has got done is refused, unless there is nothing of it yet or `overwrite` is given:
-    then it starts anew. An existing `out` is replaced at the end. Unreadable images are left out and listed in
-    `report_path(out)`.
-
-    Args: out: path of the HDF5 file; rule: text for the attribute `crop_resize`; num_workers: decoding processes.
-    Returns: list of (index, reason) of the unreadable images.
-    Raises: UserError if there are more than max_bad of those, or nothing else in a class, if `out` cannot be written,
-        or if another process is writing it, or has left it unfinished with other images.
-    """
-    out = Path(out)
-    with _explained(out), _locked(_beside(out, "journal")) as journal:
-        offset, progress = _resume(out, journal, source, resolution, rule, overwrite) or _begin(
-            out, journal, source, resolution, rule
+def check_disk(out: str | Path, num_images: int, resolution: int) -> None:
+    """Say how large the file `out` will be. Raises: UserError if it would not fit on its disk."""
+    out, partial = Path(out), _beside(out, "partial")
+    held = partial.stat().st_blocks * 512 if partial.exists() else 0  # what an unfinished one already takes up
+    needed = num_images * (3 * resolution**2 + 8) + 2**20
+    folder = next(parent for parent in out.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free + held
+    if free < needed:
+        raise utils.UserError(
+            f"{out} needs {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free; make room or change --out"
         )
-        _check_unreadable(out, source, progress, max_bad)
-        with open(_beside(out, "partial"), "r+b", buffering=0) as partial:
-            progress = _write_pixels(out, partial, offset, journal, progress, source, resolution, num_workers, max_bad)
-        _finish(out, offset, progress, source, resolution, rule)
-    return list(progress.unreadable)
+    print(f"{out}: {num_images} images of {resolution}x{resolution}, {needed / 1e9:.2f} GB of {free / 1e9:.2f} GB free")
 
 
-def report_path(out):
+def report_path(out: str | Path) -> Path:
     """The list of the images that were left out of the data set `out`."""
-    return _beside(Path(out), "unreadable.txt")
+    return _beside(out, "unreadable.txt")
 
 
-def bytes_held(out):
-    """Bytes on disk that an unfinished `out` already takes up."""
-    partial = _beside(Path(out), "partial")
-    return partial.stat().st_blocks * 512 if partial.exists() else 0
-
-
-def remove_leftovers(out):
+def remove_leftovers(out: str | Path) -> None:
     """Remove what a call that was interrupted just after finishing `out` has left behind.
 
     An unfinished file that is to replace `out` stays, and so does all while another process is at work.
@@ -155,7 +124,226 @@ def remove_leftovers(out):
 
 
 def _beside(out, ending):
-    return out.with_name(f"{out.name}.{ending}")
+    return Path(out).with_name(f"{Path(out).name}.{ending}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A writer that can be interrupted
+
+
+class Progress(typing.NamedTuple):
+    """How far the pixels are: of the first `done` images all but the `unreadable` (index, reason) are in the file."""
+
+    done: int = 0
+    unreadable: tuple = ()
+
+    def then(self, start: int, done: int, unreadable: Iterable) -> "Progress":
+        """What it is after the images `start` to `done`; what was known of any after `start` no longer counts."""
+        before = (entry for entry in self.unreadable if entry[0] < start)
+        return Progress(done, (*before, *map(tuple, unreadable)))
+
+
+class Journal:
+    """A file of JSON lines: one about what is being made, then one per commit.
+
+    A commit says: images `start` to `done` are in the file but for the `unreadable` ones among them. If it begins
+    before the last one's end, it takes back what lies after `start`. `committed` is what they amount to.
+    """
+
+    def __init__(self, file) -> None:
+        self.file, self.committed = file, Progress()  # binary, unbuffered, for reading and writing
+
+    def read(self) -> list[dict]:
+        """The lines before the first damaged one, from which on it is cut off (a write may have been cut short)."""
+        lines, end = [], 0
+        self.file.seek(0)
+        for line in self.file.readall().splitlines(keepends=True):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if not isinstance(entry, dict) or not line.endswith(b"\n"):
+                break
+            lines.append(entry)
+            end += len(line)
+        self.file.truncate(end)
+        return lines
+
+    def replay(self, commits: list[dict]) -> Progress:
+        """What these lines of it, all but the first, amount to; it becomes `committed`."""
+        self.committed = Progress()
+        for line in commits:
+            self.committed = self.committed.then(line["start"], line["done"], line["unreadable"])
+        return self.committed
+
+    def append(self, line: dict) -> None:
+        self.file.seek(0, os.SEEK_END)
+        self.file.write(json.dumps(line).encode() + b"\n")
+
+    def commit(self, progress: Progress, pixels: typing.BinaryIO) -> None:
+        """Enter what has been done since the last commit, once the pixels, in that file, are on the disk."""
+        if progress != self.committed:
+            os.fsync(pixels.fileno())
+            unreadable = progress.unreadable[len(self.committed.unreadable) :]
+            self.append({"start": self.committed.done, "done": progress.done, "unreadable": unreadable})
+            self.committed = progress
+
+
+class ResumableWriter:
+    """Decodes the images of a `Source` and writes them, from where an interrupted run of the same got to.
+
+    Whatever ends it, also in the middle of a write, the next run goes on, and the finished file is the same to the
+    byte; num_workers and max_bad may change in between. What another source or rule, or another version of the
+    libraries that decode and write, has got done is refused, unless there is nothing of it yet or `overwrite` is given:
+    then it starts anew. An existing `out` is replaced at the end. Unreadable images are left out and listed in
+    `report_path(out)`.
+
+    Args: out: path of the HDF5 file; rule: text for the attribute `crop_resize`; max_bad: unreadable images at most.
+    Attributes, from `run` on: progress: what is in the partial file; offset: the byte at which its pixels begin;
+        journal: its `Journal`.
+    """
+
+    def __init__(self, out: str | Path, source: Source, resolution: int, rule: str, max_bad: int) -> None:
+        self.out, self.partial = Path(out), _beside(out, "partial")
+        self.source, self.resolution, self.max_bad = source, resolution, max_bad
+        self.layout = (3, resolution, resolution), source.class_names, source.description, rule
+        self.key = [source.description, rule, PIL.__version__, h5py.version.hdf5_version]
+
+    def run(self, num_workers: int, overwrite: bool = False) -> list[tuple[int, str]]:
+        """Write the file. Args: num_workers: decoding processes. Returns: (index, reason) of the unreadable images.
+
+        Raises: UserError if there are more than max_bad of those, or nothing else in a class, if `out` cannot be
+            written, or if another process is writing it, or has left it unfinished with other images.
+        """
+        journal = _beside(self.out, "journal")
+        with _explained(self.out), _locked(journal) as file:
+            self.journal = Journal(file)
+            if not self._resume(overwrite):
+                self._begin()
+            self._check_unreadable()
+            self._write_pixels(num_workers)
+            self._finish()
+            journal.unlink()
+        return list(self.progress.unreadable)
+
+    def _begin(self):
+        """Lay out the partial file and reserve its space."""
+        self.journal.file.truncate(0)
+        self.progress = self.journal.committed = Progress()
+        with h5py.File(self.partial, "w") as file:
+            self.offset = _lay_out(file, self.source.labels, *self.layout).id.get_offset()
+        try:
+            _reserve(self.partial)
+        except OSError:
+            self.partial.unlink()  # it may hold all the space that there was
+            raise
+        self.journal.append({"key": self.key, "offset": self.offset})
+
+    def _resume(self, overwrite):
+        """Take up the work of an interrupted run. Returns: whether there is any.
+
+        Raises: UserError if it has got somewhere with other images, unless these are to be overwritten.
+        """
+        lines = self.journal.read()
+        if not lines:
+            return False
+        if not self.partial.exists():
+            print(f"starting anew: {self.partial} is no longer there")
+            return False
+        if lines[0].get("key") != self.key:
+            origin = f"{self.partial} was begun from other images, by another rule or by other versions"
+            if lines[-1].get("done") and not overwrite:  # it may be the work of hours
+                raise utils.UserError(f"{origin}; --overwrite starts anew, --out writes another file")
+            print(f"starting anew: {origin}")
+            return False
+        self.offset, self.progress = lines[0]["offset"], self.journal.replay(lines[1:])
+        if self.partial.stat().st_size < self._position():
+            print(f"starting anew: {self.partial} is shorter than it was")
+            return False
+        self._retry_unreadable()
+        print(f"going on with {self.partial}: {self.progress.done} of {len(self.source.images)} images are done")
+        return True
+
+    def _retry_unreadable(self):
+        """Go back to the first image that has become readable (a disk that is back), if any: all after it moves."""
+        for index, _ in self.progress.unreadable:
+            if not next(decode([self.source.images[index]], self.resolution, num_workers=1)).unreadable:
+                self.journal.append({"start": index, "done": index, "unreadable": []})
+                self.progress = self.journal.committed = self.progress.then(index, index, ())
+                return
+
+    def _position(self):
+        """The byte of the partial file at which the next image goes."""
+        rows = self.progress.done - len(self.progress.unreadable)
+        return self.offset + rows * 3 * self.resolution**2
+
+    def _write_pixels(self, num_workers):
+        """Decode the images that are not done yet and write them, one row after the other."""
+        done, total = self.progress.done, len(self.source.images)
+        bar = tqdm(
+            desc=self.out.name, total=total, initial=done, unit="images", dynamic_ncols=True, **utils.bar_interval()
+        )
+        blocks = decode(self.source.images, self.resolution, num_workers, done)
+        committed_at = time.monotonic()
+        with open(self.partial, "r+b", buffering=0) as file, bar, contextlib.closing(blocks):
+            try:
+                for block in blocks:
+                    _write_at(file, block.pixels, self._position())
+                    bar.update(block.stop - self.progress.done)
+                    self.progress = self.progress.then(self.progress.done, block.stop, block.unreadable)
+                    if block.unreadable:
+                        self._check_unreadable()
+                    if time.monotonic() - committed_at > COMMIT_SECONDS:
+                        self.journal.commit(self.progress, file)
+                        committed_at = time.monotonic()
+            finally:
+                self.journal.commit(self.progress, file)
+
+    def _check_unreadable(self):
+        """Raise UserError, and write the report, if too many images are unreadable, or all of a class."""
+        unreadable, labels = self.progress.unreadable, self.source.labels
+        images_of = np.bincount(labels)
+        unreadable_of = collections.Counter(labels[index] for index, _ in unreadable)
+        empty = next((y for y, number in unreadable_of.items() if number == images_of[y]), None)
+        if empty is not None:
+            problem, hint = f"every image of class {self.source.class_names[empty]} is unreadable", ""
+        elif len(unreadable) > self.max_bad:
+            problem = f"{len(unreadable)} image(s) cannot be read, more than --max_bad {self.max_bad}"
+            hint = "; a higher --max_bad goes on without them, after repairing or removing them --overwrite starts anew"
+        else:
+            return
+        self._write_report()
+        first = f"{self.source.images[unreadable[0][0]]}: {unreadable[0][1]}"
+        raise utils.UserError(f"{problem} ({first}); {report_path(self.out)} lists them{hint}")
+
+    def _write_report(self):
+        unreadable = self.progress.unreadable
+        lines = [f"{self.source.images[index]}\t{reason}".replace("\n", "\\n") for index, reason in unreadable]
+        with utils.atomic_path(report_path(self.out)) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+
+    def _finish(self):
+        """Give the partial file, whose pixels are there, the other parts of a file of that many, and its name."""
+        header, unreadable = _beside(self.out, "header"), self.progress.unreadable
+        labels = np.delete(self.source.labels, [index for index, _ in unreadable])
+        with h5py.File(header, "w") as file:  # a twin, of which the pixels are a hole
+            pixels = _lay_out(file, labels, *self.layout, len(unreadable))
+            file.attrs.modify("complete", np.True_)
+            if pixels.id.get_offset() != self.offset:
+                raise RuntimeError("HDF5 has laid out the same file differently")
+        with open(header, "rb") as twin, open(self.partial, "r+b") as file:
+            file.write(twin.read(self.offset))
+            twin.seek(self._position())
+            file.seek(self._position())
+            file.write(twin.read())
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        report_path(self.out).unlink(missing_ok=True)
+        if unreadable:
+            self._write_report()
+        os.replace(self.partial, self.out)
+        header.unlink()
 
 
 @contextlib.contextmanager
@@ -191,130 +379,21 @@ def _locked(path):
             return
 
 
-# The journal is a line about what is being made, then one per commit: images `start` to `done` are in the file but for
-# the `unreadable` ones among them. A line that begins before the last one's end takes back what lies after `start`.
+def _reserve(path):
+    """Put a file on the disk, with all of its space where that can be reserved: the disk cannot fill up half-way then.
 
-
-def _key(source, rule):
-    return [source.description, rule, PIL.__version__, h5py.version.hdf5_version]
-
-
-def _begin(out, journal, source, resolution, rule):
-    """Lay out the partial file and reserve its space. Returns: the byte at which pixels begin, no `Progress`."""
-    partial = _beside(out, "partial")
-    journal.truncate(0)
-    with h5py.File(partial, "w") as file:
-        shape = (3, resolution, resolution)
-        offset = _lay_out(file, source.labels, shape, source.class_names, source.description, rule).id.get_offset()
-    with open(partial, "r+b") as file:
+    Raises: OSError if there is not enough space.
+    """
+    # Open for appending only: where the file system cannot reserve, glibc would otherwise write to every block, which
+    # takes hours over a network; with such a descriptor it cannot, and says EBADF.
+    with open(path, "ab") as file:
         try:
-            _reserve(file, os.path.getsize(partial))
-        except OSError:
-            partial.unlink()  # it may hold what there was
-            raise
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
         os.fsync(file.fileno())
-    _append(journal, {"key": _key(source, rule), "offset": offset})
-    return offset, Progress()
-
-
-def _resume(out, journal, source, resolution, rule, overwrite):
-    """Where an interrupted call got to, as `_begin` returns it, or None if there is none to go on from.
-
-    Raises: UserError if it has got somewhere with other images, unless these are to be overwritten.
-    """
-    lines, end = _read_journal(journal)
-    if not lines:
-        return None
-    partial = _beside(out, "partial")
-    if not partial.exists():
-        print(f"starting anew: {partial} is no longer there")
-        return None
-    if lines[0].get("key") != _key(source, rule):
-        origin = f"{partial} was begun from other images, by another rule or by other versions"
-        if lines[-1].get("done") and not overwrite:  # it may be the work of hours
-            raise utils.UserError(f"{origin}; --overwrite starts anew, --out writes another file")
-        print(f"starting anew: {origin}")
-        return None
-    journal.truncate(end)
-    progress = Progress()
-    for line in lines[1:]:
-        before = [entry for entry in progress.unreadable if entry[0] < line["start"]]
-        progress = Progress(line["done"], (*before, *map(tuple, line["unreadable"])))
-    offset = lines[0]["offset"]
-    if partial.stat().st_size < offset + progress.rows * 3 * resolution**2:
-        print(f"starting anew: {partial} is shorter than it was")
-        return None
-    readable = next((index for index, _ in progress.unreadable if _is_readable(source.images[index], resolution)), None)
-    if readable is not None:  # a permission given, a disk that is back: everything after it moves
-        progress = Progress(readable, tuple(entry for entry in progress.unreadable if entry[0] < readable))
-        _append(journal, {"start": readable, "done": readable, "unreadable": []})
-    print(f"going on with {partial}: {progress.done} of {len(source.images)} images are done")
-    return offset, progress
-
-
-def _is_readable(image, resolution):
-    return not next(decode([image], resolution, num_workers=1)).unreadable
-
-
-def _read_journal(journal):
-    """The lines of the journal, and where the last whole one ends (a write may have been cut short)."""
-    lines, end = [], 0
-    journal.seek(0)
-    for line in journal.readall().splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(entry, dict) or not line.endswith(b"\n"):
-            break
-        lines.append(entry)
-        end += len(line)
-    return lines, end
-
-
-def _append(journal, line):
-    journal.seek(0, os.SEEK_END)
-    journal.write(json.dumps(line).encode() + b"\n")
-
-
-def _reserve(file, size):
-    """Have the disk keep `size` bytes for a file, so that it cannot fill up half-way, where the file system can.
-
-    Raises: OSError if there is no such space. `os.posix_fallocate` would write to every block where it cannot.
-    """
-    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
-    if fallocate and fallocate(file.fileno(), 0, ctypes.c_int64(0), ctypes.c_int64(size)) != 0:
-        number = ctypes.get_errno()
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(number, os.strerror(number))
-
-
-def _write_pixels(out, partial, offset, journal, progress, source, resolution, num_workers, max_bad):
-    """Decode the images that are not done yet and write them, one row after the other. Returns: the `Progress`."""
-    committed, committed_at = progress, time.monotonic()
-    blocks = decode(source.images, resolution, num_workers, progress.done)
-    bar = tqdm(
-        desc=out.name,
-        total=len(source.images),
-        initial=progress.done,
-        unit="images",
-        dynamic_ncols=True,
-        **utils.bar_interval(),
-    )
-    with bar, contextlib.closing(blocks):
-        try:
-            for block in blocks:
-                _write_at(partial, block.pixels, offset + progress.rows * 3 * resolution**2)
-                bar.update(block.stop - progress.done)
-                progress = Progress(block.stop, (*progress.unreadable, *block.unreadable))
-                if block.unreadable:
-                    _check_unreadable(out, source, progress, max_bad)
-                if time.monotonic() - committed_at > COMMIT_SECONDS:
-                    _commit(partial, journal, committed, progress)
-                    committed, committed_at = progress, time.monotonic()
-        finally:
-            _commit(partial, journal, committed, progress)
-    return progress
 
 
 def _write_at(file, pixels, position):
@@ -322,66 +401,3 @@ def _write_at(file, pixels, position):
     while content:  # a single call may write less
         written = os.pwrite(file.fileno(), content, position)
         content, position = content[written:], position + written
-
-
-def _commit(partial, journal, committed, progress):
-    """Enter in the journal what has been done since `committed`, once it is on the disk."""
-    if progress != committed:
-        os.fsync(partial.fileno())
-        unreadable = progress.unreadable[len(committed.unreadable) :]
-        _append(journal, {"start": committed.done, "done": progress.done, "unreadable": unreadable})
-
-
-def _check_unreadable(out, source, progress, max_bad):
-    """Raise UserError, and write the report, if too many images are unreadable, or all of a class."""
-    unreadable = progress.unreadable
-    if not unreadable:
-        return
-    images_of = np.bincount(source.labels)
-    unreadable_of = collections.Counter(source.labels[index] for index, _ in unreadable)
-    empty = next((y for y, number in unreadable_of.items() if number == images_of[y]), None)
-    first = f"{source.images[unreadable[0][0]]}: {unreadable[0][1]}"
-    listed = f"{report_path(out)} lists them"
-    if empty is not None:
-        _write_report(out, source, unreadable)
-        raise utils.UserError(f"every image of class {source.class_names[empty]} is unreadable ({first}); {listed}")
-    if len(unreadable) > max_bad:
-        _write_report(out, source, unreadable)
-        raise utils.UserError(
-            f"{len(unreadable)} image(s) cannot be read, more than --max_bad {max_bad} ({first}); {listed}; "
-            "a higher --max_bad goes on without them, after repairing or removing them --overwrite starts anew"
-        )
-
-
-def _write_report(out, source, unreadable):
-    lines = [f"{source.images[index]}\t{reason}".replace("\n", "\\n") for index, reason in unreadable]
-    with utils.atomic_path(report_path(out)) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
-
-
-def _finish(out, offset, progress, source, resolution, rule):
-    """Give the partial file, whose pixels are there, the other parts of a file of that many images, and its name."""
-    header, partial = _beside(out, "header"), _beside(out, "partial")
-    labels = np.delete(source.labels, [index for index, _ in progress.unreadable])
-    shape = (3, resolution, resolution)
-    with h5py.File(header, "w") as file:  # a twin, of which the pixels are a hole
-        names, text, number = source.class_names, source.description, len(progress.unreadable)
-        pixels = _lay_out(file, labels, shape, names, text, rule, number)
-        file.attrs.modify("complete", np.True_)
-        if pixels.id.get_offset() != offset:
-            raise RuntimeError("HDF5 has laid out the same file differently")
-    with open(header, "rb") as twin, open(partial, "r+b") as file:
-        file.write(twin.read(offset))
-        after = offset + len(labels) * 3 * resolution**2
-        twin.seek(after)
-        file.seek(after)
-        file.write(twin.read())
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
-    report_path(out).unlink(missing_ok=True)
-    if progress.unreadable:
-        _write_report(out, source, progress.unreadable)
-    os.replace(partial, out)
-    header.unlink()
-    _beside(out, "journal").unlink()

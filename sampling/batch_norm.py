@@ -110,9 +110,9 @@ def batch_statistics(module, accumulate=False):
 def standing_copy(G, mode, seed, truncation=None):
     """A copy of G, in eval mode, whose running statistics are made afresh (Brock et al. 2019, appendix C).
 
-    They are the plain averages of mean and (unbiased) variance over mode.num_standing_accumulations batches of mode.bn_batch_size
-    images with random z, under `truncation`, and random classes: a function of G and the seed. As in training, each
-    layer sees what the layers before it make of the batch with the batch's own statistics.
+    They are the plain averages of mean and (unbiased) variance over the mode's number of batches of images with random
+    z, under `truncation`, and random classes: a function of G and the seed. As in training, each layer sees what the
+    layers before it make of the batch with the batch's own statistics.
     """
     G = copy.deepcopy(G).requires_grad_(False).eval()
     G.zero_grad(set_to_none=True)  # the copy's gradients are copies too

@@ -15,10 +15,10 @@ from PIL import Image
 from small_models import CLASSES, NAMES, RESOLUTION, save_checkpoint, small_generator
 
 import evaluate
-import make_hdf5
 import sample
 import train
 import utils
+from image_datasets import writing
 from metrics import classifier, functional, networks, truncation_sweep
 from metrics.features import Measure, _part, raised_on_all
 from metrics.images import GeneratedImages, open_images
@@ -55,7 +55,7 @@ def data_root(tmp_path_factory, G):
     network = networks.load_feature_network("classifier", folder, "small")
     y = sample.balanced_labels(NUM_IMAGES, range(CLASSES))
     images = torch.cat(list(generate(G, y, seed=9, batch_size=50)))
-    make_hdf5.write_hdf5(folder / "small.hdf5", images.numpy(), y.numpy(), NAMES, "made", "none")
+    writing.write_hdf5(folder / "small.hdf5", images.numpy(), y.numpy(), NAMES, "made", "none")
     features, _ = network(images)
     moments = functional.RunningMoments()
     moments.update(features)

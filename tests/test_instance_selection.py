@@ -13,10 +13,9 @@ import calculate_inception_moments
 import dataset_doctor
 import evaluate
 import instance_selection
-import make_hdf5
 import train
 import utils
-from image_datasets import doctor, loading
+from image_datasets import doctor, loading, writing
 from metrics import resizing
 from metrics.reference import read_reference, reference_path
 from selection import measures
@@ -49,7 +48,7 @@ def data_root(tmp_path_factory):
     labels = np.arange(60) % 3
     images = np.random.default_rng(0).integers(0, 60, (60, 3, 16, 16)) + 40 * labels[:, None, None, None]
     images[30:33] = 255 - images[30:33]
-    make_hdf5.write_hdf5(root / "made.hdf5", images.astype(np.uint8), labels, ["a", "b", "c"], "made", "none")
+    writing.write_hdf5(root / "made.hdf5", images.astype(np.uint8), labels, ["a", "b", "c"], "made", "none")
     flags = ["--dataset", "made", "--data_root", str(root), "--feature_network", "classifier", *CPU]
     calculate_inception_moments.main([*flags, "--classifier_epochs", "1"])
     return root

@@ -14,9 +14,9 @@ import torch
 
 import BigGAN
 import calculate_inception_moments
-import make_hdf5
 import train
 import utils
+from image_datasets import writing
 from model_config import ModelConfig
 from torch_utils import checkpoints
 from training import ema, logs, run_folder, steps
@@ -36,8 +36,8 @@ def data_root(tmp_path_factory):
     labels = np.arange(150) % 3
     noise = np.random.default_rng(0).integers(0, 60, (150, 3, 16, 16))
     images = (noise + 80 * labels[:, None, None, None]).astype(np.uint8)
-    make_hdf5.write_hdf5(root / "made.hdf5", images, labels, ["a", "b", "c"], "made", "none")
-    make_hdf5.write_hdf5(root / "single.hdf5", images, np.zeros_like(labels), ["a"], "made", "none")
+    writing.write_hdf5(root / "made.hdf5", images, labels, ["a", "b", "c"], "made", "none")
+    writing.write_hdf5(root / "single.hdf5", images, np.zeros_like(labels), ["a"], "made", "none")
     flags = ["--dataset", "made", "--data_root", str(root), "--device", "cpu", "--feature_network", "classifier"]
     calculate_inception_moments.main([*flags, "--classifier_epochs", "1"])
     return root

@@ -58,7 +58,7 @@ def of_kind(weights, kind):
 
 
 def read_model(path, kinds=KINDS):
-    """A checkpoint of this project, and its path; `path` and `kinds` as for `find_checkpoint`. Raises: utils.UserError."""
+    """A checkpoint of this project, and its path; path, kinds: as for `find_checkpoint`. Raises: utils.UserError."""
     path = find_checkpoint(path, kinds)
     checkpoint = load(path)
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:

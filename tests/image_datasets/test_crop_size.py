@@ -8,9 +8,9 @@ import torch
 
 import calculate_inception_moments
 import evaluate
-import make_hdf5
 import train
 import utils
+from image_datasets import writing
 from metrics import networks
 from metrics.reference import load_reference, reference_path
 from training.plan import make_plan
@@ -27,7 +27,7 @@ def data_root(tmp_path_factory):
     labels = np.arange(150) % 3
     noise = np.random.default_rng(0).integers(0, 60, (150, 3, 20, 20))
     images = (noise + 80 * labels[:, None, None, None]).astype(np.uint8)
-    make_hdf5.write_hdf5(root / "made.hdf5", images, labels, ["a", "b", "c"], "made", "none")
+    writing.write_hdf5(root / "made.hdf5", images, labels, ["a", "b", "c"], "made", "none")
     flags = ["--dataset", "made", "--data_root", str(root), "--crop_size", "16", "--device", "cpu"]
     calculate_inception_moments.main([*flags, "--feature_network", "classifier", "--classifier_epochs", "1"])
     return root

@@ -8,9 +8,8 @@ import pytest
 import torch
 from family_files import N, R, random_images, write
 
-import make_hdf5
 import utils
-from image_datasets import hdf5, loading
+from image_datasets import hdf5, loading, writing
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,7 @@ def test_replacing_the_file_does_not_disturb_its_reader(tmp_path):
 def test_written_files_are_memory_mapped_with_their_attributes(tmp_path):
     images, labels = random_images()
     names = [f"class {i} with a rather long name, and ünïcödé" for i in range(3000)]
-    make_hdf5.write_hdf5(tmp_path / "a.hdf5", iter(images), labels, names, "made here", "as they are")
+    writing.write_hdf5(tmp_path / "a.hdf5", iter(images), labels, names, "made here", "as they are")
     dataset = loading.open_dataset("a", tmp_path)
     assert isinstance(dataset.images, np.ndarray) and not dataset.images.flags.owndata
     assert dataset.class_names == names and dataset.num_classes == 3000

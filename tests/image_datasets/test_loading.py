@@ -9,9 +9,8 @@ import pytest
 import torch
 from family_files import N, R, random_images, write
 
-import make_hdf5
 import utils
-from image_datasets import loading
+from image_datasets import loading, writing
 
 # Names and files
 
@@ -144,7 +143,7 @@ def test_files_of_the_family_load_the_same_from_any_number_of_threads(tmp_path, 
 @pytest.fixture
 def named(tmp_path):
     images, labels = random_images()
-    make_hdf5.write_hdf5(tmp_path / "named.hdf5", iter(images), labels, list("abcdefg"), "made here", "as they are")
+    writing.write_hdf5(tmp_path / "named.hdf5", iter(images), labels, list("abcdefg"), "made here", "as they are")
     return loading.open_dataset("named", tmp_path)
 
 

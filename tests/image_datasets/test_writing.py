@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import json
 import multiprocessing
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import PIL
 import pytest
 
 import utils
@@ -31,7 +33,7 @@ def make_source(number=120, bad=BAD, description="made", seed=0):
 
 
 def write(out, source, num_workers=1, max_bad=10, overwrite=False):
-    return writing.write_source(out, source, R, "rule", num_workers, max_bad, overwrite)
+    return writing.ResumableWriter(out, source, R, "rule", max_bad).run(num_workers, overwrite)
 
 
 def refused(message, *args, **kwargs):
@@ -202,7 +204,7 @@ def test_interrupted_at_every_step(tmp_path, monkeypatch):
 
         return call
 
-    steps = [(os, "fsync"), (os, "pwrite"), (os, "replace"), (Path, "unlink"), (writing, "_append")]
+    steps = [(os, "fsync"), (os, "pwrite"), (os, "replace"), (Path, "unlink"), (writing.Journal, "append")]
     steps += [(writing, "_lay_out"), (writing, "_allocate"), (os, "fstat"), (writing, "_reserve")]
     out = tmp_path / "a.hdf5"
     for k in itertools.count(1):
@@ -252,6 +254,43 @@ def test_what_is_done_is_not_done_again(tmp_path, expected, calls, monkeypatch, 
     write(tmp_path / "a.hdf5", source)
     assert len(calls) - len(BAD) <= 35 and "going on with" in capsys.readouterr().out
     assert (tmp_path / "a.hdf5").read_bytes() == expected
+
+
+def lay_out_by_hand(out, source, done):
+    """The two files of a write that was interrupted after `done` images, as the first version of the writer left it."""
+    out.parent.mkdir()
+    attributes = {"class_names": '["a", "b"]', "source": "made", "crop_resize": "rule"}
+    with h5py.File(f"{out}.partial", "w") as file:
+        for name, value in {**attributes, "unreadable": np.int64(0), "complete": np.False_}.items():
+            file.attrs[name] = value
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_layout(h5py.h5d.CONTIGUOUS)
+        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        properties.set_obj_track_times(False)
+        space = h5py.h5s.create_simple((len(source.images), 3, R, R))
+        pixels = h5py.Dataset(h5py.h5d.create(file.id, b"imgs", h5py.h5t.STD_U8LE, space, properties))
+        file["labels"] = source.labels
+        kept = [image.transpose(2, 0, 1) for i, image in enumerate(source.images[:done]) if i not in BAD]
+        pixels[: len(kept)] = np.stack(kept)
+        about = {"key": ["made", "rule", PIL.__version__, h5py.version.hdf5_version], "offset": pixels.id.get_offset()}
+    commit = {"start": 0, "done": done, "unreadable": [[i, "No such file or directory"] for i in BAD if i < done]}
+    Path(f"{out}.journal").write_text(f"{json.dumps(about)}\n{json.dumps(commit)}\n")
+
+
+def test_a_write_that_the_first_version_of_the_writer_began_is_finished(tmp_path, expected, calls, monkeypatch):
+    source, out, old = make_source(), tmp_path / "a.hdf5", tmp_path / "old" / "a.hdf5"
+    lay_out_by_hand(old, source, done=90)
+    interrupt_at(source.images[100], monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        write(out, source)
+    for ending in ("partial", "journal"):  # it leaves the same files today
+        assert Path(f"{out}.{ending}").read_bytes() == Path(f"{old}.{ending}").read_bytes()
+    with open(f"{old}.journal", "a") as journal:  # taken back, done again, and a line that was cut short
+        journal.write('{"start": 70, "done": 70, "unreadable": []}\n{"start": 70, "done": 76, "unreadable": []}\n{"sta')
+    calls.clear()
+    write(old, source)
+    assert old.read_bytes() == expected and len(calls) == len({3, 4}) + len(source.images) - 76
 
 
 def test_a_torn_journal(tmp_path, expected, monkeypatch):
@@ -306,7 +345,7 @@ def test_other_images_or_a_lost_partial_file_start_anew(tmp_path, expected, monk
             os.truncate(partial, 2000)
         with monkeypatch.context() as patch:
             if change == "other version":
-                patch.setattr(writing.PIL, "__version__", "0")
+                patch.setattr(PIL, "__version__", "0")
             write(out, make_source(), overwrite=True)
         assert "starting anew" in capsys.readouterr().out
         assert out.read_bytes() == expected
@@ -356,7 +395,7 @@ def test_space_is_reserved_first(tmp_path, monkeypatch):
     real = writing.decode
 
     def decode(*args):
-        sizes.append(writing.bytes_held(tmp_path / "a.hdf5"))
+        sizes.append((tmp_path / "a.hdf5.partial").stat().st_blocks * 512)
         return real(*args)
 
     monkeypatch.setattr(writing, "decode", decode)
@@ -364,6 +403,21 @@ def test_space_is_reserved_first(tmp_path, monkeypatch):
     with open(tmp_path / "probe", "wb") as file, contextlib.suppress(OSError):
         os.posix_fallocate(file.fileno(), 0, 1)  # a file system that can reserve at all has done so
         assert sizes[0] >= 2000 * 3 * R**2
+
+
+@pytest.mark.parametrize("name", ["EBADF", "EOPNOTSUPP", "EINVAL", "ENOSYS", "ENOSPC", "EDQUOT", "EFBIG"])
+def test_a_file_system_that_cannot_reserve_is_not_one_that_is_full(name, tmp_path, monkeypatch):
+    def refuse(handle, offset, size):
+        flags = fcntl.fcntl(handle, fcntl.F_GETFL)
+        assert flags & os.O_ACCMODE == os.O_WRONLY and flags & os.O_APPEND and (offset, size) == (0, 100)
+        raise OSError(getattr(errno, name), name)
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    (tmp_path / "a").write_bytes(bytes(100))
+    full = name in ("ENOSPC", "EDQUOT", "EFBIG")
+    with pytest.raises(OSError, match=name) if full else contextlib.nullcontext():
+        writing._reserve(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == bytes(100)
 
 
 def test_a_full_disk_is_told_in_one_line_and_nothing_is_lost(tmp_path, expected, monkeypatch):

@@ -9,9 +9,9 @@ import torch
 
 import BigGAN
 import layers
-import make_hdf5
 import train
 import utils
+from image_datasets import writing
 from model_config import ModelConfig
 from torch_utils import checkpoints
 from training import ema, finetune, logs
@@ -144,8 +144,8 @@ def test_a_model_of_another_shape_is_refused_with_its_flags(tmp_path):
 def data_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     images = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 16)).astype(np.uint8)
-    make_hdf5.write_hdf5(root / "made.hdf5", images, np.arange(40) % 3, ["a", "b", "cat"], "made", "none")
-    make_hdf5.write_hdf5(
+    writing.write_hdf5(root / "made.hdf5", images, np.arange(40) % 3, ["a", "b", "cat"], "made", "none")
+    writing.write_hdf5(
         root / "large.hdf5", images.repeat(2, 2).repeat(2, 3), np.arange(40) % 3, list("abc"), "made", "none"
     )
     return root
