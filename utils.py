@@ -55,6 +55,16 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
+class _NotGiven:
+    """Stands for the value of a flag that is not on the command line; false, as what it stands for mostly is."""
+
+    def __bool__(self):
+        return False
+
+
+NOT_GIVEN = _NotGiven()
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with one-line errors, a guess at what a mistyped flag was meant to be, and no abbreviations.
 
@@ -75,12 +85,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
         What else has a say (the flags of a run, the options of a checkpoint) goes between the two.
         """
-        defaults, flags = dict(self._defaults), [action for action in self._actions if action.option_strings]
-        defaults |= {flag.dest: flag.default for flag in flags if flag.default != argparse.SUPPRESS}
-        self._defaults.clear()
-        for flag in flags:
-            flag.default = argparse.SUPPRESS
-        return defaults, vars(self.parse_intermixed_args(argv))
+        flags = [action for action in self._actions if action.option_strings and action.default != argparse.SUPPRESS]
+        defaults = {flag.dest: flag.default for flag in flags} | self._defaults
+        values = vars(self.parse_intermixed_args(argv, argparse.Namespace(**dict.fromkeys(defaults, NOT_GIVEN))))
+        return defaults, {name: value for name, value in values.items() if value is not NOT_GIVEN}
 
     def _guess(self, message):
         flags = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
@@ -131,13 +139,14 @@ SHARE = Check(lambda x: 0 <= x <= 1, "lie in [0, 1]")
 BELOW_1 = Check(lambda x: 0 <= x < 1, "lie in [0, 1)")
 
 
-def option(default, help, *, choices=None, kind=None, metavar=None, check=None, changeable=False):
+def option(default, help, *, choices=None, kind=None, metavar=None, switch=False, check=None, changeable=False):
     """A field of an Options class.
 
     Args: default, help, choices, metavar: of the flag --<field name>; kind: argparse type where the field's own type
-        takes too much; check: a Check of the value; changeable: whether it may be another when a run is resumed.
+        takes too much; switch: of a bool, whether the flag can only set it; check: a Check of the value; changeable:
+        whether it may be another when a run is resumed.
     """
-    about = {"help": help, "choices": choices, "kind": kind, "metavar": metavar}
+    about = {"help": help, "choices": choices, "kind": kind, "metavar": metavar, "switch": switch}
     return dataclasses.field(default=default, metadata=about | {"check": check, "changeable": changeable})
 
 
@@ -197,7 +206,7 @@ def plain(values):
 def _argument_type(field):
     """Keywords of add_argument that follow from a field's type."""
     if field.type is bool:
-        return {"action": argparse.BooleanOptionalAction}
+        return {"action": "store_true" if field.metadata["switch"] else argparse.BooleanOptionalAction}
     if field.type is tuple:
         return {"type": number_list, "metavar": "N-N"}
     own = next(kind for kind in (typing.get_args(field.type) or (field.type,)) if kind is not NoneType)

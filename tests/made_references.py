@@ -5,7 +5,8 @@ import torch
 from metrics import classifier, networks
 from metrics.functional import RunningMoments
 from metrics.networks import FeatureNetwork
-from metrics.reference import Reference, make_protocol
+from metrics.protocol import ReferenceProtocol
+from metrics.reference import Reference
 
 
 def small_network(name="classifier", hash_="a" * 64, resolution=16, num_classes=3):
@@ -20,5 +21,5 @@ def made_reference(network, n=200, assumed=False):
     features = torch.randn(n, network.feature_dim, generator=g)
     moments = RunningMoments()
     moments.update(features)
-    protocol = make_protocol(network, dataset="toy", num_images=n, seed=0, k=5, splits=10)
+    protocol = ReferenceProtocol.of(network, dataset="toy", num_images=n, seed=0, k=5, splits=10)
     return Reference(*moments.finalize(), features, 2.5, 0.1, 0.9, protocol)

@@ -18,10 +18,11 @@ from image_datasets import loading
 from metrics import classifier, functional
 from metrics import reference as references
 from metrics.networks import load_feature_network
+from metrics.protocol import MetricOptions
 from metrics.reference import load_reference, read_reference, reference_path
 from torch_utils import distributed
 
-OPTIONS = {"seed": 0, "k": 5, "splits": 10}
+ONE = distributed.Ranks(0, 1, torch.device("cpu"))
 
 
 def write_dataset(path, per_class=40, num_classes=3, resolution=16):
@@ -52,6 +53,21 @@ def run(root, *flags, dataset="toy"):
     calculate_inception_moments.main([*command, "--classifier_epochs", "6", *flags])
 
 
+BAD = ("bad", None)  # what a rank tells the others of its error
+
+
+def metric_options(*flags):
+    parser = utils.ArgumentParser()
+    MetricOptions.add_to(parser)
+    return MetricOptions.of(parser.parse_args(["--feature_network", "classifier", *flags]))
+
+
+def computed(dataset, network, ranks=ONE, batch_size=64):
+    """Statistics with the script's defaults."""
+    protocol = inception_utils.reference_protocol(dataset, network, MetricOptions().resolved(10, 5, "all"), seed=0)
+    return inception_utils.compute_reference(dataset, network, protocol, ranks, batch_size)
+
+
 def load(root):
     network = load_feature_network("classifier", root, "toy")
     path = reference_path(root, "toy", network.name, network.resize)
@@ -75,19 +91,18 @@ def test_statistics_are_those_of_the_whole_set(fitted):
     assert functional.inception_score(logits, 3)[0] - 1 < 0.5 * (reference.is_mean - 1)
     assert 0.5 < reference.coverage_ceiling <= 1
     about = {"dataset": "toy", "num_images": 120, "seed": 0, "k": 5, "splits": 10, "assumed": False}
-    assert about.items() <= reference.protocol.items()
+    assert about.items() <= reference.protocol.to_dict().items()
 
 
 def test_statistics_do_not_depend_on_the_batch_size(fitted, monkeypatch):
     network, reference, _ = load(fitted)
     dataset = loading.open_dataset("toy", fitted)
-    options = OPTIONS | {"device": "cpu"}
-    other = calculate_inception_moments.compute_reference(dataset, network, batch_size=17, **options)
+    other = computed(dataset, network, batch_size=17)
     for key in ("mu", "sigma", "real_features"):
         torch.testing.assert_close(getattr(other, key), getattr(reference, key), rtol=1e-4, atol=1e-5)
     assert other.is_mean == pytest.approx(reference.is_mean, rel=1e-5)
     monkeypatch.setattr(references, "NUM_REAL_FEATURES", 50)
-    fewer = calculate_inception_moments.compute_reference(dataset, network, batch_size=64, **options)
+    fewer = computed(dataset, network)
     torch.testing.assert_close(fewer.real_features, reference.real_features[:50], rtol=1e-4, atol=1e-5)
 
 
@@ -97,9 +112,7 @@ def save_part_of_run(rank, world_size, root, batch_size):
     torch.distributed.init_process_group("gloo", **group)
     ranks = distributed.Ranks(rank, world_size, torch.device("cpu"))
     network = load_feature_network("classifier", root, "toy")
-    reference = calculate_inception_moments.compute_reference(
-        loading.open_dataset("toy", root), network, batch_size=batch_size, device="cpu", ranks=ranks, **OPTIONS
-    )
+    reference = computed(loading.open_dataset("toy", root), network, ranks, batch_size)
     reference.save(root / f"rank{rank}.npz")
     torch.distributed.destroy_process_group()
 
@@ -114,9 +127,7 @@ def test_statistics_do_not_depend_on_the_number_of_ranks(fitted, tmp_path, batch
         process.start()
     network, *_ = load(fitted)
     dataset = loading.open_dataset("toy", fitted)
-    alone = calculate_inception_moments.compute_reference(
-        dataset, network, batch_size=batch_size, device="cpu", **OPTIONS
-    )
+    alone = computed(dataset, network, batch_size=batch_size)
     for process in ranks:
         process.join(60)
         assert process.exitcode == 0
@@ -132,13 +143,10 @@ def test_statistics_do_not_depend_on_the_number_of_ranks(fitted, tmp_path, batch
 
 def test_an_unreadable_image_of_any_rank_is_one_line_of_all(fitted, monkeypatch):
     """Rank 0, the one that speaks, hears of what rank 1 could not read."""
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: tensor.fill_(1))
-    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda box, src, device: box.__setitem__(0, "bad"))
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda box, own: box.__setitem__(slice(2), [own, BAD]))
     ranks = distributed.Ranks(0, 2, torch.device("cpu"))
     with pytest.raises(utils.UserError, match="bad"):
-        calculate_inception_moments.compute_reference(
-            loading.open_dataset("toy", fitted), load(fitted)[0], batch_size=16, device="cpu", ranks=ranks, **OPTIONS
-        )
+        computed(loading.open_dataset("toy", fitted), load(fitted)[0], ranks)
 
 
 def test_a_random_subset_is_measured_on_its_own(fitted, capsys):
@@ -147,7 +155,7 @@ def test_a_random_subset_is_measured_on_its_own(fitted, capsys):
     subset_path = path.with_name("toy_classifier_native_num50_reference.npz")
     assert "50 images (a random subset, seed 3)" in capsys.readouterr().out
     subset = read_reference(subset_path)
-    assert subset.protocol["num_images"] == subset.protocol["reference_num"] == 50 and subset.protocol["seed"] == 3
+    assert subset.protocol.num_images == subset.protocol.reference_num == 50 and subset.protocol.seed == 3
     # the subset's features are 50 of the whole's, and its mean is theirs
     distances = (subset.real_features[:, None] - whole.real_features).norm(dim=2)
     nearest = distances.min(1)
@@ -161,14 +169,10 @@ def test_a_random_subset_is_measured_on_its_own(fitted, capsys):
     with pytest.raises(utils.UserError, match=r"--reference_num 121: .*toy\.hdf5 has 120 images"):
         run(fitted, "--reference_num", "121")
 
-    parser = utils.ArgumentParser()
-    loading.add_data_args(parser)
-    inception_utils.add_metric_args(parser)
-    flags = ["--feature_network", "classifier", "--data_root", str(fitted)]
     chosen = [["--reference_num", "50"], ["--reference_file", str(subset_path)]]
     for more in chosen:
-        _, reference = inception_utils.load_evaluation(parser.parse_args(flags + more), "toy", "cpu")
-        assert reference.protocol["num_images"] == 50
+        _, reference = inception_utils.load_evaluation(metric_options(*more), fitted, "toy", "cpu")
+        assert reference.protocol.num_images == 50
     for more, line in (
         (["--reference_num", "51"], "--reference_num 51"),
         (["--reference_file", "nowhere.npz"], "--reference_file nowhere.npz: no such file"),
@@ -180,7 +184,7 @@ def test_a_random_subset_is_measured_on_its_own(fitted, capsys):
         (["--is_splits", "200", "--num_inception_images", "100"], "at least 200"),
     ):
         with pytest.raises(utils.UserError, match=line):
-            inception_utils.load_evaluation(parser.parse_args(flags + more), "toy", "cpu")
+            inception_utils.load_evaluation(metric_options(*more), fitted, "toy", "cpu")
 
 
 def test_merging_and_exporting(fitted, tmp_path, capsys):
@@ -208,12 +212,12 @@ def test_merging_and_exporting(fitted, tmp_path, capsys):
 
 def test_imagenet_is_known_by_its_classes():
     names = [f"n{number:08d}" for number in (1440764, *range(2000000, 2000998), 15075141)]
-    assert calculate_inception_moments.has_imagenet_classes(names)
-    assert not calculate_inception_moments.has_imagenet_classes(names[::-1])
-    assert not calculate_inception_moments.has_imagenet_classes(names[:-1])
-    assert not calculate_inception_moments.has_imagenet_classes([*names[:-1], "n16000000"])
-    assert not calculate_inception_moments.has_imagenet_classes([str(i) for i in range(1000)])
-    assert not calculate_inception_moments.has_imagenet_classes(["cat"])
+    assert inception_utils.has_imagenet_classes(names)
+    assert not inception_utils.has_imagenet_classes(names[::-1])
+    assert not inception_utils.has_imagenet_classes(names[:-1])
+    assert not inception_utils.has_imagenet_classes([*names[:-1], "n16000000"])
+    assert not inception_utils.has_imagenet_classes([str(i) for i in range(1000)])
+    assert not inception_utils.has_imagenet_classes(["cat"])
 
 
 def test_running_again_reuses_what_matches(fitted, capsys):
@@ -226,9 +230,9 @@ def test_running_again_reuses_what_matches(fitted, capsys):
         assert words in printed
     assert path.stat().st_mtime_ns == before
     run(fitted, "--prdc_k", "4")
-    assert "made with another k" in capsys.readouterr().out and load(fitted)[1].protocol["k"] == 4
+    assert "made with another k" in capsys.readouterr().out and load(fitted)[1].protocol.k == 4
     run(fitted, "--overwrite")
-    assert "already" not in capsys.readouterr().out and load(fitted)[1].protocol["k"] == 5
+    assert "already" not in capsys.readouterr().out and load(fitted)[1].protocol.k == 5
 
 
 def test_fitting_again_gives_the_same_classifier(fitted, capsys):
@@ -246,16 +250,13 @@ def test_fitting_again_gives_the_same_classifier(fitted, capsys):
 
 
 def test_load_evaluation(fitted):
-    parser = utils.ArgumentParser()
-    loading.add_data_args(parser)
-    inception_utils.add_metric_args(parser)
-    args = parser.parse_args(["--feature_network", "classifier", "--data_root", str(fitted)])
-    network, reference = inception_utils.load_evaluation(args, "toy", "cpu", loading.open_dataset("toy", fitted))
-    assert network.weights_hash == reference.protocol["weights_hash"]
+    about = (metric_options(), fitted)
+    network, reference = inception_utils.load_evaluation(*about, "toy", "cpu", loading.open_dataset("toy", fitted))
+    assert network.weights_hash == reference.protocol.weights_hash
     write_dataset(fitted / "larger.hdf5", resolution=32)
     shutil.copy(fitted / "toy_classifier.pth", fitted / "larger_classifier.pth")
     with pytest.raises(utils.UserError, match=r"3 classes at 16x16, but .*larger\.hdf5 has 3 at 32x32"):
-        inception_utils.load_evaluation(args, "larger", "cpu", loading.open_dataset("larger", fitted))
+        inception_utils.load_evaluation(*about, "larger", "cpu", loading.open_dataset("larger", fitted))
 
 
 def test_bad_input_ends_in_one_line(tmp_path, capsys):
@@ -271,11 +272,11 @@ def test_bad_input_ends_in_one_line(tmp_path, capsys):
     with pytest.raises(utils.UserError, match=r"missing"):
         run(tmp_path, dataset="missing")
     assert not list(tmp_path.glob("*.npz"))
-    for flags in ([], ["--dataset", "small", "--refit_classifier"]):
-        with pytest.raises(SystemExit) as error:
-            calculate_inception_moments.main(flags)
-        assert error.value.code == 2
-    assert "--dataset is required" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
+        calculate_inception_moments.main(["--dataset", "small", "--refit_classifier"])
+    assert error.value.code == 2
+    with pytest.raises(utils.UserError, match="--dataset is required"):
+        calculate_inception_moments.main([])
 
 
 def test_stratified_split():

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import matplotlib
@@ -11,6 +10,7 @@ import pytest
 
 import dataset_doctor
 import make_hdf5
+import train
 import utils
 from image_datasets import doctor, doctor_picture, loading
 from training import run_folder
@@ -52,7 +52,7 @@ def no_pass(*_):
 @pytest.mark.parametrize("storage", [{}, {"chunks": (7, 3, 8, 8)}, {"chunks": (7, 3, 8, 8), "compression": "lzf"}])
 @pytest.mark.parametrize("block", [192 * 3, 2**22])
 def test_what_is_in_a_data_set_is_found(tmp_path, planted, monkeypatch, storage, block):
-    monkeypatch.setattr(dataset_doctor, "BLOCK_BYTES", block)
+    monkeypatch.setattr(doctor, "BLOCK_BYTES", block)
     findings = doctor.examine(write(tmp_path / "a.hdf5", *planted, ["a", "b", "c", "d"], **storage))
     assert findings["num_images"] == 40 and findings["resolution"] == 8 and findings["num_classes"] == 4
     assert findings["counts"] == [30, 8, 0, 2] and findings["empty"] == ["c"]
@@ -95,7 +95,7 @@ def test_a_pass_is_made_once(tmp_path, planted, monkeypatch, capsys):
     dataset = write(tmp_path / "a.hdf5", *planted)
     findings = doctor.introduce(dataset)
     assert findings["fresh"] and "40 images 8x8" in capsys.readouterr().out
-    monkeypatch.setattr(dataset_doctor, "full_pass", no_pass)
+    monkeypatch.setattr(doctor, "full_pass", no_pass)
     again = doctor.introduce(loading.HDF5Dataset(tmp_path / "a.hdf5"))
     assert again == findings | {"fresh": False}
     assert capsys.readouterr().out.count("\n") == 1
@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path, planted, capsy
 
 
 def test_a_broken_off_pass_leaves_nothing(tmp_path, planted, monkeypatch):
-    monkeypatch.setattr(dataset_doctor, "BLOCK_BYTES", 192 * 3)
+    monkeypatch.setattr(doctor, "BLOCK_BYTES", 192 * 3)
     dataset = write(tmp_path / "a.hdf5", *planted)
     read = dataset.read
 
@@ -236,7 +236,7 @@ def test_the_script(tmp_path, planted, monkeypatch, capsys):
     dataset_doctor.main(flags)
     out = capsys.readouterr().out
     assert out.startswith("a: 40 images") and str(tmp_path / "a_doctor.png") in out
-    monkeypatch.setattr(dataset_doctor, "full_pass", no_pass)
+    monkeypatch.setattr(doctor, "full_pass", no_pass)
     with pytest.raises(AssertionError):
         dataset_doctor.main([*flags, "--overwrite"])
     with pytest.raises(utils.UserError, match=r"holds a; make it with"):
@@ -247,7 +247,7 @@ def test_make_hdf5_ends_with_the_report(tmp_path, monkeypatch, capsys):
     flags = ["--dataset", "digits", "--data_root", str(tmp_path)]
     make_hdf5.main(flags)
     assert "digits: 1,797 images 32x32, 10 classes; smallest '8' (174), largest '3' (183)" in capsys.readouterr().out
-    monkeypatch.setattr(dataset_doctor, "full_pass", no_pass)
+    monkeypatch.setattr(doctor, "full_pass", no_pass)
     assert not doctor.examine(loading.open_dataset("digits", tmp_path))["fresh"]
     make_hdf5.main(flags)
 
@@ -255,11 +255,9 @@ def test_make_hdf5_ends_with_the_report(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_single_class_in_a_conditional_run_is_refused(tmp_path, label):
     write(tmp_path / "a.hdf5", noise(4), [label] * 4, ["only", "other"])
-    args = SimpleNamespace(
-        dataset="a", data_root=tmp_path, load_in_mem=False, dry_run=False, dry_run_time=False, unconditional=False
-    )
+    options, _ = train.parse_args(["--dataset", "a", "--data_root", str(tmp_path)])
     with pytest.raises(utils.UserError, match=r"DIR/<class name>/<image>\.png.*--unconditional") as error:
-        make_plan(args)
+        make_plan(options, None)
     assert "\n" not in str(error.value) and ["'only'", "'other'"][label] in str(error.value)
 
 
@@ -270,9 +268,9 @@ def test_resuming_on_changed_data_is_refused():
         return {"args": {}, "model_config": model, "data": {"num_images": 4, **data}, "step": 5}
 
     now = state(content="a" * 64)
-    run_folder.check_same_run(state(content="a" * 64), now)
-    run_folder.check_same_run(state(), now)  # of before there was such a key
+    run_folder.check_same_run(state(content="a" * 64), now, set())
+    run_folder.check_same_run(state(), now, set())  # of before there was such a key
     with pytest.raises(
         utils.UserError, match=r"the data's content was bbbbbbbbbbbb\.\.\. and is now aaaaaaaaaaaa\.\.\.;?"
     ):
-        run_folder.check_same_run(state(content="b" * 64), now)
+        run_folder.check_same_run(state(content="b" * 64), now, set())

@@ -19,15 +19,17 @@ import sample
 import train
 import utils
 from image_datasets import writing
+from inception_utils import evaluate_generator, evaluate_images
 from metrics import classifier, functional, networks, truncation_sweep
-from metrics.features import Measure, _part, raised_on_all
-from metrics.images import GeneratedImages, open_images
-from metrics.reference import Reference, load_reference, make_protocol, reference_path
+from metrics.features import Measure, _part
+from metrics.images import GeneratedImages, Source
+from metrics.protocol import MetricOptions, ReferenceProtocol
+from metrics.reference import Reference, load_reference, reference_path
 from sampling.batch_norm import BatchNormMode
 from sampling.generate import generate
-from sampling.latents import Truncation
+from sampling.latents import Truncation, balanced_labels
 from torch_utils import checkpoints, distributed
-from training import logs
+from training import intervals
 
 NUM_IMAGES = 150
 METRICS = {
@@ -36,7 +38,10 @@ METRICS = {
 }  # fmt: skip
 ONE = distributed.Ranks(0, 1, torch.device("cpu"))
 MODES = [BatchNormMode(), BatchNormMode("batch", 32), BatchNormMode("standing", 32, 2)]
-FAST = {"kid_subsets": 5}
+
+
+def fast(batch_size):
+    return MetricOptions(metric_batch_size=batch_size, kid_subsets=5)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +58,13 @@ def data_root(tmp_path_factory, G):
     path = classifier.classifier_path(folder, "small")
     classifier.save_classifier(net, path, dataset_name="small", accuracy=0.5, seed=0, epochs=0)
     network = networks.load_feature_network("classifier", folder, "small")
-    y = sample.balanced_labels(NUM_IMAGES, range(CLASSES))
+    y = balanced_labels(NUM_IMAGES, range(CLASSES))
     images = torch.cat(list(generate(G, y, seed=9, batch_size=50)))
     writing.write_hdf5(folder / "small.hdf5", images.numpy(), y.numpy(), NAMES, "made", "none")
     features, _ = network(images)
     moments = functional.RunningMoments()
     moments.update(features)
-    protocol = make_protocol(network, dataset="small", num_images=NUM_IMAGES, seed=9, k=5, splits=3)
+    protocol = ReferenceProtocol.of(network, dataset="small", num_images=NUM_IMAGES, seed=9, k=5, splits=3)
     reference = Reference(*moments.finalize(), features, 1.0, 0.0, 1.0, protocol)
     reference.save(reference_path(folder, "small", "classifier", "native"))
     return folder
@@ -71,7 +76,7 @@ def measure(data_root):
     network = networks.load_feature_network("classifier", data_root, "small")
     path = reference_path(data_root, "small", "classifier", "native")
     reference = load_reference(path, network)
-    return lambda batch_size=64, **options: Measure(network, reference, batch_size, ONE, FAST, **options)
+    return lambda batch_size=64, **options: Measure(network, reference, fast(batch_size), ONE, **options)
 
 
 @pytest.fixture(scope="module")
@@ -120,22 +125,22 @@ def evaluated(capsys, *arguments):
 # A generator
 
 
-@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.bn_mode)
 def test_metrics_do_not_depend_on_the_batch_size_and_are_plain(G, measure, mode):
-    values = evaluate.evaluate_generator(G, measure(64), NUM_IMAGES, 0, ema=True, mode=mode)
+    values = evaluate_generator(G, measure(64), NUM_IMAGES, 0, ema=True, mode=mode)
     assert values.keys() == METRICS
     assert json.loads(json.dumps(values)) == values
-    close(values, evaluate.evaluate_generator(G, measure(7), NUM_IMAGES, 0, ema=True, mode=mode))
+    close(values, evaluate_generator(G, measure(7), NUM_IMAGES, 0, ema=True, mode=mode))
 
 
 def test_the_seed_of_the_reference_gives_the_reference(G, measure):
-    values = evaluate.evaluate_generator(G, measure(50), NUM_IMAGES, 9, ema=True)
+    values = evaluate_generator(G, measure(50), NUM_IMAGES, 9, ema=True)
     assert values["fd"] == pytest.approx(0, abs=1e-3) and values["coverage"] > 0.99
 
 
 def test_the_protocol_says_how_images_were_made(G, measure):
     def protocol(*arguments, **options):
-        return evaluate.evaluate_generator(G, measure(), 130, 3, *arguments, ema=False, **options)["protocol"]
+        return evaluate_generator(G, measure(), 130, 3, *arguments, ema=False, **options)["protocol"]
 
     expected = {"fake_num": 130, "seed": 3, "truncation": 0.5, "truncation_kind": "truncated_normal", "ema": False}
     assert (expected | {"bn_mode": "running"}).items() <= protocol(Truncation(0.5)).items()
@@ -145,15 +150,15 @@ def test_the_protocol_says_how_images_were_made(G, measure):
     assert standing.items() <= protocol(mode=MODES[2]).items()
 
 
-@pytest.mark.parametrize("mode", MODES[1:], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("mode", MODES[1:], ids=lambda mode: mode.bn_mode)
 def test_each_mode_gives_numbers_of_its_own(G, measure, mode):
     common = (G, measure(), NUM_IMAGES, 0)
-    running, other = (evaluate.evaluate_generator(*common, ema=True, mode=m)["fd"] for m in (MODES[0], mode))
+    running, other = (evaluate_generator(*common, ema=True, mode=m)["fd"] for m in (MODES[0], mode))
     assert abs(running - other) > 1e-3
 
 
 def test_no_accuracy_for_a_generator_of_other_classes(measure):
-    values = evaluate.evaluate_generator(small_generator(n_classes=1), measure(), 130, 0, ema=True)
+    values = evaluate_generator(small_generator(n_classes=1), measure(), 130, 0, ema=True)
     assert values.keys() == METRICS - {"accuracy"}
 
 
@@ -172,16 +177,20 @@ def test_parts_of_ranks_join_to_the_whole(G, measure, num_images):
 
 
 def test_intra_class_distance_is_the_mean_over_classes(G, measure, data_root):
-    real = open_images(data_root / "small.hdf5", "hdf5")
-    values = evaluate.evaluate_generator(G, measure(real_images=real), 60, 0, ema=True)
+    real = Source.at(data_root / "small.hdf5").open()
+    values = evaluate_generator(G, measure(real_images=real), 60, 0, ema=True)
     network = measure().network
-    y = sample.balanced_labels(60, range(CLASSES))
+    y = balanced_labels(60, range(CLASSES))
     fake = network(torch.cat(list(generate(G, y, 0, 60))))[0]
-    mean, by_class = functional.intra_fid(fake, y, network(real.read(np.arange(150)))[0], torch.from_numpy(real.labels))
-    assert values["intra_fd"] == pytest.approx(mean, rel=1e-4) and len(by_class) == CLASSES
-    assert values["intra_fd_per_class"] == pytest.approx({str(c): value for c, value in by_class.items()}, rel=1e-4)
+    features = network(real.read(np.arange(150)))[0]
+    by_class = {}
+    for c in range(CLASSES):
+        moments = (functional.moments_of(x).finalize() for x in (fake[y == c], features[real.labels == c]))
+        by_class[str(c)] = functional.frechet_distance(*next(moments), *next(moments))
+    assert values["intra_fd"] == pytest.approx(np.mean(list(by_class.values())), rel=1e-4)
+    assert values["intra_fd_per_class"] == pytest.approx(by_class, rel=1e-4)
     with pytest.raises(utils.UserError, match="class 1 has 1 images"):
-        evaluate.evaluate_generator(G, measure(real_images=real), 4, 0, ema=True)
+        evaluate_generator(G, measure(real_images=real), 4, 0, ema=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,10 +198,10 @@ def test_intra_class_distance_is_the_mean_over_classes(G, measure, data_root):
 
 
 def test_evaluating_never_changes_training(data_root, tmp_path, monkeypatch):
-    monkeypatch.setattr(logs, "plot_curves", lambda *paths: None)  # takes longer than the rest
+    monkeypatch.setattr(intervals, "plot_curves", lambda *paths: None)  # takes longer than the rest
     model = "--G_ch 4 --D_ch 4 --G_ch_mult 2-2-1 --D_ch_mult 1-2 --G_attn 0 --D_attn 0 --dim_z 6 --G_param SN"
     steps = "--batch_size 4 --num_D_steps 1 --num_iters 2 --log_every 1 --num_inception_images 130 --device cpu"
-    modes = [f"--test_every 1 --sample_every 1 --bn_batch_size 8 --bn_mode {mode.name}" for mode in MODES]
+    modes = [f"--test_every 1 --sample_every 1 --bn_batch_size 8 --bn_mode {mode.bn_mode}" for mode in MODES]
     runs = []
     for i, reports in enumerate(["--test_every 0 --sample_every 9", *modes]):
         where = f"--dataset small --data_root {data_root} --runs_root {tmp_path} --experiment_name {i}"
@@ -235,12 +244,12 @@ def test_order_and_choice_do_not_follow_the_class(data_root, files, samples, cap
     for name in ("fd", "accuracy"):
         assert by_class[name] == pytest.approx(mixed[name], rel=1e-4)
     assert by_class["is_mean"] == pytest.approx(mixed["is_mean"], rel=0.1)
-    chosen = open_images(tmp_path / "sorted.npz", "npz")
+    chosen = Source.at(tmp_path / "sorted.npz").open()
     seen = []
     original, chosen.read = chosen.read, lambda indices: seen.extend(indices) or original(indices)
     network = networks.load_feature_network("classifier", data_root, "small")
     reference = load_reference(data_root / "small_classifier_native_reference.npz", network)
-    values = evaluate.evaluate_images(chosen, Measure(network, reference, 16, ONE, FAST), 60, seed=0)
+    values = evaluate_images(chosen, Measure(network, reference, fast(16), ONE), 60, seed=0)
     assert len(set(seen)) == 60 and min(np.bincount(y[order][seen])) > 10 and values["protocol"]["fake_num"] == 60
 
 
@@ -280,7 +289,7 @@ def test_a_sweep_is_a_table_a_plot_and_numbers(run, tmp_path, capsys):
 
 def test_an_interrupted_sweep_keeps_its_points(G, measure, tmp_path):
     def points():
-        yield evaluate.evaluate_generator(G, measure(), 130, 0, Truncation(0.5), ema=True)
+        yield evaluate_generator(G, measure(), 130, 0, Truncation(0.5), ema=True)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -375,10 +384,11 @@ def test_flags_of_another_network_or_data_set_are_not_taken_over(run, G, capsys,
 # Evaluates each of the command lines in sys.argv[1], a JSON list, in one process group, and prints a JSON list.
 ON_RANKS = """
 import contextlib, json, sys
-import evaluate, utils
+import evaluate
+from torch_utils import distributed
 with distributed.process_group("cpu") as ranks:
     with contextlib.redirect_stdout(sys.stderr):
-        results = [evaluate._evaluate(argv, evaluate.parse_args(argv), ranks) for argv in json.loads(sys.argv[1])]
+        results = [evaluate._evaluate(*evaluate.parse_args(argv), ranks) for argv in json.loads(sys.argv[1])]
     if ranks.is_main:
         print(json.dumps(results))
 """
@@ -389,7 +399,7 @@ def test_ranks_give_the_metrics_of_one_process(run, samples, files, tmp_path, ca
     (tmp_path / "on_ranks.py").write_text(ON_RANKS)
     npz, folder = str(samples / "samples.npz"), str(samples / "images")
     checkpoint = [str(run), "--seed", "0", "--bn_batch_size", "20"]
-    commands = [[*checkpoint, "--num_inception_images", "149", "--bn_mode", mode.name] for mode in MODES]
+    commands = [[*checkpoint, "--num_inception_images", "149", "--bn_mode", mode.bn_mode] for mode in MODES]
     commands += [[folder, *files], [npz, folder, *files, "--num_inception_images", "121"]]
     commands += [[*checkpoint, "--intra_fid"]]
     single = [evaluated(capsys, *command, "--metric_batch_size", 64) for command in commands]
@@ -401,21 +411,6 @@ def test_ranks_give_the_metrics_of_one_process(run, samples, files, tmp_path, ca
     for one, two in zip(single, json.loads(ranks.stdout), strict=True):
         close(one, two, without=() if "accuracy" in one else ("accuracy",))
         assert one.get("intra_fd_per_class", {}) == pytest.approx(two.get("intra_fd_per_class", {}), rel=1e-4)
-
-
-def test_a_problem_of_any_rank_is_raised_on_all(monkeypatch):
-    """Rank 0 has none, rank 1 has one: each hears of it."""
-
-    def share_minimum(tensor, op):
-        tensor.fill_(1)
-
-    monkeypatch.setattr(torch.distributed, "all_reduce", share_minimum)
-    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda box, src, device: box.__setitem__(0, "bad"))
-    for problem, rank in ((None, 0), ("bad", 1)):
-        ranks = distributed.Ranks(rank, 2, torch.device("cpu"))
-        with pytest.raises(utils.UserError, match="bad"), raised_on_all(ranks):
-            if problem:
-                raise utils.UserError(problem)
 
 
 @pytest.mark.filterwarnings("ignore:fd of 2 images")
@@ -453,11 +448,12 @@ def test_bad_input_is_one_line(run, samples, data_root, files, tmp_path, G, caps
         ([npz, statistics, *files, "--prdc_memory_mb", "1"], "PRDC of .* features needs"),
         ([npz, samples / "images", *files, "--num_inception_images", "3"], "at least 10"),
         ([run, "--intra_fid", "--dataset", "other"], "other.hdf5"),
+        ([run, "--truncation", "-1"], "--truncation -1.0: must be positive"),
     ):
         with pytest.raises(utils.UserError, match=words) as caught:
             evaluate.main([*map(str, arguments), "--device", "cpu"])
         assert "\n" not in str(caught.value)
-    wrong = ["--truncation -1", "--num_inception_images 0", "--dataste x", "--truncation_sweep 1 x 2", "--bn_mode none"]
+    wrong = ["--truncation x", "--num_inception_images 0", "--dataste x", "--truncation_sweep 1 x 2", "--bn_mode none"]
     capsys.readouterr()
     for flags in [f"{run} {flags}" for flags in wrong] + ["--json", "a b c"]:
         with pytest.raises(SystemExit) as caught:

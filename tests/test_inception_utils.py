@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ import utils
 from metrics import classifier, functional, networks
 from metrics.functional import RunningMoments
 from metrics.networks import FeatureNetwork, InceptionV3, load_feature_network
+from metrics.protocol import MetricOptions, Protocol, compare_protocols
+from sampling.latents import Truncation
 
 # --- feature networks ------------------------------------------------------------------------------------------------
 
@@ -53,8 +56,8 @@ def test_names_and_resize_rules_are_checked(tmp_path):
     with pytest.raises(utils.UserError, match=r"calculate_inception_moments\.py --dataset toy"):
         load_feature_network("classifier", tmp_path, "toy")
     parser = argparse.ArgumentParser()
-    inception_utils.add_metric_args(parser)
-    args = parser.parse_args(["--feature_network", "inceptionv3"])
+    MetricOptions.add_to(parser)
+    args = MetricOptions.of(parser.parse_args(["--feature_network", "inceptionv3"]))
     assert args.feature_network == "inception" and args.num_inception_images == 50_000 and args.resize is None
 
 
@@ -97,33 +100,38 @@ def test_everything_stays_on_its_device():
 # --- the metrics of generated images ---------------------------------------------------------------------------------
 
 
+def protocol_of(network, reference, options=None, **about):
+    about = {"fake_num": 200, "ema": True, "bn_mode": "running", "truncation": None, "seed": 0} | about
+    return Protocol.of(network, reference, options or MetricOptions(), **about).to_dict()
+
+
 def test_compute_metrics(tmp_path):
     network = small_network()
     reference = made_reference(network)
     features, labels = reference.real_features[torch.randperm(200)], torch.arange(200) % 3
     logits = 10.0 * F.one_hot(labels, 3)
-    values = inception_utils.compute_metrics(features, logits, labels, network, reference)
+    values = inception_utils.compute_metrics(features, logits, labels, network, reference, MetricOptions())
     keys = ["fd", "is_mean", "is_std", "kid_mean", "kid_std", "precision", "recall", "density", "coverage", "accuracy"]
     assert list(values) == keys and all(type(value) is float for value in values.values())
     assert values["fd"] < 1e-6 * reference.sigma.trace() and values["accuracy"] == 1
     assert values["precision"] == values["recall"] == values["coverage"] == 1
     collapsed = features[:1] + 0.01 * torch.randn(200, 128)
     mean, std = functional.kernel_distance(reference.real_features, features, 7, 20, seed=4)
-    options = {"kid_subsets": 7, "kid_subset_size": 20, "seed": 4}
-    values = inception_utils.compute_metrics(features, logits, labels, network, reference, **options)
+    options = MetricOptions(kid_subsets=7, kid_subset_size=20)
+    values = inception_utils.compute_metrics(features, logits, labels, network, reference, options, seed=4)
     assert (values["kid_mean"], values["kid_std"]) == (mean, std)
-    values = inception_utils.compute_metrics(collapsed, logits, None, network, reference, splits=5, k=3)
+    options = MetricOptions(is_splits=5, prdc_k=3)
+    values = inception_utils.compute_metrics(collapsed, logits, None, network, reference, options)
     assert values["precision"] == 1 and values["recall"] < 0.05 and "accuracy" not in values
     line = inception_utils.summary(values)
     assert line.startswith("FD ") and "precision 1.000" in line and "\n" not in line
 
     with pytest.warns(UserWarning, match="too few"):
-        few = inception_utils.compute_metrics(features[:50], logits[:50], labels[:50], network, reference)
+        fifty = (features[:50], logits[:50], labels[:50])
+        few = inception_utils.compute_metrics(*fifty, network, reference, MetricOptions())
     assert few["fd"] > 0
 
-    about = {"num_fake": 200, "ema": True, "bn_mode": "running", "seed": 0}
-    about |= {"truncation": None, "truncation_kind": "truncated_normal"}
-    protocol = inception_utils.protocol(network, reference, **about)
+    protocol = protocol_of(network, reference)
     assert protocol["prdc_num"] == 200 and protocol["reference"] == "toy" and protocol["truncation_kind"] is None
     torch.save({"metrics": values, "protocol": protocol}, tmp_path / "m.pth")
     assert torch.load(tmp_path / "m.pth", weights_only=True)["protocol"] == json.loads(json.dumps(protocol))
@@ -134,31 +142,26 @@ def test_inception_is_reported_as_fid():
     reference = made_reference(network)
     features = reference.real_features
     values = inception_utils.compute_metrics(
-        features, torch.randn(200, 3), torch.zeros(200, dtype=torch.int64), network, reference
+        features, torch.randn(200, 3), torch.zeros(200, dtype=torch.int64), network, reference, MetricOptions()
     )
     assert "fid" in values and "fd" not in values and "accuracy" not in values
 
 
-ABOUT = {"num_fake": 200, "ema": True, "bn_mode": "running", "truncation": None, "truncation_kind": None, "seed": 0}
-
-
 def test_flags_reach_metrics_and_protocol():
     parser = argparse.ArgumentParser()
-    inception_utils.add_metric_args(parser)
+    MetricOptions.add_to(parser)
     network = small_network()
     reference = made_reference(network)
-    default = inception_utils.metric_options(parser.parse_args([]))
-    protocol = inception_utils.protocol(network, reference, **ABOUT, **default)
-    assert protocol == inception_utils.protocol(network, reference, **ABOUT)
+    protocol = protocol_of(network, reference, MetricOptions.of(parser.parse_args([])))
     assert (protocol["splits"], protocol["k"], protocol["is_outputs"], protocol["kid_subsets"]) == (10, 5, 3, 100)
     assert protocol["kid_subset_size"] == protocol["kid_real_num"] == 200  # fewer than the 1000 that were asked for
     flags = "--is_splits 4 --prdc_k 3 --kid_subsets 6 --kid_subset_size 30 --is_outputs 1000".split()
-    options = inception_utils.metric_options(parser.parse_args(flags))
+    options = MetricOptions.of(parser.parse_args(flags))
     features, logits = reference.real_features, torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-    values = inception_utils.compute_metrics(features, logits, None, network, reference, **options)
+    values = inception_utils.compute_metrics(features, logits, None, network, reference, options)
     assert (values["is_mean"], values["is_std"]) == functional.inception_score(logits, 4)
     assert values["kid_mean"] == functional.kernel_distance(features, features, 6, 30)[0]
-    protocol = inception_utils.protocol(network, reference, **ABOUT, **options)
+    protocol = protocol_of(network, reference, options)
     assert [protocol[key] for key in ("splits", "k", "kid_subsets", "kid_subset_size")] == [4, 3, 6, 30]
 
 
@@ -170,17 +173,15 @@ def test_the_outputs_that_count():
 
     def score(is_outputs):
         with pytest.warns(UserWarning, match="too few"):
-            values = inception_utils.compute_metrics(
-                features, logits, None, network, reference, is_outputs=is_outputs, kid_subsets=1
-            )
-        about = inception_utils.protocol(network, reference, **ABOUT, is_outputs=is_outputs)
-        return values["is_mean"], about["is_outputs"]
+            options = MetricOptions(is_outputs=is_outputs, kid_subsets=1)
+            values = inception_utils.compute_metrics(features, logits, None, network, reference, options)
+        return values["is_mean"], protocol_of(network, reference, options)["is_outputs"]
 
     assert score(None) == score("all") == (functional.inception_score(logits)[0], 1008)
     assert score("1000") == (functional.inception_score(logits[:, 1:1001])[0], 1000)
-    inception_utils.check_outputs(network, "1000")
+    inception_utils.check_options(MetricOptions(is_outputs="1000"), network)
     with pytest.raises(utils.UserError, match="the classifier has 3 classes of its own"):
-        inception_utils.check_outputs(small_network(), "1000")
+        inception_utils.check_options(MetricOptions(is_outputs="1000"), small_network())
 
 
 def test_classes_are_known_where_they_are_the_data_sets():
@@ -189,32 +190,29 @@ def test_classes_are_known_where_they_are_the_data_sets():
     assert inception_utils.knows_classes(own, reference) and not inception_utils.knows_classes(imagenet, reference)
     assert inception_utils.metric_keys(own, reference, 3)[-1] == "accuracy"
     assert "accuracy" not in inception_utils.metric_keys(own, reference, 4)
-    reference.protocol["imagenet_classes"] = True
+    reference = replace(reference, protocol=replace(reference.protocol, imagenet_classes=True))
     assert inception_utils.knows_classes(imagenet, reference)
     assert not inception_utils.knows_classes(small_network("inception_tf", num_classes=1008), reference)
     labels = torch.arange(200) * 5
-    values = inception_utils.compute_metrics(
-        reference.real_features, F.one_hot(labels, 1000).float(), labels, imagenet, reference, kid_subsets=1
-    )
+    logits, options = F.one_hot(labels, 1000).float(), MetricOptions(kid_subsets=1)
+    values = inception_utils.compute_metrics(reference.real_features, logits, labels, imagenet, reference, options)
     assert values["accuracy"] == 1
 
 
 def test_protocols_that_cannot_be_compared():
     network = small_network()
     reference = made_reference(network)
-    one = inception_utils.protocol(network, reference, **ABOUT)
-    like = ABOUT | {"ema": False, "truncation": 0.5, "truncation_kind": "clamp", "seed": 3}
-    assert inception_utils.compare_protocols(one, inception_utils.protocol(network, reference, **like)) == []
-    other = inception_utils.protocol(
-        small_network(hash_="b" * 64), reference, **ABOUT | {"num_fake": 50, "bn_mode": "batch"}, splits=3
-    )
-    lines = inception_utils.compare_protocols(one, other | {"bn_batch_size": 64})
+    one = protocol_of(network, reference)
+    like = protocol_of(network, reference, ema=False, truncation=Truncation(0.5, "clamped_normal"), seed=3)
+    assert compare_protocols(one, like) == [] and like["truncation_kind"] == "clamped_normal"
+    others = {"fake_num": 50, "bn_mode": "batch", "bn_batch_size": 64}
+    other = protocol_of(small_network(hash_="b" * 64), reference, MetricOptions(is_splits=3), **others)
+    lines = compare_protocols(one, other)
     changed = ["weights_hash", "fake_num", "prdc_num", "kid_subset_size", "splits", "bn_mode", "bn_batch_size"]
     assert [line.split(":")[0] for line in lines] == changed
     assert "fake_num: 200 against 50" in lines and "bn_batch_size: not recorded against 64" in lines
-    subset = made_reference(network)
-    subset.protocol.update(reference_num=100, num_images=100, seed=7)
-    lines = inception_utils.compare_protocols(one, inception_utils.protocol(network, subset, **ABOUT))
+    subset = replace(reference, protocol=replace(reference.protocol, reference_num=100, num_images=100, seed=7))
+    lines = compare_protocols(one, protocol_of(network, subset))
     assert [line.split(":")[0] for line in lines] == ["reference_split", "reference_num", "reference_seed"]
 
 

@@ -16,14 +16,15 @@ import instance_selection
 import train
 import utils
 from image_datasets import doctor, loading, writing
+from image_datasets.image_sets import Subset
 from metrics import resizing
 from metrics.reference import read_reference, reference_path
 from selection import measures
 from selection import scores as density_scores
 from selection.scores import (
+    SelectionOptions,
     class_indices,
     compute_scores,
-    embedding_weights,
     keep,
     load_embedding,
     load_scores,
@@ -33,6 +34,7 @@ from selection.scores import (
 from torch_utils import distributed
 from torch_utils.images import to_uint8
 from training import run_folder
+from training.batches import Batches
 
 CPU = ["--device", "cpu"]
 MODEL = "--G_ch 4 --D_ch 4 --G_ch_mult 2-1-1 --D_ch_mult 1-2-2 --G_attn 0 --D_attn 0 --dim_z 8".split()
@@ -99,7 +101,7 @@ def test_classes_need_not_be_sorted_nor_complete():
 
 def test_a_subset_reads_as_the_data_set_does(data_root):
     whole = loading.open_dataset("made", data_root)
-    part = loading.Subset(whole, np.array([3, 4, 59]))
+    part = Subset(whole, np.array([3, 4, 59]))
     assert len(part) == 3 and part.labels.tolist() == [0, 1, 2] and part.class_names == whole.class_names
     assert torch.equal(part.read([2, 0]), whole.read([59, 3])) and part.labels_at([2, 0]).tolist() == [2, 0]
 
@@ -245,7 +247,8 @@ def test_bad_input_is_one_line(script, capsys, flags, words):
 def test_the_metrics_weights_embed_where_they_are_of_that_network(embedding, feature_network, shared):
     def chosen(*flags):
         flags = ["--dataset", "made", "--embedding", embedding, "--feature_network", feature_network, *flags]
-        return embedding_weights(train.parse_args([*flags, "--inception_weights", "metrics.pth"]))
+        options, _ = train.parse_args([*flags, "--inception_weights", "metrics.pth"])
+        return options.selection.weights(options.metrics)
 
     assert chosen() == ("metrics.pth" if shared else None)
     assert chosen("--embedding_weights", "own.pth") == "own.pth"
@@ -268,8 +271,8 @@ def test_missing_weights_of_the_embedding_name_its_flag(tmp_path, monkeypatch):
 def test_training_sees_the_kept_images_alone(script, tmp_path, monkeypatch, capsys):
     flags = ["--dataset", "made", "--data_root", str(script.root), "--runs_root", str(tmp_path / "runs")]
     flags += [*MODEL, *STEPS, *SELECT, "--retention_ratio", "50", "--experiment_name", "run"]
-    seen, draw = [], train.batches.draw_reals
-    monkeypatch.setattr(train.batches, "draw_reals", lambda *args: seen.append(draw(*args)) or seen[-1])
+    seen, draw = [], Batches.reals
+    monkeypatch.setattr(Batches, "reals", lambda *args: seen.append(draw(*args)) or seen[-1])
     train.main([*flags, "--num_epochs", "2"])
     out = capsys.readouterr().out
     assert "keeps 30 of 60 images" in out and "from step 0 to 8 in" in out  # 2 x 30 images in batches of 8
@@ -291,7 +294,7 @@ def test_training_sees_the_kept_images_alone(script, tmp_path, monkeypatch, caps
 def test_a_checkpoint_of_before_can_be_resumed():
     about = {"args": {"seed": 0}, "model_config": {"resolution": 16, "n_classes": 3}, "data": {"num_images": 60}}
     now = about | {"data": {"num_images": 60, "selection": None}}
-    run_folder.check_same_run({"step": 1, **about}, now)
+    run_folder.check_same_run({"step": 1, **about}, now, set())
 
 
 def test_statistics_of_the_kept_images(script, tmp_path, capsys):
@@ -312,9 +315,9 @@ def test_statistics_of_the_kept_images(script, tmp_path, capsys):
     path = reference_path(script.root, name, "classifier", "native")
     part = read_reference(path)
     full = read_reference(path.with_name("made_classifier_native_reference.npz"))
-    assert part.protocol["num_images"] == 30 and full.protocol["num_images"] == 60
-    assert "30 images of made_rr50" in part.protocol["selection"] and full.protocol["selection"] is None
-    assert part.protocol["weights_hash"] == full.protocol["weights_hash"]
+    assert part.protocol.num_images == 30 and full.protocol.num_images == 60
+    assert "30 images of made_rr50" in part.protocol.selection and full.protocol.selection is None
+    assert part.protocol.weights_hash == full.protocol.weights_hash
 
     runs = ["--runs_root", str(tmp_path / "runs"), *MODEL, *STEPS, "--test_every", "1", "--num_iters", "1"]
     train.main([*network, *runs, "--reference_file", str(path), "--experiment_name", "run"])
@@ -339,11 +342,11 @@ def _score_as_rank(rank, root):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     store = torch.distributed.FileStore(str(root / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    args = instance_selection.parse_args(["--dataset", "made", "--data_root", str(root), *SELECT])
+    options = SelectionOptions.of(instance_selection.parse_args(["--dataset", "made", *SELECT]))
     dataset = loading.open_dataset("made", root)
     ranks = distributed.Ranks(rank, 2, torch.device("cpu"))
     content = doctor.examine(dataset)["content"]
-    scores, _ = load_scores(args, dataset, content, ranks)
+    scores, _ = load_scores(options, root, dataset, content, ranks, weights=None, batch_size=64)
     np.save(root / f"rank{rank}.npy", scores)
 
 

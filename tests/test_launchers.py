@@ -13,6 +13,7 @@ import torch
 
 import train
 import utils
+from metrics.protocol import ReferenceProtocol
 from metrics.reference import Reference, reference_path
 from tools import count_models
 
@@ -55,7 +56,7 @@ def inception(tmp_path_factory):
     about = {"network": "inception", "weights_hash": utils.sha256(weights), "resize": "bilinear_corners"}
     about |= {"dataset": "ILSVRC64", "num_images": 2, "seed": 0, "k": 5, "splits": 10, "assumed": False}
     moments = torch.zeros(2048, dtype=torch.float64), torch.eye(2048, dtype=torch.float64)
-    reference = Reference(*moments, torch.zeros(2, 2048), 1.0, 0.0, 1.0, about)
+    reference = Reference(*moments, torch.zeros(2, 2048), 1.0, 0.0, 1.0, ReferenceProtocol(**about))
     reference.save(reference_path(root, "ILSVRC64", "inception", "bilinear_corners"))
     return weights, root
 
@@ -78,11 +79,11 @@ def test_dry_run(script, data_root, inception, capsys):
         and "memory estimate" in out
         and "no attention there" not in re.sub(r".*D_attn 64: .*\n", "", out)
     )
-    args = train.parse_args(flags)
+    options, _ = train.parse_args(flags)
     resolution, num_classes = re.search(r"^(\d+)x\d+ images, (\d+) classes", out, re.M).groups()
-    assert f"{resolution}x{resolution}" in out and int(num_classes) == (10 if args.dataset == "C10" else 1000)
+    assert f"{resolution}x{resolution}" in out and int(num_classes) == (10 if options.data.dataset == "C10" else 1000)
     if script.name.startswith("launch_"):
-        assert args.experiment_name == script.stem.removeprefix("launch_")
+        assert options.run.experiment_name == script.stem.removeprefix("launch_")
         assert ("instance selection keeps about" in out) == selects
     header = script.read_text().split("source ")[0]
     assert re.search(r"^# Needs ", header, re.M) and (
@@ -92,9 +93,10 @@ def test_dry_run(script, data_root, inception, capsys):
 
 def test_flags_after_a_script_replace_its_own(data_root):
     script = count_models.ROOT / "scripts" / "launch_BigGAN_deep_ssm.sh"
-    args = train.parse_args(count_models.script_flags(script, "--experiment_name", "mine", "--G_ch", "32"))
-    assert args.experiment_name == "mine" and args.G_ch == 32 and args.D_ch == 128
-    assert args.ssm == "voxel" and args.model == "BigGANdeep" and args.dim_z == 128
+    options, _ = train.parse_args(count_models.script_flags(script, "--experiment_name", "mine", "--G_ch", "32"))
+    model = options.model
+    assert options.run.experiment_name == "mine" and model["G_ch"] == 32 and model["D_ch"] == 128
+    assert model["ssm"] == "voxel" and model["model"] == "BigGANdeep" and model["dim_z"] == 128
 
 
 def test_a_script_as_users_run_it(inception):

@@ -5,13 +5,14 @@ import json
 import pytest
 
 import utils
-from model_config import ModelConfig, add_model_args, parse_option
+from model_config import ModelConfig, add_model_args
+from utils import parse_option
 
 
 def parse(*flags):
     parser = utils.ArgumentParser()
     add_model_args(parser)
-    return ModelConfig.from_args(parser.parse_args(flags), resolution=32, n_classes=10)
+    return ModelConfig.of(parser.parse_args(flags), resolution=32, n_classes=10)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +91,10 @@ def test_deep_keeps_z_whole():
 
 def test_parse_option_reads_fields_as_flags_do():
     read = {
-        name: parse_option(name, text)
+        name: parse_option(ModelConfig, name, text)
         for name, text in {"G_attn": "32_64", "D_wide": "false", "BN_eps": "1e-4", "D_ch": "7", "ssm": "gain"}.items()
     }
     assert read == {"G_attn": (32, 64), "D_wide": False, "BN_eps": 1e-4, "D_ch": 7, "ssm": "gain"}
     for name, text in (("D_wide", "perhaps"), ("ssm", "other"), ("D_ch", "x"), ("nothing", "1")):
         with pytest.raises(utils.UserError, match=name):
-            parse_option(name, text)
+            parse_option(ModelConfig, name, text)

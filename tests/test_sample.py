@@ -17,7 +17,8 @@ import utils
 from metrics.images import GeneratedImages
 from sampling import batch_norm, sheets
 from sampling.files import npz_writer, png_writer
-from sampling.generate import generate
+from sampling.generate import SamplingOptions, generate
+from sampling.latents import Truncation, balanced_labels, latents, random_labels
 from torch_utils import checkpoints
 from torch_utils.images import to_uint8
 
@@ -47,16 +48,16 @@ def tiles(sheet, rows, columns, header):
 
 
 def test_latents_depend_on_seed_and_index_only():
-    z = sample.latents(3, range(20), DIM_Z)
+    z = latents(3, range(20), DIM_Z)
     assert z.dtype == torch.float32 and z.shape == (20, DIM_Z)
-    assert torch.equal(z[[7, 2]], sample.latents(3, [7, 2], DIM_Z))
-    assert not torch.isclose(z, sample.latents(4, range(20), DIM_Z)).any()
+    assert torch.equal(z[[7, 2]], latents(3, [7, 2], DIM_Z))
+    assert not torch.isclose(z, latents(4, range(20), DIM_Z)).any()
     assert len(z.unique()) == z.numel()
 
 
 @pytest.mark.parametrize("limit", [None, 0.02, 0.5, 2.0])
 def test_latents_follow_the_truncated_normal(limit):
-    z = sample.latents(0, range(400), 10, limit and sample.Truncation(limit)).flatten().double().numpy()
+    z = latents(0, range(400), 10, limit and Truncation(limit)).flatten().double().numpy()
     bound = limit or np.inf
     assert np.abs(z).max() <= bound * (1 + 1e-6)
     assert stats.kstest(z, stats.truncnorm(-bound, bound).cdf).pvalue > 0.01
@@ -64,9 +65,9 @@ def test_latents_follow_the_truncated_normal(limit):
 
 def test_other_kinds_of_truncation():
     def z(kind, limit=0.4):
-        return sample.latents(0, range(400), 10, sample.Truncation(limit, kind))
+        return latents(0, range(400), 10, Truncation(limit, kind))
 
-    whole = sample.latents(0, range(400), 10)
+    whole = latents(0, range(400), 10)
     assert torch.equal(z("clamped_normal"), whole.clamp(-0.4, 0.4))
     torch.testing.assert_close(z("scaled_normal"), whole * 0.4)
     torch.testing.assert_close(z("scaled_truncated_normal"), 0.4 * z("truncated_normal", 2))
@@ -81,18 +82,18 @@ def test_truncation_is_that_of_the_convention_unless_flags_say_otherwise():
         (("--truncation", "0.5"), convention, (0.5, "scaled_truncated_normal")),
         (("--truncation_kind", "clamped_normal"), convention, (0.4, "clamped_normal")),
     ):
-        chosen = sample.chosen_truncation(sample.parse_args(["x", *flags]), meta)
-        assert chosen == (expected and sample.Truncation(*expected))
+        chosen = SamplingOptions.of(sample.parse_args(["x", *flags])).chosen_truncation(meta)
+        assert chosen == (expected and Truncation(*expected))
 
 
 def test_truncation_moves_every_image_towards_the_mean():
-    whole, less = sample.latents(0, range(50), 10), sample.latents(0, range(50), 10, sample.Truncation(0.5))
+    whole, less = latents(0, range(50), 10), latents(0, range(50), 10, Truncation(0.5))
     assert torch.equal(whole.sign(), less.sign()) and (less.abs() < whole.abs()).all()
-    assert torch.allclose(whole, sample.latents(0, range(50), 10, sample.Truncation(30.0)))
+    assert torch.allclose(whole, latents(0, range(50), 10, Truncation(30.0)))
 
 
 def test_images_do_not_depend_on_batch_size_or_start(G):
-    y = sample.balanced_labels(11, range(CLASSES))
+    y = balanced_labels(11, range(CLASSES))
     whole = torch.cat(list(generate(G, y, seed=1, batch_size=11)))
     assert whole.dtype == torch.uint8 and whole.shape == (11, 3, RESOLUTION, RESOLUTION)
     assert whole.float().std() > 5
@@ -104,16 +105,16 @@ def test_images_do_not_depend_on_batch_size_or_start(G):
 
 
 def test_labels():
-    assert sample.balanced_labels(5, [4, 9]).tolist() == [4, 9, 4, 9, 4]
-    y = sample.random_labels(0, 300, [4, 9])
-    assert torch.equal(y[:10], sample.random_labels(0, 10, [4, 9])) and 100 < (y == 4).sum() < 200
+    assert balanced_labels(5, [4, 9]).tolist() == [4, 9, 4, 9, 4]
+    y = random_labels(0, 300, [4, 9])
+    assert torch.equal(y[:10], random_labels(0, 10, [4, 9])) and 100 < (y == 4).sum() < 200
     assert sheets.spread_classes(3) == [0, 1, 2]
     assert sheets.spread_classes(1000) == list(range(0, 1000, 100))
 
 
 def test_class_sheet_has_a_class_per_column_and_a_z_per_row(G):
     sheet = tiles(sheets.class_sheet(G, rows=4, seed=5, classes=[2, 0]), rows=4, columns=2, header=True)
-    z = sample.latents(5, range(4), DIM_Z)
+    z = latents(5, range(4), DIM_Z)
     for column, c in enumerate((2, 0)):
         expected = to_uint8(G(z, torch.full((4,), c))).permute(0, 2, 3, 1).numpy()
         assert np.abs(sheet[:, column].astype(int) - expected).max() <= 1
@@ -131,7 +132,7 @@ def test_headers_are_names_where_all_are_short():
 
 
 def test_interpolations_start_and_end_at_the_images(G):
-    z = sample.latents(5, range(4), DIM_Z)
+    z = latents(5, range(4), DIM_Z)
     sheet = tiles(sheets.z_interpolation_sheet(G, rows=2, seed=5, classes=[2, 0]), 2, 10, header=False)
     expected = to_uint8(G(z, torch.tensor([2, 2, 0, 0]))).permute(0, 2, 3, 1).numpy()
     assert np.abs(sheet[:, [0, 9]].reshape(expected.shape).astype(int) - expected).max() <= 1
@@ -187,7 +188,7 @@ def test_npz_and_png_hold_the_same_balanced_images(run, tmp_path, G):
         images, y = file["arr_0"], file["arr_1"]
     assert images.dtype == np.uint8 and images.shape == (7, RESOLUTION, RESOLUTION, 3)
     assert y.dtype == np.int64 and y.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    expected = torch.cat(list(generate(G, torch.from_numpy(y), 2, 3, truncation=sample.Truncation(0.8))))
+    expected = torch.cat(list(generate(G, torch.from_numpy(y), 2, 3, truncation=Truncation(0.8))))
     assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy())
 
     files = sorted(path.relative_to(out / "images").as_posix() for path in out.glob("images/*/*"))
@@ -233,7 +234,10 @@ def test_bad_input_is_one_line(run, tmp_path, G, capsys):
         with pytest.raises(utils.UserError, match=words) as caught:
             sample.main([*map(str, arguments), "--device", "cpu"])
         assert "\n" not in str(caught.value)
-    for flags in ("--truncation 0", "--truncation nan", "--rows 0", "--classes -1", "--trunc 1"):
+    for value in ("0", "nan"):
+        with pytest.raises(utils.UserError, match=f"--truncation {float(value)}: must be positive"):
+            sample.main([str(run), "--truncation", value])
+    for flags in ("--truncation x", "--rows 0", "--classes -1", "--trunc 1"):
         with pytest.raises(SystemExit) as caught:
             sample.main([str(run), *flags.split()])
         assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1

@@ -19,7 +19,8 @@ import utils
 from image_datasets import writing
 from model_config import ModelConfig
 from torch_utils import checkpoints
-from training import ema, logs, run_folder, steps
+from training import ema, logs, steps
+from training.plan import make_config
 
 ROOT = Path(__file__).parent.parent
 MODEL = "--G_ch 8 --D_ch 8 --G_ch_mult 2-1-1 --D_ch_mult 1-2-2 --G_attn 0 --D_attn 0 --dim_z 8 --ssm voxel".split()
@@ -390,10 +391,10 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_launch_lines_are_accepted(name):
-    args = train.parse_args(PUBLISHED[name].split())
-    config = ModelConfig.from_args(args, 64 if name == "SSM" else 128, 1000)
-    assert config.dim_z == (120 if name == "BigGAN" else 128) and len(args.legacy_notes) >= 5
-    assert json.dumps(run_folder.plain(args))
+    options, _ = train.parse_args(PUBLISHED[name].split())
+    config = make_config(options, 64 if name == "SSM" else 128, 1000)
+    assert config.dim_z == (120 if name == "BigGAN" else 128) and len(options.legacy_notes) >= 5
+    assert json.dumps(options.record())
 
 
 # Flags of the published launch scripts and the values they have there.

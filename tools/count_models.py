@@ -54,7 +54,7 @@ def script_flags(script, *arguments):
 
 def row(script):
     """One line of the table."""
-    config = dry_run.assumed_config(train.parse_args(script_flags(script, "--dry_run")))
+    config = dry_run.assumed_config(train.parse_args(script_flags(script, "--dry_run"))[0])
     parameters = map(model_size.num_parameters, model_size.build_on_meta(config))
     cells = [f"`{script.name}`", *(f"{count:,}" for count in parameters)]
     for fused, plain in zip(*(model_size.multiply_adds(config, fused=fused) for fused in (True, False)), strict=True):

@@ -39,7 +39,7 @@ class BatchOptions(Options):
         "the image padded by 4 black pixels",
     )
     dequantise: bool = option(False, "uniform noise of one grey level on real images: 2 (x/256 - 1/2) + U(0, 1/128)")
-    unconditional: bool = option(False, "ignore labels: one class, and a D without class")
+    unconditional: bool = option(False, "ignore labels: one class, and a D without class", switch=True)
 
     @property
     def G_images(self) -> int:

@@ -59,7 +59,7 @@ class _Accept(argparse.Action):
             allowed, note = ACCEPTED_VALUES[name]
             if allowed and values not in allowed:
                 parser.error(f"{option_string} {values}: only {', '.join(allowed)} can be had here")
-        namespace.legacy_notes = [*(getattr(namespace, "legacy_notes", None) or []), f"{option_string}: {note}"]
+        namespace.legacy_notes = [*(namespace.legacy_notes or []), f"{option_string}: {note}"]
 
 
 class _Refuse(argparse.Action):

@@ -31,15 +31,17 @@ class RunOptions(Options):
     experiment_name: str = option("", "name of the run folder; empty: made from the flags", changeable=True)
     name_suffix: str = option("", "added to the name of the run folder", changeable=True)
     runs_root: str = option("runs", "where run folders are", changeable=True)
-    from_scratch: bool = option(False, "move an earlier run of that name aside and start anew", changeable=True)
+    from_scratch: bool = option(
+        False, "move an earlier run of that name aside and start anew", switch=True, changeable=True
+    )
     seed: int = option(
         0,
         "of the weights, noise, classes and order of images",
         kind=utils.count,
         check=Check(lambda x: x < 2**63, "be below 2^63"),
     )
-    deterministic: bool = option(False, "bit-equal results on CUDA too, slower")
-    parallel: bool = option(False, "one process per visible GPU", changeable=True)
+    deterministic: bool = option(False, "bit-equal results on CUDA too, slower", switch=True)
+    parallel: bool = option(False, "one process per visible GPU", switch=True, changeable=True)
     device: str = device_option()
 
 
@@ -49,9 +51,11 @@ class DryRunOptions(Options):
 
     title = "dry run"
 
-    dry_run: bool = option(False, "check flags, data and weights, print sizes and memory, and stop", changeable=True)
+    dry_run: bool = option(
+        False, "check flags, data and weights, print sizes and memory, and stop", switch=True, changeable=True
+    )
     dry_run_time: bool = option(
-        False, "the same, and time the largest batch that fits on this machine", changeable=True
+        False, "the same, and time the largest batch that fits on this machine", switch=True, changeable=True
     )
 
     @property

@@ -11,6 +11,7 @@ from family_files import N, R, random_images, write
 
 import utils
 from image_datasets import loading, writing
+from image_datasets.image_sets import CentreCrop, Subset
 
 # Names and files
 
@@ -154,7 +155,7 @@ def same_attributes(view, dataset, *names):
 def test_subset_reads_its_images_only(named):
     images, labels = random_images()
     chosen = np.array([0, 3, 4, 17, 49])
-    part = loading.Subset(named, chosen)
+    part = Subset(named, chosen)
     assert len(part) == 5 and np.array_equal(part.labels, labels[chosen])
     assert same_attributes(part, named, "path", "name", "num_classes", "class_names", "resolution", "source")
     assert part.crop_resize == "as they are"
@@ -164,26 +165,26 @@ def test_subset_reads_its_images_only(named):
         assert torch.equal(part.labels_at(indices), torch.from_numpy(labels[chosen[indices]]))
     seen = [tuple(x.numpy().tobytes() for x in batch) for batch, _ in take(loading.BatchLoader(part, 5, seed=0), 3)]
     assert all(set(batch) == {image.tobytes() for image in images[chosen]} for batch in seen)  # an epoch each
-    nested = loading.Subset(part, [1, 3])
+    nested = Subset(part, [1, 3])
     assert torch.equal(nested.read([0, 1]), torch.from_numpy(images[[3, 17]]))
     with pytest.raises(IndexError):
-        loading.Subset(named, [0, N])
+        Subset(named, [0, N])
 
 
 def test_centre_crop_reads_the_middle(named, tmp_path):
     images, labels = random_images()
-    crop = loading.CentreCrop(named, 5)  # one pixel off at the top and left, two at the bottom and right
+    crop = CentreCrop(named, 5)  # one pixel off at the top and left, two at the bottom and right
     assert (len(crop), crop.resolution, crop.name) == (N, 5, "named_crop5")
-    assert crop.name == loading.reference_name("named_hdf5", tmp_path, 5)
-    assert loading.reference_name("I64_hdf5", tmp_path) == "ILSVRC64"
+    assert crop.name == loading.DataOptions("named_hdf5", str(tmp_path), crop_size=5).reference_name
+    assert loading.DataOptions("I64_hdf5", str(tmp_path)).reference_name == "ILSVRC64"
     assert same_attributes(crop, named, "path", "num_classes", "class_names", "source", "crop_resize")
-    pairs = list(loading.iterate(loading.Subset(crop, np.arange(3, 9)), 4))
+    pairs = list(loading.iterate(Subset(crop, np.arange(3, 9)), 4))
     assert np.array_equal(torch.cat([x for x, _ in pairs]).numpy(), images[3:9, :, 1:6, 1:6])
     assert np.array_equal(torch.cat([y for _, y in pairs]).numpy(), labels[3:9])
     assert crop.read([1]).is_contiguous()
     for size in (R, R + 1):
         with pytest.raises(utils.UserError, match=f"--crop_size {size}: the images of .*named.hdf5 are 8x8"):
-            loading.CentreCrop(named, size)
+            CentreCrop(named, size)
 
 
 def loader_threads():
@@ -256,7 +257,7 @@ def test_iterate_goes_once_over_everything(dataset):
 
 def test_flags():
     parser = utils.ArgumentParser()
-    loading.add_data_args(parser)
-    args = parser.parse_args([])
+    loading.DataOptions.add_to(parser)
+    args = loading.DataOptions.of(parser.parse_args([]))
     assert (args.dataset, args.data_root, args.load_in_mem, args.num_workers) == (None, "data", False, 1)
     assert parser.parse_args(["--load_in_mem", "--num_workers", "0"]).load_in_mem

@@ -8,7 +8,7 @@ from PIL import Image
 
 import utils
 from image_datasets import decoding
-from metrics.images import FolderImages, NpzImages, kind_of, open_images
+from metrics.images import FolderImages, NpzImages, Source, kind_of
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 6, 8, 3), dtype=np.uint8)
 
@@ -68,7 +68,7 @@ def test_exif_rotation_is_obeyed_also_by_the_check_of_sizes(tmp_path):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_an_npz_is_read_in_parts(tmp_path, save):
     save(tmp_path / "made.npz", arr_0=IMAGES, arr_1=np.arange(12) // 4)
-    images = open_images(tmp_path / "made.npz", kind_of(tmp_path / "made.npz"))
+    images = Source.at(tmp_path / "made.npz").open()
     assert len(images) == 12 and images.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     for indices in ([0, 1, 2], [3], [4, 5, 9, 11], [0, 11], range(12)):  # onwards, with gaps, and back
         assert np.array_equal(pixels(images.read(np.array(indices))), IMAGES[list(indices)])
@@ -131,7 +131,7 @@ def test_bad_images_are_one_line(tmp_path, folder):
         ({"arr_0": IMAGES[:0]}, ["(0, 6, 8, 3)"]),
     ):
         np.savez(npz, **arrays)
-        refused(["made.npz", *words], lambda: open_images(npz, kind_of(npz)))
+        refused(["made.npz", *words], lambda: Source.at(npz).open())
     np.savez(npz, IMAGES)
     whole = npz.read_bytes()
     npz.write_bytes(whole[:500])

@@ -10,12 +10,11 @@ from made_references import made_reference, small_network
 import utils
 from metrics import functional
 from metrics import reference as references
+from metrics.protocol import ReferenceProtocol
 from metrics.reference import (
-    ADDED_LATER,
     Reference,
     export,
     load_reference,
-    make_protocol,
     merge,
     random_features,
     read_reference,
@@ -67,7 +66,7 @@ def test_files_of_the_family_load(tmp_path, capsys, dataset, family):
     path = reference_path(tmp_path, dataset, network.name, network.resize)
     reference = load_reference(path, network)
     printed = capsys.readouterr().out
-    assert reference.real_features is None and reference.protocol["assumed"]
+    assert reference.real_features is None and reference.protocol.assumed
     assert printed.count("assumed") == 1 and "no KID" in printed
     np.savez(tmp_path / f"{family}_inception_activations.npz", real_features=made.real_features.numpy())
     for source in (path, tmp_path / f"{family}_inception_moments.npz"):
@@ -86,7 +85,7 @@ def part_of(network, features, name="toy", num_kept=None, **protocol):
     about = {"dataset": name, "num_images": n, "seed": 0, "k": 5, "splits": 10} | protocol
     kept = features[torch.from_numpy(random_features(n, 0))][:num_kept]
     moments = functional.moments_of(features).finalize()
-    return Reference(*moments, kept, 2.0, 0.1, 0.9, make_protocol(network, **about))
+    return Reference(*moments, kept, 2.0, 0.1, 0.9, ReferenceProtocol.of(network, **about))
 
 
 def test_merged_parts_are_the_whole(monkeypatch):
@@ -99,14 +98,14 @@ def test_merged_parts_are_the_whole(monkeypatch):
     merged = merge(parts, "all", seed=3)
     for ours, expected in zip((merged.mu, merged.sigma), whole, strict=True):
         assert (ours - expected).abs().max() <= 1e-10 * expected.abs().max()
-    assert merged.protocol["dataset"] == "all" and merged.protocol["num_images"] == 150
-    assert merged.is_mean is None and 0 < merged.coverage_ceiling <= 1 and merged.protocol["seed"] == 3
+    assert merged.protocol.dataset == "all" and merged.protocol.num_images == 150
+    assert merged.is_mean is merged.coverage_ceiling is None and merged.protocol.seed == 3
     images = merged.real_features[:, 0].long()
     assert len(images.unique()) == 60 and torch.equal(features[images], merged.real_features)
     origin = np.digitize(images, [90, 130])
     assert (np.bincount(origin) > 5).all() and (np.diff(origin) < 0).any()  # all parts, mixed
     few = merge([parts[0], Reference(*whole, None, None, None, None, parts[1].protocol)], "all")
-    assert few.real_features is None and few.coverage_ceiling is None
+    assert few.real_features is None
 
 
 def test_unlike_parts_are_not_merged():
@@ -134,11 +133,11 @@ def test_exported_files_load_elsewhere_and_here(tmp_path, capsys):
         assert file.files == ["mu", "sigma"] and file["mu"].dtype == np.float64
         assert np.array_equal(file["sigma"], made.sigma.numpy())
     loaded = load_reference(plain, network)
-    assert torch.equal(loaded.sigma, made.sigma) and loaded.real_features is None and loaded.protocol["assumed"]
+    assert torch.equal(loaded.sigma, made.sigma) and loaded.real_features is None and loaded.protocol.assumed
     family = export(made, tmp_path / "I64_inception_moments.npz")
     assert [path.name for path in family] == ["I64_inception_moments.npz", "I64_inception_activations.npz"]
     loaded = load_reference(family[0], network)
-    assert torch.equal(loaded.real_features, made.real_features) and loaded.protocol["dataset"] == "I64"
+    assert torch.equal(loaded.real_features, made.real_features) and loaded.protocol.dataset == "I64"
     with pytest.raises(utils.UserError, match="which classifier"):
         load_reference(plain, small_network())
     with pytest.raises(utils.UserError, match=r"exported as \.npz"):
@@ -157,11 +156,13 @@ def test_a_subset_has_a_file_of_its_own(tmp_path):
 def test_files_of_earlier_versions_load(tmp_path):
     network = small_network()
     made = made_reference(network)
-    for key in ADDED_LATER:
-        del made.protocol[key]
-    made.save(tmp_path / "old.npz")
+    protocol = made.protocol.to_dict()
+    for key in ("is_outputs", "reference_num", "imagenet_classes", "selection"):
+        del protocol[key]
+    about = {"is_mean": 2.5, "is_std": 0.1, "coverage_ceiling": 0.9, "protocol": protocol}
+    np.savez(tmp_path / "old.npz", mu=made.mu, sigma=made.sigma, reference=json.dumps(about))
     loaded = load_reference(tmp_path / "old.npz", network)
-    assert loaded.protocol["is_outputs"] == "all" and loaded.protocol["reference_num"] is None
+    assert loaded.protocol.is_outputs == "all" and loaded.protocol.reference_num is None
 
 
 def test_files_that_are_no_statistics(tmp_path):

@@ -63,7 +63,7 @@ def test_batch_mode_normalises_by_the_batch_and_nothing_else(G):
 
 
 def test_standing_statistics_are_averages_over_batches(G):
-    mode = BatchNormMode("standing", batch_size=8, accumulations=3)
+    mode = BatchNormMode("standing", 8, 3)
     with Inputs() as seen:
         copy = standing_copy(G, mode, seed=4)
     assert set(seen) == set(norms(copy))
@@ -97,7 +97,7 @@ def check_equal(before, after):
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.bn_mode)
 def test_the_network_is_left_as_it_was(mode, error):
     G = small_generator(G_param="SN").train().requires_grad_(True)
     G.stages[0][0].bn1.eval()
@@ -138,7 +138,7 @@ def test_too_little_memory_is_one_line(monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.bn_mode)
 def test_an_image_depends_on_neither_what_is_read_nor_the_batch_size(mode):
     G = small_generator()
     with prepared(G, mode, seed=0) as network:
@@ -163,9 +163,10 @@ def test_shuffled_labels_are_balanced_and_mixed():
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # copying G does
-@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.bn_mode)
 def test_no_mode_mixes_devices(mode):
     G = small_generator(G_param="SN", ssm="voxel")
-    with FakeTensorMode(allow_non_fake_inputs=True), prepared(G.to("cuda"), mode, seed=0) as network:
-        images = GeneratedImages(network, 12, 0, mode).read(np.arange(12))
+    made = GeneratedImages(G, 12, 0, mode)
+    with FakeTensorMode(allow_non_fake_inputs=True), prepared(G.to("cuda"), mode, seed=0) as made.G:
+        images = made.read(np.arange(12))
     assert images.shape == (12, 3, 16, 16) and images.device.type == "cpu"

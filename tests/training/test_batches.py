@@ -8,22 +8,26 @@ import train
 from model_config import ModelConfig
 from torch_utils import distributed
 from torch_utils.images import to_float
-from training import batches
+from training.batches import Batches
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(resolution=32, n_classes=5, dim_z=6)
 
 
-def parse(*flags):
-    return train.parse_args(["--dataset", "x", "--batch_size", "8", *flags])
+def made(*flags, rank=0, world_size=1, device=CPU, loader=None):
+    """The Batches of some flags."""
+    options, _ = train.parse_args(["--dataset", "x", "--batch_size", "8", *flags])
+    ranks = distributed.Ranks(rank, world_size, device)
+    return Batches(options.batches, CONFIG, options.data.crop_size, options.run.seed, ranks, loader)
 
 
-def reals(args, rank=0, world_size=1, step=3, draw=1):
+def reals(*flags, rank=0, world_size=1, step=3, draw=1):
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (8, 3, 32, 32)).astype(np.uint8))
     ranks = distributed.Ranks(rank, world_size, CPU)
     loader = iter([(ranks.slice(images), ranks.slice(torch.arange(8) % 5))])
-    return ranks.slice(images), *batches.draw_reals(args, loader, ranks, step, draw)
+    batches = made(*flags, rank=rank, world_size=world_size, loader=loader)
+    return ranks.slice(images), *batches.reals(step, draw)
 
 
 def joined(draw):
@@ -32,7 +36,7 @@ def joined(draw):
 
 def test_latents_do_not_depend_on_the_number_of_ranks():
     def latents(rank, world_size=2):
-        return batches.draw_latents(parse(), CONFIG, distributed.Ranks(rank, world_size, CPU), 3, 1, 8)
+        return made(rank=rank, world_size=world_size).latents(3, 1, 8)
 
     for one, two in zip(latents(0, 1), joined(latents), strict=True):
         assert torch.equal(one, two)
@@ -40,19 +44,19 @@ def test_latents_do_not_depend_on_the_number_of_ranks():
 
 def test_reals_do_not_depend_on_the_number_of_ranks():
     for flags in (["--flip", "--dequantise"], ["--augment"], ["--augment", "--crop_size", "24", "--dequantise"]):
-        args = parse(*flags)
-        for one, two in zip(reals(args), joined(lambda rank, args=args: reals(args, rank, 2)), strict=True):
+        parts = joined(lambda rank, flags=flags: reals(*flags, rank=rank, world_size=2))
+        for one, two in zip(reals(*flags), parts, strict=True):
             assert torch.equal(one, two)
 
 
 def test_dequantised_reals_fill_their_grey_level():
-    images, x, _ = reals(parse("--dequantise"))
+    images, x, _ = reals("--dequantise")
     noise = (x + 1) * 128 - images  # 2 (x/256 - 1/2) + U(0, 1/128), in grey levels
     assert noise.min() > -1e-4 and noise.max() < 1 + 1e-4 and x.min() >= -1 and x.max() <= 1
     assert abs(noise.mean().item() - 0.5) < 0.01 and abs(noise.std().item() - 12**-0.5) < 0.01
-    assert not torch.equal(x, reals(parse("--dequantise"), draw=2)[1])
-    assert not torch.equal(x, reals(parse("--dequantise"), step=4)[1])
-    assert torch.equal(reals(parse())[1], to_float(images))
+    assert not torch.equal(x, reals("--dequantise", draw=2)[1])
+    assert not torch.equal(x, reals("--dequantise", step=4)[1])
+    assert torch.equal(reals()[1], to_float(images))
 
 
 def windows(image, size):
@@ -63,11 +67,10 @@ def windows(image, size):
     return {crop.numpy().tobytes(): place for place, crop in (crops | mirrored).items()}
 
 
-def places_of_crops(args, images, size, num_steps):
+def places_of_crops(batches, images, size, num_steps):
     """Where `augment` took each image from, over some steps, (steps * N, 3); each is one of the image's windows."""
     known = [windows(image, size) for image in images]
-    ranks = distributed.Ranks(0, 1, CPU)
-    crops = [batches.augment(images, args, ranks, step, 0) for step in range(num_steps)]
+    crops = [batches.augment(images, step, 0) for step in range(num_steps)]
     return np.array([place[x.numpy().tobytes()] for each in crops for place, x in zip(known, each, strict=True)])
 
 
@@ -76,7 +79,7 @@ def noise(side):
 
 
 def test_augment_takes_every_crop_of_larger_images_equally_often():
-    places = places_of_crops(parse("--augment", "--crop_size", "8"), noise(10), 8, 200)
+    places = places_of_crops(made("--augment", "--crop_size", "8"), noise(10), 8, 200)
     _, counts = np.unique(places, axis=0, return_counts=True)
     assert len(counts) == 2 * 3 * 3
     expected = 200 * 8 / 18
@@ -88,16 +91,16 @@ def test_augment_pads_small_images_with_black():
     padded = torch.zeros(8, 3, 40, 40, dtype=torch.uint8)
     padded[:, :, 4:36, 4:36] = images
     known = [windows(image, 32) for image in padded]
-    crops = [batches.augment(images, parse("--augment"), distributed.Ranks(0, 1, CPU), step, 0) for step in range(30)]
+    crops = [made("--augment").augment(images, step, 0) for step in range(30)]
     places = [place[x.numpy().tobytes()] for each in crops for place, x in zip(known, each, strict=True)]
     assert np.array_equal(np.min(places, 0), [0, 0, 0]) and np.array_equal(np.max(places, 0), [1, 8, 8])
 
 
 def test_augment_includes_flip_and_is_drawn_anew_for_every_pass():
-    images, ranks = noise(32), distributed.Ranks(0, 1, CPU)
+    images = noise(32)
 
     def augmented(*flags, step=3, draw=1):
-        return batches.augment(images, parse(*flags), ranks, step, draw)
+        return made(*flags).augment(images, step, draw)
 
     assert torch.equal(augmented(), images)
     assert torch.equal(augmented("--augment"), augmented("--augment", "--flip"))
@@ -113,21 +116,19 @@ def test_augment_stays_on_the_device():
     with FakeTensorMode():
         images = torch.empty(8, 3, 32, 32, dtype=torch.uint8, device="cuda")
         for flags in (["--augment"], ["--augment", "--crop_size", "24"]):
-            augmented = batches.augment(images, parse(*flags), distributed.Ranks(0, 1, torch.device("cuda")), 3, 1)
+            augmented = made(*flags, device=torch.device("cuda")).augment(images, 3, 1)
             assert augmented.device.type == "cuda" and augmented.shape[-1] == (24 if flags[1:] else 32)
 
 
 def test_fakes_of_D_take_the_classes_that_are_asked_for():
     for labels in ("random", "real"):
         loader = iter([(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8) % 5)] * 3)
-        args = parse("--D_fake_labels", labels)
-        passes = list(batches.D_passes(args, CONFIG, distributed.Ranks(0, 1, CPU), loader, 1, range(3)))
+        passes = list(made("--D_fake_labels", labels, loader=loader).D_passes(1, range(3)))
         assert len(passes) == 3
         assert all(torch.equal(y, y_fake) for _, y, _, y_fake in passes) == (labels == "real")
 
 
 def test_G_may_see_a_larger_batch_than_D():
-    ranks = distributed.Ranks(1, 2, CPU)
     for size, flags in ((4, []), (8, ["--G_batch_size", "16"])):
-        ((z, y),) = batches.G_passes(parse(*flags), CONFIG, ranks, 1, [0])
+        ((z, y),) = made(*flags, rank=1, world_size=2).G_passes(1, [0])
         assert z.shape == (size, 6) and y.shape == (size,)

@@ -55,8 +55,8 @@ def test_singular_values_are_those_that_spectral_norm_divides_by():
     for layer in (network[0], network[2]):
         for _ in range(300):
             layer.power_iteration()
-    values = logs.singular_values(D=network)
+    values = layers.singular_values(D=network)
     assert list(values) == ["D/0", "D/2"]
     for name, layer in (("D/0", network[0]), ("D/2", network[2])):
         assert values[name] == pytest.approx(torch.linalg.svdvals(layer.weight)[0].item(), abs=1e-3)
-    assert logs.singular_values(D=network[1]) == {}
+    assert layers.singular_values(D=network[1]) == {}

@@ -4,24 +4,25 @@ import pytest
 import torch
 
 import train
+import utils
 from training import optimizers
 
 FLAGS = ["--dataset", "x", "--G_lr", "2e-4", "--D_lr", "1e-4"]
 
 
 def test_learning_rates_fall_linearly_between_two_steps():
-    args = train.parse_args([*FLAGS, "--lr_decay_start", "10", "--lr_decay_end", "30", "--lr_decay_to", "0.5"])
+    args, _ = train.parse_args([*FLAGS, "--lr_decay_start", "10", "--lr_decay_end", "30", "--lr_decay_to", "0.5"])
     expected = {1: 1, 10: 1, 11: 1, 21: 0.75, 31: 0.5, 1000: 0.5}
     for step, factor in expected.items():
-        assert optimizers.learning_rates(args, step) == pytest.approx((2e-4 * factor, 1e-4 * factor))
-    to_zero = train.parse_args([*FLAGS, "--lr_decay_end", "4"])
+        assert optimizers.learning_rates(args.optimizers, step) == pytest.approx((2e-4 * factor, 1e-4 * factor))
+    to_zero = train.parse_args([*FLAGS, "--lr_decay_end", "4"])[0].optimizers
     assert [optimizers.learning_rates(to_zero, step)[1] / 1e-4 for step in (1, 2, 5)] == pytest.approx([1, 0.75, 0])
-    assert optimizers.learning_rates(train.parse_args(FLAGS), 10**6) == (2e-4, 1e-4)
+    assert optimizers.learning_rates(train.parse_args(FLAGS)[0].optimizers, 10**6) == (2e-4, 1e-4)
 
 
 def test_optimizers_have_the_flags_values():
-    args = train.parse_args([*FLAGS, "--G_B1", "0.5", "--D_B2", "0.9", "--adam_eps", "1e-6"])
-    opt_G, opt_D = optimizers.make_optimizers(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1), args)
+    args, _ = train.parse_args([*FLAGS, "--G_B1", "0.5", "--D_B2", "0.9", "--adam_eps", "1e-6"])
+    opt_G, opt_D = optimizers.make_optimizers(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1), args.optimizers)
     assert opt_G.defaults["betas"] == (0.5, 0.999) and opt_D.defaults["betas"] == (0.0, 0.9)
     assert (opt_G.defaults["lr"], opt_D.defaults["lr"], opt_D.defaults["eps"]) == (2e-4, 1e-4, 1e-6)
 
@@ -36,8 +37,7 @@ def test_optimizers_have_the_flags_values():
         (["--adam_eps", "0"], "--adam_eps"),
     ],
 )
-def test_bad_values_are_one_line(flags, words, capsys):
-    with pytest.raises(SystemExit):
+def test_bad_values_are_one_line(flags, words):
+    with pytest.raises(utils.UserError) as error:
         train.parse_args([*FLAGS, *flags])
-    err = capsys.readouterr().err
-    assert words in err and err.count("\n") == 1
+    assert words in str(error.value) and "\n" not in str(error.value)
