@@ -21,6 +21,7 @@ import BigGAN
 import utils
 from image_datasets.loading import DataOptions
 from inception_utils import (
+    Measure,
     check_number,
     check_options,
     compute_reference,
@@ -30,7 +31,6 @@ from inception_utils import (
     reference_protocol,
 )
 from metrics import tables, truncation_sweep
-from metrics.features import Measure
 from metrics.images import GeneratedImages, Source
 from metrics.protocol import MetricOptions
 from metrics.reference import load_reference

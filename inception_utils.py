@@ -8,6 +8,7 @@ Symbols: N images, d features, K classes of the feature network.
 
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,33 @@ from tqdm import tqdm
 
 import prdc
 import utils
+from image_datasets.image_sets import ImageSet
 from metrics import classifier, functional
-from metrics.features import Measure, check_classes, features_of, intra_class
+from metrics.features import check_classes, features_of, intra_class
 from metrics.images import GeneratedImages
 from metrics.networks import FeatureNetwork
-from metrics.protocol import MetricOptions, Protocol, ReferenceProtocol
-from metrics.reference import Reference, load_reference, random_features, reference_path
+from metrics.protocol import MetricOptions, Protocol
+from metrics.reference import Reference, ReferenceProtocol, load_reference, random_features, reference_path
 from sampling import batch_norm
 from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What images are measured with
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What images are measured with, and on which processes.
+
+    network: on `ranks.device`; reference: of that network; real_images: for intra-class distances, or None.
+    """
+
+    network: FeatureNetwork
+    reference: Reference
+    options: MetricOptions
+    ranks: Ranks
+    real_images: ImageSet | None = None
 
 
 def evaluation_reference_path(options: MetricOptions, data_root, name: str, network_name: str, resize: str) -> Path:
@@ -187,20 +203,23 @@ def _measured(measure, images, indices, labelled, seed, further):
     Args: indices: int (N,), which images, in an order that does not follow the class; labelled: whether `images.labels`
         are classes of the network; seed: of the latents and of the metrics' own draws; further: fields of Protocol.
     """
-    indices, ranks = np.asarray(indices), measure.ranks
-    if measure.real_images is not None:
-        check_classes(images, indices, measure.real_images)
+    indices, network, ranks, real_images = np.asarray(indices), measure.network, measure.ranks, measure.real_images
+    batch_size = measure.options.metric_batch_size
+    if real_images is not None:
+        check_classes(images, indices, real_images)
     # Read in increasing order, as files like it, then put back into the order asked for.
     order = np.argsort(indices)
-    features, logits = features_of(measure, images, indices[order], "evaluating")
+    features, logits = features_of(network, images, indices[order], ranks, batch_size, "evaluating")
     labels = None if images.labels is None else torch.from_numpy(images.labels[indices])
     if ranks.is_main:
         back = torch.from_numpy(np.argsort(order)).to(features.device)
         features, logits = features[back], logits[back]
-    intra = intra_class(measure, features, labels) if measure.real_images is not None else {}
+    intra = {}
+    if real_images is not None:
+        intra = intra_class(network, features, labels, real_images, ranks, batch_size)
 
     def result():
-        about = (measure.network, measure.reference, measure.options)
+        about = (network, measure.reference, measure.options)
         values = compute_metrics(features, logits, labels if labelled else None, *about, seed)
         protocol = Protocol.of(*about, fake_num=len(indices), seed=seed, **further)
         return values | intra | {"protocol": protocol.to_dict()}

@@ -80,7 +80,7 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks):
         finetune.start_from(source, state.G, state.D, state.average, plan.rows) if source and not state.step else None
     )
     if ranks.is_main:
-        messages.print_start(options, plan, state, folder, num_steps)
+        messages.print_start(options, plan.dataset, state, folder, num_steps)
     signal = None
     if state.step < num_steps:
         log = None

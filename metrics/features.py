@@ -4,7 +4,6 @@ Symbols: N images, n of them on each rank, d features, K classes of the feature 
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,25 +13,7 @@ import utils
 from image_datasets.image_sets import ImageSet
 from metrics import functional
 from metrics.networks import FeatureNetwork
-from metrics.protocol import MetricOptions
-from metrics.reference import Reference
 from torch_utils.distributed import Ranks, on_ranks
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What images are measured with, and on which processes.
-
-    network: on `ranks.device`; reference: of that network; real_images: ImageSet with labels for intra-class distances,
-    or None for none.
-    """
-
-    network: FeatureNetwork
-    reference: Reference
-    options: MetricOptions
-    ranks: Ranks
-    real_images: ImageSet | None = None
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # By class
@@ -53,24 +34,23 @@ def check_classes(images, indices, real_images):
             raise utils.UserError(f"--intra_fid: {text}; raise --num_inception_images")
 
 
-def intra_class(measure, features, labels):
-    """Intra-class Frechet distance (Miyato and Koyama 2018, arXiv:1802.05637), real features class by class.
+def intra_class(network: FeatureNetwork, features, labels, real_images: ImageSet, ranks: Ranks, batch_size: int):
+    """Intra-class Frechet distance (Miyato and Koyama 2018, arXiv:1802.05637, section 5), real features class by class.
 
     Args: features (N,d): on rank 0, None on the others; labels: int64 (N,).
     Returns: on rank 0, {`intra_fid` or `intra_fd`: mean over classes, the same + `_per_class`: dict of floats by class
         id}; None on the others.
     """
-    real_images, is_main = measure.real_images, measure.ranks.is_main
     distances = {}
     classes = np.unique(real_images.labels).tolist()
-    for c in tqdm(classes, desc="classes", unit="class", leave=False, disable=None if is_main else True):
-        real, _ = features_of(measure, real_images, np.flatnonzero(real_images.labels == c))
-        if is_main:
+    for c in tqdm(classes, desc="classes", unit="class", leave=False, disable=None if ranks.is_main else True):
+        real, _ = features_of(network, real_images, np.flatnonzero(real_images.labels == c), ranks, batch_size)
+        if ranks.is_main:
             members = (labels == c).to(features.device)
             distances[str(c)] = functional.frechet_of_features(features[members], real)
-    if not is_main:
+    if not ranks.is_main:
         return None
-    key = f"intra_{measure.network.distance}"
+    key = f"intra_{network.distance}"
     return {key: sum(distances.values()) / len(distances), f"{key}_per_class": distances}
 
 
@@ -78,28 +58,29 @@ def intra_class(measure, features, labels):
 # Features over ranks
 
 
-def features_of(measure, images, indices, description=None):
+def features_of(
+    network: FeatureNetwork, images: ImageSet, indices, ranks: Ranks, batch_size: int, description: str | None = None
+):
     """Features (N,d) and logits (N,K) of the images at `indices` (N,), increasing, on rank 0; None, None on the others.
 
     Every rank takes a contiguous part. `description`: of a progress bar, or None for none.
     Raises: utils.UserError, on all ranks, where an image of any rank cannot be made or read.
     """
-    ranks = measure.ranks
     n = math.ceil(len(indices) / ranks.world_size)
     mine = np.asarray(indices)[ranks.rank * n : (ranks.rank + 1) * n]
-    rows = on_ranks(ranks, lambda: _part(measure, images, mine, n, description), every=True)
+    shown = description if ranks.is_main else None
+    rows = on_ranks(ranks, lambda: _part(network, images, mine, n, ranks.device, batch_size, shown), every=True)
     return tuple(part[: len(indices)] if ranks.is_main else None for part in (_gather(r, ranks) for r in rows))
 
 
-def _part(measure, images, indices, n, description=None):
+def _part(network, images, indices, n, device, batch_size, description=None):
     """Features (n,d) and logits (n,K) of this rank's images; n is the same on all ranks, rows past the end are 0."""
-    network, device = measure.network, measure.ranks.device
     features = torch.zeros(n, network.feature_dim, device=device)
     logits = torch.zeros(n, network.num_classes, device=device)
-    disable = None if description and measure.ranks.is_main else True  # None: shown on terminals only
+    disable = None if description else True  # None: shown on terminals only
     with tqdm(total=len(indices), desc=description, unit="image", leave=False, disable=disable) as bar:
-        for start in range(0, len(indices), measure.options.metric_batch_size):
-            part = slice(start, min(start + measure.options.metric_batch_size, len(indices)))
+        for start in range(0, len(indices), batch_size):
+            part = slice(start, min(start + batch_size, len(indices)))
             features[part], logits[part] = network(images.read(indices[part]).to(device))
             bar.update(part.stop - part.start)
     return features, logits

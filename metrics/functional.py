@@ -275,21 +275,3 @@ def low_rank_frechet_tensor(x, y):
     cross = torch.linalg.svdvals(x @ y.T).sum()
     distance = (mu1 - mu2).square().sum() + x.square().sum() + y.square().sum() - 2 * cross
     return distance.clamp(min=0)
-
-
-def intra_fid(features, labels, real_features, real_labels):
-    """Intra-class FID (Miyato and Koyama 2018, arXiv:1802.05637, section 5): the Frechet distance within each class.
-
-    Args: features (N,d), real_features (M,d), on one device; labels (N,), real_labels (M,): int64.
-    Returns: mean over the classes that occur, and a dict from class id to distance. Raises: UserError naming a class
-        with under 2 images on a side.
-    """
-    labels, real_labels = labels.to(features.device), real_labels.to(features.device)
-    distances = {}
-    for label in torch.cat([labels, real_labels]).unique().tolist():
-        fake, real = features[labels == label], real_features[real_labels == label]
-        if min(len(fake), len(real)) < 2:
-            text = f"{len(fake)} generated and {len(real)} real images: intra-class FID needs 2 of each"
-            raise utils.UserError(f"class {label} has {text}")
-        distances[label] = frechet_of_features(fake, real)
-    return sum(distances.values()) / len(distances), distances

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from metrics.distances import MEMORY_MB
-from metrics.networks import FeatureNetwork, FeatureOptions
+from metrics.networks import FeatureOptions
 from utils import option, positive_int
 
 # What may differ between two results that are compared: it describes the generator and its latents, not the measure.
@@ -38,40 +38,6 @@ class MetricOptions(FeatureOptions):
         """These options with the given values where they have none."""
         values = {"is_splits": splits, "prdc_k": k, "is_outputs": is_outputs}
         return dataclasses.replace(self, **{name: getattr(self, name) or value for name, value in values.items()})
-
-
-@dataclass(frozen=True)
-class ReferenceProtocol:
-    """How reference statistics were made, as it is stored with them.
-
-    network, weights_hash, resize: of the FeatureNetwork; dataset: name; num_images: measured ones, None where unknown;
-    seed: of all random choices; k, splits, is_outputs: of PRDC and the Inception score; reference_num: size of the
-    random subset that was measured, None for the whole data set; imagenet_classes: whether its classes are ImageNet's
-    1000, in WordNet's order; selection: which images instance selection has left, None for all; assumed: whether all
-    this is a guess about a file of another codebase. Fields with defaults were added after the first files.
-    """
-
-    network: str
-    weights_hash: str
-    resize: str
-    dataset: str
-    num_images: int | None
-    seed: int | None
-    k: int
-    splits: int
-    is_outputs: str = "all"
-    reference_num: int | None = None
-    imagenet_classes: bool = False
-    selection: str | None = None
-    assumed: bool = False
-
-    @classmethod
-    def of(cls, network: FeatureNetwork, **others) -> "ReferenceProtocol":
-        """That of statistics of a network; others: the other fields."""
-        return cls(network.name, network.weights_hash, network.resize, **others)
-
-    def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)

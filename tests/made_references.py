@@ -5,8 +5,7 @@ import torch
 from metrics import classifier, networks
 from metrics.functional import RunningMoments
 from metrics.networks import FeatureNetwork
-from metrics.protocol import ReferenceProtocol
-from metrics.reference import Reference
+from metrics.reference import Reference, ReferenceProtocol
 
 
 def small_network(name="classifier", hash_="a" * 64, resolution=16, num_classes=3):

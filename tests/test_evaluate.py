@@ -19,12 +19,12 @@ import sample
 import train
 import utils
 from image_datasets import writing
-from inception_utils import evaluate_generator, evaluate_images
+from inception_utils import Measure, evaluate_generator, evaluate_images
 from metrics import classifier, functional, networks, truncation_sweep
-from metrics.features import Measure, _part
+from metrics.features import _part
 from metrics.images import GeneratedImages, Source
-from metrics.protocol import MetricOptions, ReferenceProtocol
-from metrics.reference import Reference, load_reference, reference_path
+from metrics.protocol import MetricOptions
+from metrics.reference import Reference, ReferenceProtocol, load_reference, reference_path
 from sampling.batch_norm import BatchNormMode
 from sampling.generate import generate
 from sampling.latents import Truncation, balanced_labels
@@ -169,7 +169,7 @@ def test_parts_of_ranks_join_to_the_whole(G, measure, num_images):
     def part(rank, world_size):
         n = -(-num_images // world_size)
         indices = np.arange(num_images)[rank * n : (rank + 1) * n]
-        return _part(measure(2), images, indices, n)
+        return _part(measure().network, images, indices, n, "cpu", 2)
 
     for tensor, pieces in zip(part(0, 1), zip(*(part(rank, 3) for rank in range(3)), strict=True), strict=True):
         assert len({piece.shape for piece in pieces}) == 1  # what gathering needs

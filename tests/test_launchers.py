@@ -13,8 +13,7 @@ import torch
 
 import train
 import utils
-from metrics.protocol import ReferenceProtocol
-from metrics.reference import Reference, reference_path
+from metrics.reference import Reference, ReferenceProtocol, reference_path
 from tools import count_models
 
 # File of each data set of the scripts -> its resolution and number of classes.

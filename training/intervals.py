@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import layers
 import utils
-from inception_utils import evaluate_generator, summary
-from metrics.features import Measure
+from inception_utils import Measure, evaluate_generator, summary
 from sampling import batch_norm
 from sampling.sheets import class_sheet
 from torch_utils.distributed import Ranks

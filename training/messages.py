@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
+from image_datasets.hdf5 import HDF5Dataset
 from inception_utils import summary
 from training.ema import EMAOptions
 from training.logs import read_log
 from training.model_size import num_parameters
 from training.options import TrainOptions
-from training.plan import Plan
 from training.state import TrainingState
 
 
-def print_start(options: TrainOptions, plan: Plan, state: TrainingState, folder: Path, num_steps: int):
-    config, dataset = plan.config, plan.dataset
+def print_start(options: TrainOptions, dataset: HDF5Dataset, state: TrainingState, folder: Path, num_steps: int):
+    config = state.G.config
     notes = [*(options.legacy_notes or []), *config.notes()]
     if not options.ema.ema and options.ema != EMAOptions():
         notes.append("without --ema there is no moving average: --ema_start and --ema_decay do nothing")

@@ -7,8 +7,7 @@ import utils
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import ImageSet
 from image_datasets.loading import open_dataset
-from inception_utils import load_evaluation, metric_keys
-from metrics.features import Measure
+from inception_utils import Measure, load_evaluation, metric_keys
 from model_config import ModelConfig
 from torch_utils.distributed import Ranks
 from training import finetune, run_folder

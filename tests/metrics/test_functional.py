@@ -248,19 +248,6 @@ def test_accuracy():
     assert functional.accuracy(logits, torch.tensor([0, 2, 2, 1])) == 0.75
 
 
-def test_intra_fid_is_the_mean_over_classes():
-    g = torch.Generator().manual_seed(0)
-    labels, real_labels = torch.arange(60) % 3, torch.arange(90) % 3
-    fake, real = torch.randn(60, 8, generator=g), torch.randn(90, 8, generator=g)
-    fake[labels == 1] += 5
-    mean, each = functional.intra_fid(fake, labels, real, real_labels)
-    assert list(each) == [0, 1, 2] and mean == pytest.approx(sum(each.values()) / 3)
-    assert each[1] > 150 and max(each[0], each[2]) < 10
-    assert each[2] == pytest.approx(functional.frechet_of_features(fake[labels == 2], real[real_labels == 2]))
-    with pytest.raises(utils.UserError, match="class 3 has 1 generated and 0 real images"):
-        functional.intra_fid(fake, labels.index_fill(0, torch.tensor([0]), 3), real, real_labels)
-
-
 def test_tensor_parts_stay_on_their_device():
     """Fake CUDA tensors raise wherever a CPU tensor meets them."""
     with FakeTensorMode(), torch.device("cuda"):

@@ -10,9 +10,9 @@ from made_references import made_reference, small_network
 import utils
 from metrics import functional
 from metrics import reference as references
-from metrics.protocol import ReferenceProtocol
 from metrics.reference import (
     Reference,
+    ReferenceProtocol,
     export,
     load_reference,
     merge,
