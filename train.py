@@ -11,24 +11,26 @@ import itertools
 import os
 import sys
 from contextlib import closing, nullcontext
+from itertools import islice
 
 import torch
 from tqdm import tqdm
 
 import utils
 from image_datasets import doctor
+from image_datasets.image_sets import ImageSet
 from image_datasets.loading import BatchLoader
 from selection.selection import select
 from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
-from training import finetune, intervals, losses, messages, run_folder
+from training import finetune, intervals, messages, run_folder
 from training.batches import Batches
 from training.dry_run import dry_run
 from training.intervals import Run
 from training.logs import RunLog, Speedometer
 from training.optimizers import set_learning_rates
 from training.options import TrainOptions
-from training.plan import load_measure, make_plan
+from training.plan import Plan, load_measure, make_plan
 from training.state import TrainingState
 from training.steps import d_step, g_step
 
@@ -100,58 +102,50 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks):
         sys.exit(128 + signal)
 
 
-def loop(run: Run, plan, state: TrainingState, reals, num_steps: int) -> int | None:
-    """Train on an ImageSet to step num_steps, or until a signal comes, whose number is returned."""
-    options, steps, ranks = run.options, run.options.steps, run.ranks
-    d_loss, g_loss = losses.LOSSES[steps.loss]
-    forward_G, forward_D = (distributed.data_parallel(net, ranks) for net in (state.G, state.D))
-    batches = make_batches(run, plan.config, reals, state.step)
-    bar = {"disable": not ranks.is_main, "dynamic_ncols": True, **utils.bar_interval()}
-    speed = Speedometer(state.step, options.images_per_step)
-    with (
-        closing(batches.loader),
-        tqdm(total=num_steps, initial=state.step, **bar) as bar,
-        distributed.StopSignal() as stop,
-    ):
+def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps: int) -> int | None:
+    """Train on `reals` to step num_steps, or until a signal comes, whose number is returned."""
+    options, steps, ranks, G, D = run.options, run.options.steps, run.ranks, state.G, state.D
+    forward_G, forward_D = (distributed.data_parallel(net, ranks) for net in (G, D))
+    batches, speed = make_batches(run, plan, state.step, reals), Speedometer(state.step, options.images_per_step)
+    shown = {"disable": not ranks.is_main, "dynamic_ncols": True, **utils.bar_interval()}
+    bar = tqdm(total=num_steps, initial=state.step, **shown)
+    with closing(batches.loader), bar, distributed.StopSignal() as stop:
         for step in range(state.step + 1, num_steps + 1):
             set_learning_rates(state.opt_G, state.opt_D, options.optimizers, step)
             draws = itertools.count()  # a number of its own for each pass within the step
             for _ in range(steps.num_D_steps):
-                passes = batches.D_passes(step, itertools.islice(draws, steps.num_D_accumulations))
-                common = (passes, steps.num_D_accumulations, steps.D_ortho, d_loss)
-                terms = d_step(state.G, state.D, forward_D, state.opt_D, *common)
-            passes = batches.G_passes(step, itertools.islice(draws, steps.num_G_accumulations))
-            common = (passes, steps.num_G_accumulations, steps.G_ortho, g_loss)
-            terms |= g_step(state.G, state.D, forward_G, state.opt_G, *common)
+                passes = batches.D_passes(step, islice(draws, steps.num_D_accumulations))
+                terms = d_step(G, D, forward_D, state.opt_D, passes, *steps.of_D)
+            passes = batches.G_passes(step, islice(draws, steps.num_G_accumulations))
+            terms |= g_step(G, D, forward_G, state.opt_G, passes, *steps.of_G)
             state.finish_step(step)
             bar.update()
 
             stopped = stop.requested(ranks)
             due = intervals.due(options.reports, step, step == num_steps, stopped)
             if due.log or due.save:
-                terms = distributed.mean_over_ranks(terms, ranks)
-                intervals.check_finite(run, step, terms)
+                terms = intervals.finite_means(run, state, terms)
             if due.log:
                 intervals.log_losses(run, state, terms, speed.at(step), bar)
             if due.singular_values:
                 intervals.log_singular_values(run, state)
-            if due.test or due.sheet or due.save:  # what leaves this process is rank 0's: its batch-norm statistics too
-                distributed.broadcast_buffers([state.G, state.evaluated], ranks)
-            metrics = intervals.evaluate(run, state, say=bar.write) if due.test else None
+            if due.pause:  # what leaves this process is rank 0's: its batch-norm statistics too
+                distributed.broadcast_buffers([G, state.evaluated], ranks)
+            metrics = intervals.evaluate(run, state, bar) if due.test else None
             if due.sheet:
                 intervals.draw_sheet(run, state)
             if due.save:
                 intervals.save(run, state, metrics)
             if due.test or due.save:
                 intervals.draw_curves(run)
-            if due.test or due.sheet or due.save:
+            if due.pause:
                 speed.restart(step)  # it is that of training alone
             if stopped:
                 break
     return stop.received
 
 
-def make_batches(run: Run, config, reals, step: int) -> Batches:
+def make_batches(run: Run, plan: Plan, step: int, reals: ImageSet) -> Batches:
     """What the steps after `step` see; its loader is to be closed."""
     options, ranks = run.options, run.ranks
     loader = BatchLoader(
@@ -164,7 +158,7 @@ def make_batches(run: Run, config, reals, step: int) -> Batches:
         num_workers=options.data.num_workers,
         pin_memory=ranks.device.type == "cuda",
     )
-    return Batches(options.batches, config, options.data.crop_size, options.run.seed, ranks, loader)
+    return Batches(options.batches, plan.config, options.data.crop_size, options.run.seed, ranks, loader)
 
 
 def make_deterministic():

@@ -10,6 +10,13 @@ from torch.nn import functional as F
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 def randomise(net):
     """Weights under which features and logits depend on the image: He et al. 2015, and norms that do something."""
     for module in net.modules():

@@ -82,6 +82,7 @@ def test_fused_networks_equal_the_plain_composition(options):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", [256, 512])
 @pytest.mark.parametrize("model", ["BigGAN", "BigGANdeep"])
 def test_large_resolutions_are_built(resolution, model):
@@ -166,6 +167,7 @@ def test_published_parameter_counts(options, of_G, of_D):
     assert [sum(p.numel() for p in net.parameters()) for net in networks] == [of_G, of_D]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("options", [{"ssm": "voxel"}, {"ssm": "voxel", **BIGGAN}, *VARIANTS[:6]])
 def test_networks_stay_on_their_device(training, options):

@@ -297,6 +297,7 @@ def test_random_shift_moves_whole_images():
     assert same.any(1).all() and len(set(same.int().argmax(1).tolist())) > 5
 
 
+@pytest.mark.slow
 def test_classifier_learns_the_digits():
     """At a quarter of the pixels and in a quarter of the time; at 32x32 the default fit passes 98 %."""
     stored = np.load(Path(__file__).parents[1] / "assets" / "digits.npz")

@@ -197,6 +197,7 @@ def test_intra_class_distance_is_the_mean_over_classes(G, measure, data_root):
 # Training
 
 
+@pytest.mark.slow
 def test_evaluating_never_changes_training(data_root, tmp_path, monkeypatch):
     monkeypatch.setattr(intervals, "plot_curves", lambda *paths: None)  # takes longer than the rest
     model = "--G_ch 4 --D_ch 4 --G_ch_mult 2-2-1 --D_ch_mult 1-2 --G_attn 0 --D_attn 0 --dim_z 6 --G_param SN"
@@ -273,6 +274,7 @@ def test_one_source_against_another(run, samples, data_root, files, capsys):
 # Sweeps and comparisons
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_table_a_plot_and_numbers(run, tmp_path, capsys):
     flags = ["--truncation_sweep", "0.2", "0.6", "0.4", "--out", str(tmp_path), "--bn_mode", "standing"]
     result = evaluated(capsys, run, *flags, "--bn_batch_size", 16, "--num_standing_accumulations", 2)
@@ -394,6 +396,7 @@ with distributed.process_group("cpu") as ranks:
 """
 
 
+@pytest.mark.slow
 def test_ranks_give_the_metrics_of_one_process(run, samples, files, tmp_path, capsys):
     """Two processes, batches of 7 and 64: running, batch and standing statistics, a folder, a reference from files."""
     (tmp_path / "on_ranks.py").write_text(ON_RANKS)

@@ -216,6 +216,7 @@ def test_protocols_that_cannot_be_compared():
     assert [line.split(":")[0] for line in lines] == ["reference_split", "reference_num", "reference_seed"]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_scores_equal_torch_fidelity_from_the_pixels_on(inception_tf_weights):
     """One random weight file, the same images, torch-fidelity's shuffle and draws; FID in 256 of the 2048 features."""

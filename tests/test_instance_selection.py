@@ -130,6 +130,7 @@ def test_unusable_features_are_one_line(data_root):
             compute_scores(dataset, network, "gaussian", 64, RANKS)
 
 
+@pytest.mark.slow
 def test_the_published_embedding_is_torchvisions(tmp_path, monkeypatch):
     from torchvision.models import inception_v3
 

@@ -65,6 +65,7 @@ def run_script(script, *flags, **environment):
     return subprocess.run(command, env={**ENV, **environment}, capture_output=True, text=True, timeout=100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", count_models.SCRIPTS, ids=lambda script: script.stem)
 def test_dry_run(script, data_root, inception, capsys):
     selects = script.stem.endswith(("_rr40", "_rr50"))
@@ -98,6 +99,7 @@ def test_flags_after_a_script_replace_its_own(data_root):
     assert model["ssm"] == "voxel" and model["model"] == "BigGANdeep" and model["dim_z"] == 128
 
 
+@pytest.mark.slow
 def test_a_script_as_users_run_it(inception):
     weights, root = inception
     flags = ["--dry_run", "--data_root", root, "--inception_weights", weights]
@@ -161,6 +163,7 @@ def test_dry_run_writes_nothing(data_root, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_the_page_of_sizes_is_current():
     assert (count_models.ROOT / "docs" / "models.md").read_text() == count_models.page()
 

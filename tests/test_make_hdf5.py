@@ -258,6 +258,7 @@ utils.run_main(make_hdf5.main)
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_kill(tmp_path):
     """What a user sees of both, and that the same command then goes on to the same file."""
     rng = np.random.default_rng(0)

@@ -243,6 +243,7 @@ def test_bad_input_is_one_line(run, tmp_path, G, capsys):
         assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_2():
     command = [sys.executable, "sample.py", "nowhere.pth"]
     done = subprocess.run(command, cwd=Path(sample.__file__).parent, capture_output=True, text=True)

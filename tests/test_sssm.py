@@ -75,6 +75,7 @@ def test_zero_init_starts_without_modulation_and_learns(variant):
     assert all(stage.scale.grad.abs() > 0 for stage in G.ssm.stages)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("init", ["ortho", "xavier", "N02"])
 def test_start_is_well_scaled(init, network):

@@ -115,6 +115,7 @@ def test_checkpoints_hold_what_sampling_and_resuming_need(whole):
     assert G(torch.zeros(1, 8), torch.tensor([2])).shape == (1, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again_equals_never_stopped(whole, where, tmp_path):
     """Killed without warning after the checkpoint of step 4, then run again: same log, same weights, bit for bit."""
     weights = tmp_path / "runs" / "run" / "weights"
@@ -131,6 +132,7 @@ def test_stopped_and_started_again_equals_never_stopped(whole, where, tmp_path):
     states_equal(weights / "ckpt_00000008.pth", whole / "weights" / "ckpt_00000008.pth")
 
 
+@pytest.mark.slow
 def test_interrupt_saves_and_the_same_command_goes_on(whole, where, tmp_path):
     log = tmp_path / "runs" / "run" / "log.jsonl"
     flags = [*FLAGS, *where, "--save_every", 1000, "--test_every", 0, "--num_iters", 100000]
@@ -153,12 +155,14 @@ def test_a_finished_run_is_left_as_it_is(whole, data_root, capsys):
     assert "step 8" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_evaluating_does_not_change_training(whole, where, tmp_path):
     train.main([*FLAGS, *where, "--num_iters", "8", "--test_every", "0", "--sample_every", "0"])
     mine, theirs = ([e for e in events(f) if e["event"] == "train"] for f in (tmp_path / "runs" / "run", whole))
     assert mine == theirs
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_cleared_away(where, tmp_path):
     flags = [*FLAGS, *where, "--test_every", "2", "--num_iters", "2"]
     train.main(flags)
@@ -175,6 +179,7 @@ def test_what_a_killed_run_left_is_cleared_away(where, tmp_path):
     assert (tmp_path / "runs" / "run.old1" / "weights" / best.name).exists()
 
 
+@pytest.mark.slow
 def test_checkpoints_under_a_users_own_names_are_left_alone(where, tmp_path):
     flags = [*FLAGS, *where, "--test_every", "2", "--save_every", "1", "--num_save_copies", "1"]
     train.main([*flags, "--num_iters", "2"])
@@ -198,6 +203,7 @@ def test_a_run_cannot_be_resumed_on_other_data(where, data_root, tmp_path):
         train.main([*flags, "--num_iters", "2"])
 
 
+@pytest.mark.slow
 def test_options_of_the_step_resume_exactly(where, tmp_path):
     """Every option that draws or depends on the step, stopped at its checkpoint, and not."""
     decay = "--lr_decay_start 1 --lr_decay_end 3 --lr_decay_to 0.5 --loss non_saturating".split()
@@ -220,6 +226,7 @@ def test_from_scratch_moves_the_old_run_aside(where, tmp_path):
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["run", "run.old1"]
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_images_and_weights_of_one(whole, where, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     flags = [*FLAGS, *where, "--num_iters", 3, "--G_ortho", 1e-4]
@@ -356,6 +363,7 @@ def test_unconditional_training_on_one_class(where, tmp_path):
     assert G.config.n_classes == 1 and G.config.D_cond == "none" and meta["class_names"] == ["all"]
 
 
+@pytest.mark.slow
 def test_exit_status_and_stderr_of_the_script(where):
     done = subprocess.run(command(*FLAGS, *where, "--dataset", "nowhere"), env=ENV, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr

@@ -14,7 +14,7 @@ from metrics import classifier, networks
 from metrics.reference import load_reference
 from model_config import ModelConfig
 from torch_utils.distributed import resolve_device
-from training import finetune, losses, model_size
+from training import finetune, model_size
 from training.options import TrainOptions
 from training.plan import make_config, make_plan
 from training.state import TrainingState
@@ -188,7 +188,8 @@ def _pass_timer(options, config, device):
     """A function from a number of images to the seconds of a step of D and of a step of G with a pass of so many."""
     state = TrainingState(config, options, device)
     G, D = state.G, state.D
-    d_loss, g_loss = losses.LOSSES[options.steps.loss]
+    _, *D_how = options.steps.of_D
+    _, *G_how = options.steps.of_G
 
     def time_pass(batch):
         x = torch.rand(batch, 3, config.resolution, config.resolution, device=device) * 2 - 1
@@ -196,9 +197,9 @@ def _pass_timer(options, config, device):
         y = torch.arange(batch, device=device) % config.n_classes
         for _ in range(2):  # the first also chooses algorithms and fills the allocator
             start = _now(device)
-            d_step(G, D, D, state.opt_D, [(x, y, z, y)], 1, options.steps.D_ortho, d_loss)
+            d_step(G, D, D, state.opt_D, [(x, y, z, y)], 1, *D_how)
             middle = _now(device)
-            g_step(G, D, G, state.opt_G, [(z, y)], 1, options.steps.G_ortho, g_loss)
+            g_step(G, D, G, state.opt_G, [(z, y)], 1, *G_how)
             end = _now(device)
         return middle - start, end - middle
 

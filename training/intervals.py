@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from tqdm import tqdm
+
 import layers
 import utils
 from inception_utils import Measure, evaluate_generator, summary
 from sampling import batch_norm
 from sampling.sheets import class_sheet
-from torch_utils.distributed import Ranks
+from torch_utils.distributed import Ranks, mean_over_ranks
 from torch_utils.images import save_image
 from training import run_folder
 from training.logs import RunLog, peak_memory_mb, plot_curves
@@ -42,6 +45,11 @@ class Due(NamedTuple):
     sheet: bool
     save: bool
 
+    @property
+    def pause(self) -> bool:
+        """Whether training waits for more than a line of the log."""
+        return self.test or self.sheet or self.save
+
 
 def due(reports: ReportOptions, step: int, last: bool, stopped: bool) -> Due:
     """last: whether the run is complete; stopped: whether a signal ends it here."""
@@ -58,17 +66,19 @@ def due(reports: ReportOptions, step: int, last: bool, stopped: bool) -> Due:
     )
 
 
-def check_finite(run: Run, step: int, terms: dict):
-    """Raise utils.UserError where a loss is not a number any more."""
-    if not all(math.isfinite(value) for value in terms.values()):
+def finite_means(run: Run, state: TrainingState, terms: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The losses' means over all ranks. Raises: utils.UserError where one is not a number any more."""
+    means = mean_over_ranks(terms, run.ranks)
+    if not all(math.isfinite(value) for value in means.values()):
         raise utils.UserError(
-            f"the losses are no longer finite at step {step} ({terms}); {run.folder} keeps the checkpoints of before. "
-            "A lower --G_lr and --D_lr, or --D_param SN, usually helps"
+            f"the losses are no longer finite at step {state.step} ({means}); {run.folder} keeps the checkpoints of "
+            "before. A lower --G_lr and --D_lr, or --D_param SN, usually helps"
         )
+    return means
 
 
-def log_losses(run: Run, state: TrainingState, terms: dict, images_per_s: float, bar):
-    """terms: the losses, floats by name; bar: of tqdm, which shows them too."""
+def log_losses(run: Run, state: TrainingState, terms: dict, images_per_s: float, bar: tqdm):
+    """terms: of `finite_means`; the bar shows them too."""
     if run.log:
         rates = {f"{name}_lr": state.parts[f"opt_{name}"].param_groups[0]["lr"] for name in "GD"}
         seen = {"images_seen": _images_seen(run, state)}
@@ -83,8 +93,8 @@ def log_singular_values(run: Run, state: TrainingState):
         run.log.write("singular_values", state.step, layers.singular_values(G=state.G, D=state.D))
 
 
-def evaluate(run: Run, state: TrainingState, say) -> dict:
-    """The metrics of the evaluated generator, which is kept if it is the best so far; say: function of a line."""
+def evaluate(run: Run, state: TrainingState, bar: tqdm) -> dict:
+    """The metrics of the evaluated generator, which is kept if it is the best so far."""
     options, which = run.options, run.options.reports.which_best
     number, seed = options.metrics.num_inception_images, options.run.seed
     how = {"ema": options.ema.ema, "mode": options.batch_norm}
@@ -95,7 +105,7 @@ def evaluate(run: Run, state: TrainingState, say) -> dict:
             best = {**_common(run, state), "metrics": metrics, **state.best_state_dict()}
             run_folder.save(best, run.folder, "best", options.reports.num_best_copies)
         run.log.write("eval", state.step, metrics)
-        say(f"step {state.step}: {summary(metrics)}")
+        bar.write(f"step {state.step}: {summary(metrics)}")
     return metrics
 
 

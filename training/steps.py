@@ -3,6 +3,7 @@
 `forward` is the network itself, or its DistributedDataParallel wrapper, which averages gradients.
 """
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -28,15 +29,25 @@ class StepOptions(Options):
     D_ortho: float = option(0.0, "orthogonal regularisation of D; BigGAN: 1e-4", check=NOT_NEGATIVE)
 
     @property
+    def of_D(self):
+        """The last arguments of `d_step`: passes, orthogonal regularisation, loss."""
+        return self.num_D_accumulations, self.D_ortho, losses.LOSSES[self.loss][0]
+
+    @property
+    def of_G(self):
+        """The last arguments of `g_step`."""
+        return self.num_G_accumulations, self.G_ortho, losses.LOSSES[self.loss][1]
+
+    @property
     def D_passes(self) -> int:
         """Passes of D for each step of G."""
         return self.num_D_steps * self.num_D_accumulations
 
 
-def d_step(G, D, forward_D, optimizer, passes, num_passes, ortho, loss=losses.d_hinge):
+def d_step(G, D, forward_D, optimizer, passes: Iterable, num_passes: int, ortho: float, loss=losses.d_hinge) -> dict:
     """One optimizer step of D over accumulated passes; returns the mean of each loss term (0-dim tensors).
 
-    passes: iterator of (x (N,3,R,R) in [-1,1], y (N,), z (N,dim_z), fake y (N,)). Real and fake images share a forward,
+    passes: (x (N,3,R,R) in [-1,1], y (N,), z (N,dim_z), fake y (N,)). Real and fake images share a forward,
     so that DistributedDataParallel and spectral norm see one per pass.
     """
     D.requires_grad_(True)
@@ -53,7 +64,7 @@ def d_step(G, D, forward_D, optimizer, passes, num_passes, ortho, loss=losses.d_
     return means
 
 
-def g_step(G, D, forward_G, optimizer, passes, num_passes, ortho, loss=losses.g_hinge):
+def g_step(G, D, forward_G, optimizer, passes: Iterable, num_passes: int, ortho: float, loss=losses.g_hinge) -> dict:
     """One optimizer step of G over accumulated passes of (z (N,dim_z), y (N,)); returns as `d_step`."""
     D.requires_grad_(False)
     optimizer.zero_grad(set_to_none=True)

@@ -187,6 +187,7 @@ ARCHITECTURES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "options"), ARCHITECTURES)
 def test_architecture_is_inferred(source, options):
     ch = 4 if options.get("model") else 2
@@ -259,6 +260,7 @@ def test_codebases_own_files(small, tmp_path):
     assert peers.read_networks(tmp_path / "D_best.pth", "ajbrock").keys() == {"D"}
 
 
+@pytest.mark.slow
 def test_bgr_reverses_the_channels(tmp_path):
     config = ModelConfig(32, 4, dim_z=16, G_ch=2, D_ch=2, G_attn=(), D_attn=())
     for options in ({}, {"model": "BigGANdeep", "G_ch": 4, "D_ch": 4, "G_shared": True}):

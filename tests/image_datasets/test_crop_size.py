@@ -49,6 +49,7 @@ def test_statistics_are_those_of_the_centres(data_root):
     assert torch.allclose(features.double().mean(0), reference.mu, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_on_crops_is_evaluated_under_their_name(data_root, tmp_path, capsys):
     train.main(cropped(data_root, tmp_path, "--num_iters", "2"))
     assert "150 images 20x20 in random crops of 16x16" in capsys.readouterr().out

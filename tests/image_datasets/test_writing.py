@@ -159,6 +159,7 @@ def _write_slowly(out):
     write(out, make_source(1000), num_workers=2)
 
 
+@pytest.mark.slow
 def test_killed_ten_times_at_random(tmp_path):
     write(tmp_path / "b.hdf5", make_source(1000))
     out = tmp_path / "a.hdf5"

@@ -36,6 +36,7 @@ def test_moments_equal_numpy(offset, waiting, monkeypatch):
         assert np.abs(sigma.numpy() - expected).max() <= 1e-10 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_features_wait_as_they_were_and_are_counted_at_once(monkeypatch):
     monkeypatch.setattr(functional, "WAITING_ROWS", 64)
     moments, x = RunningMoments(), torch.randn(300, 3)
@@ -103,6 +104,7 @@ def test_both_roots_give_the_same_frechet_distance(n):
     assert frechet_distance(*moments) == pytest.approx(expected, abs=1e-9 * moments[1].trace().item())
 
 
+@pytest.mark.slow
 def test_frechet_distance_equals_pytorch_fid():
     theirs = pytest.importorskip("pytorch_fid.fid_score")
     one, two = covariance(400, 48, 4), covariance(400, 48, 5, scale=1.5)
@@ -130,6 +132,7 @@ def test_frechet_distance_of_few_features_is_that_of_their_moments(n, m):
         functional.frechet_of_features(x[:1], y)
 
 
+@pytest.mark.slow
 def test_fid_equals_torch_fidelity():
     theirs = pytest.importorskip("torch_fidelity.metric_fid")
     g = torch.Generator().manual_seed(0)

@@ -85,6 +85,7 @@ def test_every_rule_belongs_to_a_network():
 # --- networks --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_inception_tf_equals_torch_fidelity(inception_tf_weights):
     theirs = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
@@ -100,6 +101,7 @@ def test_inception_tf_equals_torch_fidelity(inception_tf_weights):
     assert network.weights_hash == utils.sha256(inception_tf_weights)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_inception_tf_equals_pytorch_fid(inception_tf_weights, monkeypatch):
     theirs = pytest.importorskip("pytorch_fid.inception")
@@ -158,6 +160,7 @@ def test_torchscript_form(script_file):
     assert not network.train().training and not any(p.requires_grad for p in network.parameters())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_resnet50_equals_torchvision(tmp_path):
     from torchvision.models import resnet50
@@ -188,6 +191,7 @@ def inception_file(tmp_path_factory):
     return path, net
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_inception_equals_torchvision(inception_file):
     path, theirs = inception_file
@@ -222,6 +226,7 @@ class SimpleNet(nn.Module):
         return x.mean((1, 2, 3))[:, None], x.mean((1, 2, 3))[:, None]
 
 
+@pytest.mark.slow
 def test_networks_and_rules_stay_on_their_device():
     """Fake CUDA tensors raise wherever a CPU tensor meets them."""
     from metrics.inception_tf import InceptionTF
@@ -309,6 +314,7 @@ def test_torchscript_of_another_network(tmp_path):
         load_feature_network("inception_tf", "data", "toy", weights=path)
 
 
+@pytest.mark.slow
 def test_download(tmp_path, inception_tf_weights, monkeypatch):
     digest = utils.sha256(inception_tf_weights)
     source = Release(inception_tf_weights.as_uri(), digest[:8], "the network")
