@@ -83,6 +83,7 @@ def test_dry_run(script, data_root, inception, capsys):
     resolution, num_classes = re.search(r"^(\d+)x\d+ images, (\d+) classes", out, re.M).groups()
     assert f"{resolution}x{resolution}" in out and int(num_classes) == (10 if options.data.dataset == "C10" else 1000)
     if script.name.startswith("launch_"):
+        assert f"so many processes: 1: {count_models.sizes(script).memory:.1f}, " in out
         assert options.run.experiment_name == script.stem.removeprefix("launch_")
         assert ("instance selection keeps about" in out) == selects
     header = script.read_text().split("source ")[0]
@@ -164,8 +165,14 @@ def test_dry_run_writes_nothing(data_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_of_sizes_is_current():
-    assert (count_models.ROOT / "docs" / "models.md").read_text() == count_models.page()
+def test_the_tables_of_sizes_are_current():
+    for path, cells_of in count_models.PAGES.items():
+        assert path.read_text() == count_models.filled(path.read_text(), cells_of), "python tools/count_models.py"
+
+
+def test_every_script_is_on_the_page_of_models():
+    page = (count_models.ROOT / "docs" / "models.md").read_text()
+    assert all(f"\n| `{script.name}` |" in page for script in count_models.SCRIPTS)
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")

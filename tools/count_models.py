@@ -1,15 +1,19 @@
-"""Write docs/models.md: parameters and multiply-adds of G and D of every published configuration.
+"""Fill in the sizes of every published configuration in docs/models.md and README.md: parameters, operations, memory.
 
     python tools/count_models.py
 
 The configurations are those of the launch scripts, read from the scripts themselves. Nothing is computed: the networks
-are built on the meta device.
+are built on the meta device. A table row that begins with a script's name has its last cells filled in (`PAGES`); all
+else in these pages is written by hand.
 """
 
+import functools
 import os
+import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,22 +24,16 @@ from training import dry_run, model_size
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("launch_*.sh"), *(ROOT / "scripts").glob("convert_*.sh")])
-PAGE = """# Sizes of the published configurations
 
-Parameters, and multiply-adds for one image (forward pass, evaluation; convolutions, linear layers and attention).
-"Fused" is what this code computes, "plain" the composition of upsampling or pooling and convolution that it is equal to
-(`layers.py`, `UpConv2d` and `DownConv2d`). M is a million multiply-adds.
 
-Made by `python tools/count_models.py` from the scripts' own flags; a test checks that it is current.
+@dataclass(frozen=True)
+class Sizes:
+    """Of one script: pairs (of G, of D), multiply-adds being those of one image; memory in GiB, None: no training."""
 
-| script in `scripts/` | parameters of G | of D | G fused | G plain | ratio | D fused | D plain | ratio |
-|---|--:|--:|--:|--:|--:|--:|--:|--:|
-{rows}
-
-BigGAN-deep pools between a ReLU and a 1x1 convolution, where nothing can be fused. Its generators upsample in a quarter
-of the channels, so there is less to save. The discriminators beside the converted generators are BigGAN-deep's own, for
-fine-tuning; their weights were never released.
-"""
+    parameters: tuple
+    fused: tuple
+    plain: tuple
+    memory: float | None
 
 
 def script_flags(script, *arguments):
@@ -52,26 +50,58 @@ def script_flags(script, *arguments):
     return flags
 
 
-def row(script):
-    """One line of the table."""
-    config = dry_run.assumed_config(train.parse_args(script_flags(script, "--dry_run"))[0])
-    parameters = map(model_size.num_parameters, model_size.build_on_meta(config))
-    cells = [f"`{script.name}`", *(f"{count:,}" for count in parameters)]
-    for fused, plain in zip(*(model_size.multiply_adds(config, fused=fused) for fused in (True, False)), strict=True):
+@functools.cache
+def sizes(script):
+    """The Sizes of a script's configuration."""
+    options, _ = train.parse_args(script_flags(script, "--dry_run"))
+    config = dry_run.assumed_config(options)
+    parameters = tuple(map(model_size.num_parameters, model_size.build_on_meta(config)))
+    fused, plain = (model_size.multiply_adds(config, fused=fused) for fused in (True, False))
+    memory = dry_run.training_memory(options, config) if script.name.startswith("launch_") else None
+    return Sizes(parameters, fused, plain, memory)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cells
+
+
+def all_cells(size):
+    """The nine of docs/models.md."""
+    cells = [f"{count:,}" for count in size.parameters]
+    for fused, plain in zip(size.fused, size.plain, strict=True):
         cells += [f"{fused / 1e6:,.1f} M", f"{plain / 1e6:,.1f} M", f"{plain / fused:.2f}"]
-    return f"| {' | '.join(cells)} |"
+    return [*cells, _memory(size)]
 
 
-def page():
-    """The content of docs/models.md."""
-    return PAGE.format(rows="\n".join(map(row, SCRIPTS)))
+def few_cells(size):
+    """The three of README.md: of G + D, in millions and in thousands of millions, and the memory."""
+    parameters = " + ".join(f"{count / 1e6:.1f}" for count in size.parameters)
+    return [parameters, " + ".join(f"{count / 1e9:.2f}" for count in size.fused), _memory(size)]
+
+
+def _memory(size):
+    return "-" if size.memory is None else f"{size.memory:.1f}"
+
+
+PAGES = {ROOT / "docs" / "models.md": all_cells, ROOT / "README.md": few_cells}
+
+
+def filled(text, cells_of):
+    """A page's text with the last cells of its rows of scripts filled in."""
+    lines = text.splitlines()
+    for i, line in enumerate(lines):
+        if named := re.match(r"\| `((launch|convert)_\w+\.sh)`", line):
+            cells = cells_of(sizes(ROOT / "scripts" / named[1]))
+            lines[i] = " | ".join([*line.split(" | ")[: -len(cells)], *cells]) + " |"
+    return "\n".join(lines) + "\n"
 
 
 def main():
-    path = ROOT / "docs" / "models.md"
-    with utils.atomic_path(path) as temporary:
-        temporary.write_text(page())
-    print(f"wrote {path}")
+    for path, cells_of in PAGES.items():
+        text = filled(path.read_text(), cells_of)
+        with utils.atomic_path(path) as temporary:
+            temporary.write_text(text)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

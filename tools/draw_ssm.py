@@ -195,9 +195,15 @@ def draw():
     box(ax, X_RAIL, output, 140, 54, NEUTRAL, "image")
     draw_legend(ax, top + 128)
 
+    save(figure, "ssm.png")
+
+
+def save(figure, name):
+    """Write a figure into docs/."""
     figure.canvas.draw()
     picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(Path(__file__).parents[1] / "docs" / "ssm.png", optimize=True)
+    docs = Path(__file__).parent.parent / "docs"
+    picture.quantize(256, dither=Image.Dither.NONE).save(docs / name, optimize=True)
 
 
 if __name__ == "__main__":

@@ -122,15 +122,21 @@ def _print_sizes(options, config, num_images):
         steps = _num_steps(options, num_images)
         line += f"; {steps:,} steps: {steps * step:.3g}"
     print(line)
-    state, *per_image = model_size.training_bytes(config, options.ema.ema)
-    largest = max(options.batches.batch_size * per_image[0], options.batches.G_images * per_image[1])
     processes = sorted({1, 2, 4, 8, _num_processes(options)})
-    needs = ", ".join(f"{n}: {(state + largest / n) / 2**30:.1f}" for n in processes)
+    needs = ", ".join(f"{n}: {training_memory(options, config, n):.1f}" for n in processes)
+    state, *_ = model_size.training_bytes(config, options.ema.ema)
     print(
         f"memory estimate, GiB for each of so many processes: {needs}\n"
         f"  (float32: {state / 2**30:.2f} for weights, gradients, Adam and average, then what autograd keeps for the "
         "larger pass,\n  counted on the meta device; workspaces of convolutions and fragmentation come on top)"
     )
+
+
+def training_memory(options: TrainOptions, config: ModelConfig, num_processes: int = 1) -> float:
+    """GiB that each of so many processes needs: the state, and what autograd keeps for the larger pass."""
+    state, D_image, G_image = model_size.training_bytes(config, options.ema.ema)
+    largest = max(options.batches.batch_size * D_image, options.batches.G_images * G_image)
+    return (state + largest / num_processes) / 2**30
 
 
 def _num_steps(options, num_images):
