@@ -14,24 +14,26 @@ import dataclasses
 import time
 from pathlib import Path
 
+import torch
+
 import utils
 from image_datasets import doctor
-from image_datasets.image_sets import Subset
+from image_datasets.image_sets import ImageSet, Subset
 from image_datasets.loading import DataOptions
 from inception_utils import check_options, compute_reference, coverage_ceiling, reference_protocol
 from metrics import classifier
 from metrics.networks import FeatureOptions
 from metrics.protocol import MetricOptions
-from metrics.reference import Reference, export, merge, read_reference, reference_path
+from metrics.reference import Reference, ReferenceProtocol, export, merge, read_reference, reference_path
 from selection.scores import SelectionOptions
 from selection.selection import select
 from torch_utils import distributed
-from torch_utils.distributed import on_ranks
+from torch_utils.distributed import Ranks, on_ranks
 
 SCORES = ("is_splits", "is_outputs", "prdc_k", "prdc_memory_mb")  # options of what real images have
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = utils.ArgumentParser(
         "Write the reference statistics of a data set, which generated images are compared with, to one npz under "
         "--data_root. A classifier is first fitted to the data, where it is missing."
@@ -74,7 +76,7 @@ def parse_args(argv=None):
     return args
 
 
-def ensure_classifier(args, dataset, device):
+def ensure_classifier(args: argparse.Namespace, dataset: ImageSet, device: torch.device) -> None:
     """Fit the data set's classifier where it is missing or --refit_classifier is given, and print how good it is."""
     path = classifier.classifier_path(args.data_root, dataset.name)
     if not path.exists() or args.refit_classifier:
@@ -88,7 +90,7 @@ def ensure_classifier(args, dataset, device):
     print(f"{path}: held-out accuracy {100 * fitted['accuracy']:.2f} %")
 
 
-def matching_reference(path, protocol) -> Reference | None:
+def matching_reference(path: Path, protocol: ReferenceProtocol) -> Reference | None:
     """The reference statistics at `path` if they are what would be computed, else None."""
     if not path.exists():
         return None
@@ -105,12 +107,12 @@ def matching_reference(path, protocol) -> Reference | None:
     return reference
 
 
-def say(text):
+def say(text: str) -> None:
     if utils.is_main_process():
         print(text)
 
 
-def report(reference, path):
+def report(reference: Reference, path: Path) -> None:
     about, d = reference.protocol, len(reference.mu)
     subset = f" (a random subset, seed {about.seed})" if about.reference_num else ""
     print(
@@ -133,7 +135,9 @@ def report(reference, path):
     print(f"reference statistics: {path}")
 
 
-def measure(args, data, options, ranks):
+def measure(
+    args: argparse.Namespace, data: DataOptions, options: MetricOptions, ranks: Ranks
+) -> tuple[Reference, Path]:
     """Compute the statistics that the flags ask for, or find them computed. Returns: Reference and its path."""
     file = data.open()
     options.check_network()  # before a classifier is fitted
@@ -159,7 +163,7 @@ def measure(args, data, options, ranks):
     return reference, path
 
 
-def merge_parts(args, data, options):
+def merge_parts(args: argparse.Namespace, data: DataOptions, options: MetricOptions) -> tuple[Reference, Path]:
     """Write the statistics of --dataset from those of its parts. Returns: Reference and its path."""
     data.check_named()
     reference = merge([read_reference(path) for path in args.merge], data.path.stem, args.seed)
@@ -174,7 +178,7 @@ def merge_parts(args, data, options):
     return reference, path
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     data, options = DataOptions.of(args), MetricOptions.of(args)
     if args.merge:

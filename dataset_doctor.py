@@ -17,11 +17,12 @@ import numpy as np
 
 import utils
 from image_datasets import doctor
+from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.loading import DataOptions
 from selection.scores import SelectionOptions, keep, stored_scores
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = utils.ArgumentParser("Report what is in a data set: classes, duplicates, odd images; and draw a picture.")
     DataOptions.add_to(parser, only=("dataset", "data_root"))
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
@@ -32,7 +33,9 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def kept_counts(options, data, dataset, findings):
+def kept_counts(
+    options: SelectionOptions, data: DataOptions, dataset: HDF5Dataset, findings: dict
+) -> np.ndarray | None:
     """Images that instance selection keeps of each class, ints (num_classes,), or None where all are kept."""
     if options.keeps_all:
         return None
@@ -41,7 +44,7 @@ def kept_counts(options, data, dataset, findings):
     return np.bincount(dataset.labels[kept], minlength=dataset.num_classes)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     options, data = SelectionOptions.of(args), DataOptions.of(args)
     dataset = data.open()

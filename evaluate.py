@@ -48,7 +48,7 @@ SPLITS, K, OUTPUTS = 10, 5, "all"  # of IS and PRDC where no reference statistic
 ABOUT = ("checkpoint", "step", "images")  # what a result says besides its metrics
 
 
-def make_parser():
+def make_parser() -> utils.ArgumentParser:
     parser = utils.ArgumentParser(
         "Metrics of a checkpoint or of images in files. Of a checkpoint, data set, data_root, seed and the flags of "
         "metrics and batch norm are by default those that it was trained with. --num_inception_images is by default "
@@ -87,7 +87,7 @@ def make_parser():
     return parser
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> tuple[dict, dict]:
     """Defaults of all flags, and those that are given: two dicts. What a checkpoint says comes between them."""
     parser = make_parser()
     defaults, given = parser.parse_layers(argv)
@@ -98,7 +98,7 @@ def parse_args(argv=None):
     return defaults, given
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     defaults, given = parse_args(argv)
     args = argparse.Namespace(**defaults | given)
     others = [tables.read_results(file) for file in args.compare]
@@ -112,7 +112,7 @@ def main(argv=None):
     print_results(result, others, args.json)
 
 
-def print_results(result, others, as_json):
+def print_results(result: dict | None, others: list, as_json: bool) -> None:
     """Print the result of this command, a dict or None, beside those of other files (tables.read_results)."""
     named = tables.named_results("this", result) if result else []
     groups = [named, *others] if named else others

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import prdc
 import utils
+from BigGAN import Generator
 from image_datasets.image_sets import ImageSet
 from metrics import classifier, functional
 from metrics.features import check_classes, features_of, intra_class
@@ -25,6 +27,8 @@ from metrics.networks import FeatureNetwork
 from metrics.protocol import MetricOptions, Protocol
 from metrics.reference import Reference, ReferenceProtocol, load_reference, random_features, reference_path
 from sampling import batch_norm
+from sampling.batch_norm import BatchNormMode
+from sampling.latents import Truncation
 from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
 
@@ -46,14 +50,22 @@ class Measure:
     real_images: ImageSet | None = None
 
 
-def evaluation_reference_path(options: MetricOptions, data_root, name: str, network_name: str, resize: str) -> Path:
+def evaluation_reference_path(
+    options: MetricOptions, data_root: str | Path, name: str, network_name: str, resize: str
+) -> Path:
     """The file of reference statistics that the options mean, for a data set's name."""
     if options.reference_file:
         return Path(options.reference_file)
     return reference_path(data_root, name, network_name, resize, options.reference_num)
 
 
-def load_evaluation(options: MetricOptions, data_root, name: str, device, dataset=None):
+def load_evaluation(
+    options: MetricOptions,
+    data_root: str | Path,
+    name: str,
+    device: torch.device | str,
+    dataset: ImageSet | None = None,
+) -> tuple[FeatureNetwork, Reference]:
     """The feature network and the reference statistics that the options ask for.
 
     Args: name: of the data set (`ImageSet.name`); dataset: the data set itself where it is at hand, which a classifier
@@ -76,7 +88,7 @@ def load_evaluation(options: MetricOptions, data_root, name: str, device, datase
     return network, reference
 
 
-def check_options(options: MetricOptions, network: FeatureNetwork):
+def check_options(options: MetricOptions, network: FeatureNetwork) -> None:
     """Raise utils.UserError where the options do not go with a feature network."""
     if options.is_outputs == "1000" and network.num_classes not in (1000, 1008):
         raise utils.UserError(f"--is_outputs 1000: the {network.name} has {network.num_classes} classes of its own")
@@ -85,7 +97,7 @@ def check_options(options: MetricOptions, network: FeatureNetwork):
         raise utils.UserError("--kid_subset_size 1: pairs of images need two")
 
 
-def check_number(options: MetricOptions, source: str | None = None):
+def check_number(options: MetricOptions, source: str | None = None) -> None:
     """Raise utils.UserError where resolved options ask for fewer images than their metrics need; source: of these."""
     number, least = options.num_inception_images, max(options.is_splits, options.prdc_k + 1)
     if number < least:
@@ -97,7 +109,7 @@ def check_number(options: MetricOptions, source: str | None = None):
 # Metrics of features
 
 
-def scored_logits(logits, is_outputs):
+def scored_logits(logits: Tensor, is_outputs: str) -> Tensor:
     """The outputs (N,K) that count for the Inception score, of the logits of a network."""
     return functional.imagenet_logits(logits) if is_outputs == "1000" and logits.shape[1] == 1008 else logits
 
@@ -116,7 +128,13 @@ def metric_keys(network: FeatureNetwork, reference: Reference, n_classes: int) -
 
 
 def compute_metrics(
-    features, logits, labels, network: FeatureNetwork, reference: Reference, options: MetricOptions, seed: int = 0
+    features: Tensor,
+    logits: Tensor,
+    labels: Tensor | None,
+    network: FeatureNetwork,
+    reference: Reference,
+    options: MetricOptions,
+    seed: int = 0,
 ) -> dict:
     """All metrics of N generated images.
 
@@ -162,7 +180,14 @@ def summary(values: dict) -> str:
 
 
 def evaluate_generator(
-    G, measure: Measure, num_images: int, seed: int, truncation=None, *, ema: bool, mode=batch_norm.RUNNING
+    G: Generator,
+    measure: Measure,
+    num_images: int,
+    seed: int,
+    truncation: Truncation | None = None,
+    *,
+    ema: bool,
+    mode: BatchNormMode = batch_norm.RUNNING,
 ) -> dict:
     """Metrics of images 0 to num_images - 1 of a seed, whose classes take turns.
 
@@ -185,7 +210,7 @@ def evaluate_generator(
         return _measured(measure, images, range(num_images), labelled, seed, further)
 
 
-def evaluate_images(images, measure: Measure, num_images: int, seed: int) -> dict:
+def evaluate_images(images: ImageSet, measure: Measure, num_images: int, seed: int) -> dict:
     """Metrics of an ImageSet: as `evaluate_generator`.
 
     Files are often sorted by class: which images are taken, where num_images are fewer than all, and their order, which
@@ -231,14 +256,16 @@ def _measured(measure, images, indices, labelled, seed, further):
 # Statistics of real images
 
 
-def has_imagenet_classes(class_names) -> bool:
+def has_imagenet_classes(class_names: list[str]) -> bool:
     """Whether these are ImageNet's 1000 classes in the order of their WordNet ids, which is that of its networks."""
     ids = len(class_names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in class_names)
     ends = class_names[0], class_names[-1]
     return ids and list(class_names) == sorted(set(class_names)) and ends == ("n01440764", "n15075141")
 
 
-def reference_protocol(images, network: FeatureNetwork, options: MetricOptions, seed: int, selection=None):
+def reference_protocol(
+    images: ImageSet, network: FeatureNetwork, options: MetricOptions, seed: int, selection: str | None = None
+) -> ReferenceProtocol:
     """The ReferenceProtocol of statistics of an ImageSet, which `compute_reference` follows.
 
     Args: options: without None for splits, k and outputs; seed: of the random choice of real features, of
@@ -263,7 +290,12 @@ def reference_protocol(images, network: FeatureNetwork, options: MetricOptions, 
 
 
 def compute_reference(
-    images, network: FeatureNetwork, protocol: ReferenceProtocol, ranks: Ranks, batch_size=64, memory_mb=prdc.MEMORY_MB
+    images: ImageSet,
+    network: FeatureNetwork,
+    protocol: ReferenceProtocol,
+    ranks: Ranks,
+    batch_size: int = 64,
+    memory_mb: int = prdc.MEMORY_MB,
 ) -> Reference:
     """Statistics of an ImageSet, streaming.
 
@@ -288,7 +320,7 @@ def compute_reference(
     real_features = torch.zeros(len(chosen), network.feature_dim)
     moments, score = functional.RunningMoments(), functional.RunningInceptionScore(protocol.splits)
 
-    def one_pass():
+    def one_pass() -> None:
         disable = None if ranks.is_main else True  # None: shown on terminals only
         with tqdm(total=n, desc="real images", unit="image", disable=disable) as bar:
             for number, start in enumerate(range(0, n, batch_size)):
@@ -311,7 +343,7 @@ def compute_reference(
     return Reference(mu, sigma, real_features, *score.finalize(), ceiling, protocol)
 
 
-def coverage_ceiling(real_features, k: int, memory_mb=prdc.MEMORY_MB, device="cpu") -> float:
+def coverage_ceiling(real_features: Tensor, k: int, memory_mb: int = prdc.MEMORY_MB, device="cpu") -> float:
     """Coverage between two halves of the real features (n,d): about the most that a generator can reach."""
     half = len(real_features) // 2
     one, other = (part.to(device) for part in (real_features[:half], real_features[half : 2 * half]))

@@ -10,6 +10,7 @@ percentile are kept. Scores are computed once and stored under --data_root (`sel
 Symbols: N images of the data set.
 """
 
+import argparse
 import contextlib
 import json
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import utils
 from image_datasets import doctor
+from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.loading import DataOptions
 from selection.scores import SelectionOptions, load_scores
 from selection.selection import make_selection, report, score_sheet, table, write_subset
@@ -24,7 +26,7 @@ from torch_utils import distributed
 from torch_utils.images import save_image
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = utils.ArgumentParser("Score the images of a data set by density and say which of them would be kept.")
     DataOptions.add_to(parser, only=("dataset", "data_root", "load_in_mem"))
     SelectionOptions.add_to(parser)
@@ -37,7 +39,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     data, options = DataOptions.of(args), SelectionOptions.of(args)
     quiet = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
@@ -63,7 +65,7 @@ def main(argv=None):
         print(json.dumps(table(selection), indent=1))
 
 
-def check_out(out, overwrite, dataset):
+def check_out(out: str | None, overwrite: bool, dataset: HDF5Dataset) -> None:
     """Raise utils.UserError if --out cannot be written or would replace something that is not to be replaced."""
     if not out:
         return

@@ -4,6 +4,7 @@ To add an option, add a field here and use it in the network. Its flag is `--<fi
 checkpoint. `resolution` and `n_classes` come from the data, so they have no flag.
 """
 
+import argparse
 import dataclasses
 from dataclasses import dataclass
 
@@ -157,28 +158,28 @@ class ModelConfig(Options):
                 raise utils.UserError("--D_ch_mult, --D_cond concat: shortcuts of BigGANdeep's D cannot narrow")
 
     @property
-    def deep(self):
+    def deep(self) -> bool:
         """Whether the blocks are BigGAN-deep's bottlenecks."""
         return self.model == "BigGANdeep"
 
     @property
-    def G_widths(self):
+    def G_widths(self) -> tuple[int, ...]:
         """Channels of G's first feature map and of each block's output."""
         return tuple(self.G_ch * m for m in self.G_ch_mult)
 
     @property
-    def D_widths(self):
+    def D_widths(self) -> tuple[int, ...]:
         """Channels of each of D's blocks' output; in BigGAN-deep, of the first convolution's and each stage's."""
         return tuple(self.D_ch * m for m in self.D_ch_mult)
 
     @property
-    def G_stages(self):
+    def G_stages(self) -> list[tuple]:
         """(input channels, output channels, whether attention follows) of each of G's stages, which double the size."""
         widths = self.G_widths
         return [(widths[i], widths[i + 1], self._attention("G", i)) for i in range(len(widths) - 1)]
 
     @property
-    def D_stages(self):
+    def D_stages(self) -> list[tuple]:
         """(input channels, output channels, whether it halves the size, whether attention follows) of D's stages."""
         widths = self.D_widths if self.deep else (3, *self.D_widths)
         inputs = [w + (self.D_label_ch if self.D_cond == "concat" and i == 1 else 0) for i, w in enumerate(widths)]
@@ -186,7 +187,7 @@ class ModelConfig(Options):
             (inputs[i], widths[i + 1], i < self.D_num_down, self._attention("D", i)) for i in range(len(widths) - 1)
         ]
 
-    def stage_resolutions(self, network):
+    def stage_resolutions(self, network: str) -> list[int | None]:
         """The resolution at which each stage of 'G' or 'D' ends; None for a stage of D that keeps the size."""
         if network == "G":
             return [self.bottom_width * 2 ** (i + 1) for i in range(len(self.G_widths) - 1)]
@@ -197,7 +198,7 @@ class ModelConfig(Options):
         wanted, after = getattr(self, f"{network}_attn"), getattr(self, f"{network}_attn_after")
         return self.stage_resolutions(network)[i] in wanted or i + 1 in after
 
-    def notes(self):
+    def notes(self) -> list[str]:
         """Lines about options that have no effect here, for the user to read."""
         lines = []
         if self.hier and not self.deep and not self.G_cbn and self.ssm == "none":
@@ -218,12 +219,12 @@ class ModelConfig(Options):
             ]
         return lines
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """Plain numbers, strings and lists: fit for JSON and for `torch.load(weights_only=True)`."""
         return utils.plain(dataclasses.asdict(self))
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: dict) -> "ModelConfig":
         """The config that `to_dict` wrote. Raises: utils.UserError if fields are unknown or missing."""
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
@@ -233,7 +234,7 @@ class ModelConfig(Options):
         return cls(**values)
 
 
-def add_model_args(parser):
+def add_model_args(parser: utils.ArgumentParser) -> argparse._ArgumentGroup:
     """Add one flag per field of ModelConfig; returns their group."""
     group = ModelConfig.add_to(parser)
     group.add_argument("--D_thin", dest="D_wide", action="store_false", help="the same as --no-D_wide")

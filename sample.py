@@ -29,7 +29,7 @@ from torch_utils import checkpoints, distributed
 from torch_utils.images import save_image
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = utils.ArgumentParser("Write sample sheets, and on request many images, of a checkpoint.", "CHECKPOINT")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file, or a run folder: its best checkpoint")
     group = SamplingOptions.add_to(parser)
@@ -45,7 +45,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     options, mode = SamplingOptions.of(args), BatchNormMode.of(args)
     device = distributed.resolve_device(options.device)

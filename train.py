@@ -35,7 +35,7 @@ from training.state import TrainingState
 from training.steps import d_step, g_step
 
 
-def parse_args(argv=None) -> tuple[TrainOptions, finetune.Source | None]:
+def parse_args(argv: list[str] | None = None) -> tuple[TrainOptions, finetune.Source | None]:
     """The options of a command, and the checkpoint of --init_from, whose model options stand for flags not given."""
     parser = utils.ArgumentParser(__doc__.splitlines()[0])
     TrainOptions.add_to(parser)
@@ -44,7 +44,7 @@ def parse_args(argv=None) -> tuple[TrainOptions, finetune.Source | None]:
     return TrainOptions.of(defaults | (source.model_options if source else {}) | given), source
 
 
-def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks):
+def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -> None:
     # Plan: everything that can be wrong with flags and files is found here, before anything is computed.
     plan = make_plan(options, source)
     options.batches.check_ranks(ranks.world_size)
@@ -161,14 +161,14 @@ def make_batches(run: Run, plan: Plan, step: int, reals: ImageSet) -> Batches:
     return Batches(options.batches, plan.config, options.data.crop_size, options.run.seed, ranks, loader)
 
 
-def make_deterministic():
+def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.enable_mem_efficient_sdp(False)  # attention without a deterministic backward
     torch.backends.cuda.enable_flash_sdp(False)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     options, source = parse_args(argv)
     if options.dry_run.asked_for:
         dry_run(options, source)

@@ -19,7 +19,7 @@ import typing
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import NoneType
 from typing import NamedTuple
@@ -71,7 +71,7 @@ class ArgumentParser(argparse.ArgumentParser):
     `positional`: the names of positional arguments, for the usage line, which would list every flag otherwise.
     """
 
-    def __init__(self, description=None, positional=""):
+    def __init__(self, description: str | None = None, positional: str = ""):
         usage = " ".join(["%(prog)s", *positional.split(), "[flags]"])
         super().__init__(description=description, usage=usage, allow_abbrev=False, formatter_class=_HelpFormatter)
 
@@ -80,7 +80,7 @@ class ArgumentParser(argparse.ArgumentParser):
             message += self._guess(message)
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
-    def parse_layers(self, argv=None):
+    def parse_layers(self, argv: list[str] | None = None) -> tuple[dict, dict]:
         """Defaults of all flags, and the values that are given on the command line: two dicts by name.
 
         What else has a say (the flags of a run, the options of a checkpoint) goes between the two.
@@ -97,21 +97,21 @@ class ArgumentParser(argparse.ArgumentParser):
         return f"; did you mean {close[0]}?" if close else ""
 
 
-def count(text):
+def count(text: str) -> int:
     """argparse type: a whole number of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
     return int(text)
 
 
-def positive_int(text):
+def positive_int(text: str) -> int:
     """argparse type: a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return int(text)
 
 
-def number_list(text):
+def number_list(text: str) -> tuple[int, ...]:
     """argparse type: '32_64' or '4-4-2-1' or '32,64' to a tuple of ints; '0' and '' to none."""
     try:
         numbers = tuple(int(word) for word in text.replace("_", "-").replace(",", "-").split("-") if word)
@@ -139,7 +139,17 @@ SHARE = Check(lambda x: 0 <= x <= 1, "lie in [0, 1]")
 BELOW_1 = Check(lambda x: 0 <= x < 1, "lie in [0, 1)")
 
 
-def option(default, help, *, choices=None, kind=None, metavar=None, switch=False, check=None, changeable=False):
+def option(
+    default,
+    help: str,
+    *,
+    choices: Collection | None = None,
+    kind: Callable | None = None,
+    metavar: str | None = None,
+    switch: bool = False,
+    check: Check | None = None,
+    changeable: bool = False,
+) -> dataclasses.Field:
     """A field of an Options class.
 
     Args: default, help, choices, metavar: of the flag --<field name>; kind: argparse type where the field's own type
@@ -165,12 +175,14 @@ class Options:
                 raise UserError(f"--{field.name} {value}: must {check.text}")
 
     @classmethod
-    def fields(cls):
+    def fields(cls) -> list[dataclasses.Field]:
         """The dataclass fields that are flags."""
         return [field for field in dataclasses.fields(cls) if "help" in field.metadata]
 
     @classmethod
-    def add_to(cls, parser, only=None, **defaults):
+    def add_to(
+        cls, parser: argparse.ArgumentParser | argparse._ArgumentGroup, only: Collection[str] | None = None, **defaults
+    ):
         """Add a flag for each field, or for those named in `only`; `defaults`: others than the fields' own.
 
         Args: parser: an ArgumentParser, which gets a group of this title, or such a group. Returns: the group.
@@ -183,22 +195,22 @@ class Options:
         return group
 
     @classmethod
-    def of(cls, values, **others):
+    def of(cls, values: argparse.Namespace | dict, **others):
         """From parsed flags (a namespace or a dict by name) and what is no flag; absent fields have their default."""
         values = values if isinstance(values, dict) else vars(values)
         return cls(**{field.name: values[field.name] for field in cls.fields() if field.name in values}, **others)
 
     @classmethod
-    def changeable(cls):
+    def changeable(cls) -> set[str]:
         """Names of the fields that may change when a run is resumed."""
         return {field.name for field in cls.fields() if field.metadata["changeable"]}
 
-    def record(self):
+    def record(self) -> dict:
         """Values by name, as JSON and torch.load(weights_only=True) take them."""
         return plain({field.name: getattr(self, field.name) for field in self.fields()})
 
 
-def plain(values):
+def plain(values: dict) -> dict:
     """A dict with lists instead of tuples."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -214,7 +226,7 @@ def _argument_type(field):
     return {"type": field.metadata["kind"] or own} | names
 
 
-def parse_option(cls, name, text):
+def parse_option(cls: type[Options], name: str, text: str):
     """The value of a field of an Options class from text, as its flag reads it; booleans are true or false.
 
     Raises: UserError.
@@ -239,7 +251,7 @@ def parse_option(cls, name, text):
 # Running a script
 
 
-def run_main(main):
+def run_main(main: Callable[[], None]) -> None:
     """Run a script's `main()`: bad input ends in one line and status 2, Ctrl-C in one line and status 130."""
     warnings.formatwarning = _one_line_warning
     try:
@@ -270,12 +282,12 @@ def _exit_with_line(text):
     sys.exit(2)
 
 
-def bar_interval():
+def bar_interval() -> dict:
     """Keyword for tqdm: often on a terminal, seldom where every refresh becomes a line of a log file."""
     return {"mininterval": 0.2 if sys.stderr.isatty() else 15}
 
 
-def is_main_process():
+def is_main_process() -> bool:
     """Whether this is the process that speaks to the user: the only one, or rank 0 of torchrun's."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -328,7 +340,7 @@ def rng(seed: int, stream: str, *counters: int) -> np.random.Generator:
 
 
 @contextlib.contextmanager
-def atomic_path(path):
+def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it is synced and takes the name `path`.
 
     On any error the temporary file is removed and whatever `path` held before is still there.
@@ -359,12 +371,12 @@ def _umask():
     return mask
 
 
-def save_json(obj, path):
+def save_json(obj, path: str | Path) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(obj, indent=1) + "\n")
 
 
-def load_json(path):
+def load_json(path: str | Path):
     """The content of a JSON file. Raises: UserError naming the file if it is missing or damaged."""
     try:
         return json.loads(Path(path).read_text())
@@ -374,7 +386,7 @@ def load_json(path):
         raise UserError(f"{path} is not valid JSON ({error})") from error
 
 
-def load_npz(path):
+def load_npz(path: str | Path) -> dict[str, np.ndarray]:
     """All arrays of an npz file, by name; no pickled objects. Raises: UserError naming the file."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -385,7 +397,7 @@ def load_npz(path):
         raise UserError(f"{path} is not a readable npz file (damaged or another format)") from error
 
 
-def sha256(path):
+def sha256(path: str | Path) -> str:
     """Hex digest of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

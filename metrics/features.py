@@ -19,7 +19,7 @@ from torch_utils.distributed import Ranks, on_ranks
 # By class
 
 
-def check_classes(images, indices, real_images):
+def check_classes(images: ImageSet, indices: np.ndarray, real_images: ImageSet) -> None:
     """Raise UserError unless every class has two images or more among images[indices], and as many real ones."""
     for these in (images, real_images):
         if these.labels is None:
@@ -34,7 +34,9 @@ def check_classes(images, indices, real_images):
             raise utils.UserError(f"--intra_fid: {text}; raise --num_inception_images")
 
 
-def intra_class(network: FeatureNetwork, features, labels, real_images: ImageSet, ranks: Ranks, batch_size: int):
+def intra_class(
+    network: FeatureNetwork, features, labels, real_images: ImageSet, ranks: Ranks, batch_size: int
+) -> dict | None:
     """Intra-class Frechet distance (Miyato and Koyama 2018, arXiv:1802.05637, section 5), real features class by class.
 
     Args: features (N,d): on rank 0, None on the others; labels: int64 (N,).
@@ -60,7 +62,7 @@ def intra_class(network: FeatureNetwork, features, labels, real_images: ImageSet
 
 def features_of(
     network: FeatureNetwork, images: ImageSet, indices, ranks: Ranks, batch_size: int, description: str | None = None
-):
+) -> tuple:
     """Features (N,d) and logits (N,K) of the images at `indices` (N,), increasing, on rank 0; None, None on the others.
 
     Every rank takes a contiguous part. `description`: of a progress bar, or None for none.

@@ -76,7 +76,19 @@ class Protocol:
     order: str | None = None
 
     @classmethod
-    def of(cls, network, reference, options: MetricOptions, *, fake_num, seed, ema, truncation, bn_mode, **further):
+    def of(
+        cls,
+        network,
+        reference,
+        options: MetricOptions,
+        *,
+        fake_num: int,
+        seed: int,
+        ema,
+        truncation,
+        bn_mode,
+        **further,
+    ) -> "Protocol":
         """That of `inception_utils.compute_metrics`.
 
         Args: reference: metrics.reference.Reference; options: as they were given; truncation: a Truncation or None;

@@ -71,20 +71,22 @@ class Reference:
     coverage_ceiling: float | None
     protocol: ReferenceProtocol
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         """One npz with `mu`, `sigma`, `real_features`, and the rest as JSON text in `reference`. Atomic."""
         about = {key: getattr(self, key) for key in ("is_mean", "is_std", "coverage_ceiling")}
         text = json.dumps(about | {"protocol": self.protocol.to_dict()})
         _save_npz(path, _arrays(self, "mu", "sigma", "real_features") | {"reference": np.array(text)})
 
 
-def reference_path(data_root, dataset_name, network_name, resize, reference_num=None):
+def reference_path(
+    data_root, dataset_name: str, network_name: str, resize: str, reference_num: int | None = None
+) -> Path:
     """The file of a data set's statistics: of all its images, or of a random subset of reference_num."""
     subset = f"_num{reference_num}" if reference_num else ""
     return Path(data_root) / f"{dataset_name}_{network_name}_{resize}{subset}_reference.npz"
 
 
-def random_features(num_images, seed):
+def random_features(num_images: int, seed: int) -> np.ndarray:
     """Which of so many images are kept as real features, in a random order: int64 array."""
     return utils.rng(seed, "real_features").permutation(num_images)[:NUM_REAL_FEATURES]
 
@@ -93,7 +95,7 @@ def random_features(num_images, seed):
 # Reading
 
 
-def load_reference(path, network):
+def load_reference(path: str | Path, network: FeatureNetwork) -> Reference:
     """Reference statistics for a feature network, from our file, the reference family's or pytorch-fid's.
 
     Where `path` is missing, the family's `*_inception_moments.npz` beside it is taken instead; `*_inception_activations
@@ -112,7 +114,7 @@ def load_reference(path, network):
     return reference
 
 
-def read_reference(path):
+def read_reference(path: str | Path) -> Reference:
     """Reference statistics that calculate_inception_moments.py wrote, of whatever network. Raises: UserError."""
     return _own_reference(utils.load_npz(path), path)
 
@@ -231,7 +233,7 @@ def _merged_features(parts, counts, seed):
     return merged
 
 
-def export(reference, path):
+def export(reference: Reference, path: str | Path) -> list[Path]:
     """Write `mu` and `sigma` as an npz that pytorch-fid and the reference family read. Atomic.
 
     A path that ends in _inception_moments.npz is the family's name: its _inception_activations.npz, with

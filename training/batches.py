@@ -46,7 +46,7 @@ class BatchOptions(Options):
         """Fakes of one pass of G."""
         return self.G_batch_size or self.batch_size
 
-    def check_ranks(self, world_size: int):
+    def check_ranks(self, world_size: int) -> None:
         """Raise utils.UserError unless the batches can be split evenly over the processes."""
         for name in ("batch_size", "G_batch_size"):
             if getattr(self, name) % world_size:
@@ -70,14 +70,14 @@ class Batches:
     ranks: Ranks
     loader: Iterator | None = None
 
-    def D_passes(self, step: int, draws: Iterable[int]):
+    def D_passes(self, step: int, draws: Iterable[int]) -> Iterator[tuple]:
         """The passes of one step of D: (x (N,3,R,R), y (N,), z (N,dim_z), y_fake (N,)) for each number in `draws`."""
         for draw in draws:
             x, y = self.reals(step, draw)
             z, y_fake = self.latents(step, draw, self.options.batch_size)
             yield x, y, z, y if self.options.D_fake_labels == "real" else y_fake
 
-    def G_passes(self, step: int, draws: Iterable[int]):
+    def G_passes(self, step: int, draws: Iterable[int]) -> Iterator[tuple]:
         """The passes of one step of G: (z (N,dim_z), y (N,)) for each number in `draws`."""
         for draw in draws:
             yield self.latents(step, draw, self.options.G_images)

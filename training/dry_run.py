@@ -24,7 +24,7 @@ MAX_SECONDS = 20  # of the passes of a batch size; the time of larger batches fo
 DAY = 24 * 60 * 60
 
 
-def dry_run(options: TrainOptions, source: finetune.Source | None):
+def dry_run(options: TrainOptions, source: finetune.Source | None) -> None:
     """Print what is missing and what the command would cost; ends with status 2 if anything is missing."""
     problems = []
     plan = _attempt(problems, make_plan, options, source)

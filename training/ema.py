@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 import utils
 from utils import BELOW_1, Options, option
@@ -23,7 +24,7 @@ class EMAOptions(Options):
 class MovingAverage:
     """Exponential moving average of G: parameters and batch-norm statistics are averaged, other buffers are copied."""
 
-    def __init__(self, G, decay: float, start: int):
+    def __init__(self, G: nn.Module, decay: float, start: int):
         self.module = copy.deepcopy(G).eval().requires_grad_(False)
         self.decay, self.start = decay, start
         source, target = G.state_dict(keep_vars=True), self.module.state_dict(keep_vars=True)
@@ -34,7 +35,7 @@ class MovingAverage:
         self.copied = [target[k] for k in copied], [source[k] for k in copied]
 
     @torch.no_grad()
-    def update(self, step: int):
+    def update(self, step: int) -> None:
         """After step `step` (1, 2, ...). Until `start` the average is a plain copy."""
         torch._foreach_lerp_(*self.averaged, 1 - self.decay if step > self.start else 1.0)
         torch._foreach_copy_(*self.copied)

@@ -6,13 +6,17 @@ that --class_mapping names, or else the mean of the old rows.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch import nn
 
 import layers
 import utils
+from image_datasets.image_sets import ImageSet
 from model_config import ModelConfig
 from torch_utils import checkpoints
+from training.ema import MovingAverage
 from utils import Options, option
 
 POWER_ITERATIONS = 100  # on the spectral-norm vectors of a matrix that was made again
@@ -49,7 +53,7 @@ class Source:
     G_ema: dict | None
 
     @property
-    def model_options(self):
+    def model_options(self) -> dict:
         """Its model options as defaults of the flags of that name."""
         options = {name: getattr(self.config, name) for name in self.config.to_dict()}
         if self.config.n_classes == 1:  # its D had no classes to see; that is no wish for data that has some
@@ -57,7 +61,7 @@ class Source:
         return {name: value for name, value in options.items() if name not in ("resolution", "n_classes")}
 
 
-def read_source(path) -> Source:
+def read_source(path: str | Path) -> Source:
     """The Source of --init_from: a file, or the newest full checkpoint of a run folder. Raises: utils.UserError."""
     checkpoint, path = checkpoints.read_model(path, kinds=("ckpt", "best"))
     G, G_ema = checkpoint.get("G"), checkpoint.get("G_ema")
@@ -68,7 +72,7 @@ def read_source(path) -> Source:
     return Source(str(path), checkpoint.get("step", 0), config, names, G or G_ema, checkpoint.get("D"), G_ema)
 
 
-def check_resolution(source, dataset):
+def check_resolution(source: Source, dataset: ImageSet) -> None:
     """Raise utils.UserError unless the source's images are of the data set's size."""
     if source.config.resolution != dataset.resolution:
         raise utils.UserError(
@@ -77,7 +81,7 @@ def check_resolution(source, dataset):
         )
 
 
-def class_rows(source: Source, class_names: list, mapping_path=None) -> list:
+def class_rows(source: Source, class_names: list, mapping_path: str | None = None) -> list:
     """Which old class each new one starts from: a list of old ids, None for the mean of all.
 
     The same number of classes without a mapping means the same classes. Raises: utils.UserError for a mapping file that
@@ -108,7 +112,7 @@ def _class_id(value, names, owner):
     raise utils.UserError(f"{owner} has no class {text!r}; it has {len(names)}: {', '.join(names[:5])} ...")
 
 
-def start_from(source: Source, G, D, average, rows: list) -> dict:
+def start_from(source: Source, G: nn.Module, D: nn.Module, average: MovingAverage | None, rows: list) -> dict:
     """Load what fits of a Source into G, D and the moving average of G (ema.MovingAverage or None), in place.
 
     Args: rows: of `class_rows`. A network of which the source has nothing stays as it is.

@@ -77,7 +77,7 @@ def finite_means(run: Run, state: TrainingState, terms: dict[str, torch.Tensor])
     return means
 
 
-def log_losses(run: Run, state: TrainingState, terms: dict, images_per_s: float, bar: tqdm):
+def log_losses(run: Run, state: TrainingState, terms: dict, images_per_s: float, bar: tqdm) -> None:
     """terms: of `finite_means`; the bar shows them too."""
     if run.log:
         rates = {f"{name}_lr": state.parts[f"opt_{name}"].param_groups[0]["lr"] for name in "GD"}
@@ -88,7 +88,7 @@ def log_losses(run: Run, state: TrainingState, terms: dict, images_per_s: float,
         bar.set_postfix({**shown, "images/s": f"{images_per_s:.0f}"}, refresh=False)
 
 
-def log_singular_values(run: Run, state: TrainingState):
+def log_singular_values(run: Run, state: TrainingState) -> None:
     if run.log:
         run.log.write("singular_values", state.step, layers.singular_values(G=state.G, D=state.D))
 
@@ -109,7 +109,7 @@ def evaluate(run: Run, state: TrainingState, bar: tqdm) -> dict:
     return metrics
 
 
-def draw_sheet(run: Run, state: TrainingState):
+def draw_sheet(run: Run, state: TrainingState) -> None:
     if run.log:
         seed = run.options.run.seed
         with batch_norm.prepared(state.evaluated, run.options.batch_norm, seed) as prepared:
@@ -118,14 +118,14 @@ def draw_sheet(run: Run, state: TrainingState):
         run.log.image("samples", state.step, sheet)
 
 
-def save(run: Run, state: TrainingState, metrics: dict | None):
+def save(run: Run, state: TrainingState, metrics: dict | None) -> None:
     """metrics: of this step, None where it was not evaluated."""
     if run.log:
         checkpoint = {**_common(run, state), "metrics": metrics, **state.state_dict()}
         run_folder.save(checkpoint, run.folder, "ckpt", run.options.reports.num_save_copies)
 
 
-def draw_curves(run: Run):
+def draw_curves(run: Run) -> None:
     if run.log:
         plot_curves(run.folder / "log.jsonl", run.folder / "curves.png")
 

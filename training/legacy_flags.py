@@ -67,7 +67,7 @@ class _Refuse(argparse.Action):
         raise utils.UserError(f"{option_string} is not a flag here: {REFUSED[self.option_strings[0][2:]]}")
 
 
-def add_legacy_args(parser):
+def add_legacy_args(parser: argparse.ArgumentParser) -> None:
     """Accept or refuse the flags above; what the accepted ones do not do is listed in `args.legacy_notes`."""
     parser.set_defaults(legacy_notes=None)
     for name in ACCEPTED_SWITCHES:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 import utils
 
@@ -18,7 +19,7 @@ class RunLog:
     that the finished log is that of a run that was never interrupted; `step` None starts the log afresh.
     """
 
-    def __init__(self, folder, step=None):
+    def __init__(self, folder: Path, step: int | None = None):
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import: only a run that trains pays
 
         self.path = Path(folder) / "log.jsonl"
@@ -28,7 +29,7 @@ class RunLog:
         self.file = open(self.path, "a")  # noqa: SIM115  (open for the life of the run; `close` closes it)
         self.board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=0 if step is None else step + 1)
 
-    def write(self, event: str, step: int, entries: dict):
+    def write(self, event: str, step: int, entries: dict) -> None:
         """Append one event; its numbers also go to TensorBoard, as event/name."""
         line = {"event": event, "step": step, "time": round(time.time(), 3), **entries}
         self.file.write(json.dumps(line) + "\n")
@@ -37,16 +38,16 @@ class RunLog:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self.board.add_scalar(f"{event}/{name}", value, step)
 
-    def image(self, name, step, picture):
+    def image(self, name: str, step: int, picture: Image.Image) -> None:
         """A PIL image to TensorBoard."""
         self.board.add_image(name, np.asarray(picture), step, dataformats="HWC")
 
-    def close(self):
+    def close(self) -> None:
         self.file.close()
         self.board.close()
 
 
-def read_log(path) -> list[dict]:
+def read_log(path: str | Path) -> list[dict]:
     """The events of a log.jsonl, as dicts; empty if there is none. A line cut short by a crash ends the list."""
     events = []
     if Path(path).exists():
@@ -70,7 +71,7 @@ PANELS = {
 }
 
 
-def plot_curves(log_path, path):
+def plot_curves(log_path: Path, path: Path) -> None:
     """Draw the curves of a log.jsonl into one PNG: losses at each logged step, metrics at each evaluation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
@@ -116,7 +117,7 @@ class Speedometer:
         self.images_per_step = images_per_step
         self.restart(step)
 
-    def restart(self, step: int):
+    def restart(self, step: int) -> None:
         self.start, self.start_step = time.perf_counter(), step
 
     def at(self, step: int) -> float:

@@ -11,7 +11,9 @@ from training.options import TrainOptions
 from training.state import TrainingState
 
 
-def print_start(options: TrainOptions, dataset: HDF5Dataset, state: TrainingState, folder: Path, num_steps: int):
+def print_start(
+    options: TrainOptions, dataset: HDF5Dataset, state: TrainingState, folder: Path, num_steps: int
+) -> None:
     config = state.G.config
     notes = [*(options.legacy_notes or []), *config.notes()]
     if not options.ema.ema and options.ema != EMAOptions():
@@ -30,7 +32,7 @@ def print_start(options: TrainOptions, dataset: HDF5Dataset, state: TrainingStat
     )
 
 
-def print_end(folder: Path, step: int):
+def print_end(folder: Path, step: int) -> None:
     print(f"{folder} is at step {step}: {folder}/samples, curves.png and log.jsonl; tensorboard --logdir {folder}")
     evaluations = [event for event in read_log(folder / "log.jsonl") if event["event"] == "eval"]
     if evaluations:

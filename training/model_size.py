@@ -6,15 +6,18 @@ The networks are built on the meta device, whose tensors have shapes but no cont
 import dataclasses
 import functools
 import itertools
+from collections.abc import Iterable
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import BigGAN
 import layers
+from model_config import ModelConfig
 
 
-def build_on_meta(config):
+def build_on_meta(config: ModelConfig) -> tuple[BigGAN.Generator, BigGAN.Discriminator]:
     """(Generator, Discriminator) of a ModelConfig, without storage.
 
     They lack spectral norm, which has no parameters and costs the same for any batch, but takes long to trace.
@@ -23,14 +26,14 @@ def build_on_meta(config):
         return BigGAN.build(dataclasses.replace(config, G_param="none", D_param="none"))
 
 
-def set_fused(networks, fused):
+def set_fused(networks: Iterable[nn.Module], fused: bool) -> None:
     """Compute resampling convolutions in their fused form, or as the plain composition (see layers.py)."""
     for module in itertools.chain.from_iterable(network.modules() for network in networks):
         if isinstance(module, (layers.UpConv2d, layers.DownConv2d)):
             module.fused = fused
 
 
-def num_parameters(network):
+def num_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
@@ -42,7 +45,7 @@ def _inputs(config, n):
 
 @functools.cache
 @torch.no_grad()
-def multiply_adds(config, *, fused):
+def multiply_adds(config: ModelConfig, *, fused: bool) -> tuple[int, int]:
     """Multiply-adds of convolutions, linear layers and attention for one image: (of G, of D).
 
     Counted by PyTorch for a forward in evaluation; `fused` as in `set_fused`. What grows with the number of elements
@@ -60,7 +63,7 @@ def multiply_adds(config, *, fused):
 
 
 @functools.cache
-def training_bytes(config, ema):
+def training_bytes(config: ModelConfig, ema: bool) -> tuple[int, int, int]:
     """Memory of training in float32, as (bytes of the state, bytes of a D pass per image, of a G pass per image).
 
     The state is weights and buffers, their normalised copy, gradients, Adam's two moments, and the moving average. A

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-import torch
+from torch import nn
+from torch.optim import Adam
 
 import utils
 from utils import BELOW_1, POSITIVE, SHARE, Options, option
@@ -32,11 +33,11 @@ class OptimizerOptions(Options):
             raise utils.UserError(f"--lr_decay_end {end} must lie after --lr_decay_start {start}")
 
 
-def make_optimizers(G, D, options: OptimizerOptions):
+def make_optimizers(G: nn.Module, D: nn.Module, options: OptimizerOptions) -> tuple[Adam, Adam]:
     """The Adam of G and that of D."""
     return (
-        torch.optim.Adam(G.parameters(), lr=options.G_lr, betas=(options.G_B1, options.G_B2), eps=options.adam_eps),
-        torch.optim.Adam(D.parameters(), lr=options.D_lr, betas=(options.D_B1, options.D_B2), eps=options.adam_eps),
+        Adam(G.parameters(), lr=options.G_lr, betas=(options.G_B1, options.G_B2), eps=options.adam_eps),
+        Adam(D.parameters(), lr=options.D_lr, betas=(options.D_B1, options.D_B2), eps=options.adam_eps),
     )
 
 
@@ -53,7 +54,7 @@ def learning_rates(options: OptimizerOptions, step: int) -> tuple[float, float]:
     return options.G_lr * factor, options.D_lr * factor
 
 
-def set_learning_rates(opt_G, opt_D, options: OptimizerOptions, step: int):
+def set_learning_rates(opt_G: Adam, opt_D: Adam, options: OptimizerOptions, step: int) -> None:
     """Give both optimizers their learning rate of a step."""
     for optimizer, lr in zip((opt_G, opt_D), learning_rates(options, step), strict=True):
         for group in optimizer.param_groups:

@@ -123,7 +123,7 @@ class TrainOptions:
         return {name: kind for name, kind in cls.__annotations__.items() if name not in ("model", "legacy_notes")}
 
     @classmethod
-    def add_to(cls, parser):
+    def add_to(cls, parser: utils.ArgumentParser) -> None:
         """Add all flags."""
         for name, kind in cls.concerns().items():
             kind.add_to(parser)

@@ -48,7 +48,7 @@ def make_plan(options: TrainOptions, source: finetune.Source | None) -> Plan:
     return Plan(dataset, reference, class_names, config, rows)
 
 
-def check_classes(dataset: ImageSet):
+def check_classes(dataset: ImageSet) -> None:
     """Raise utils.UserError where all images are of one class: most often that of a folder nested wrongly."""
     if dataset.labels.min() == dataset.labels.max():
         name = dataset.class_names[dataset.labels[0]]
@@ -59,7 +59,7 @@ def check_classes(dataset: ImageSet):
         )
 
 
-def check_augmentation(options: TrainOptions, dataset: ImageSet):
+def check_augmentation(options: TrainOptions, dataset: ImageSet) -> None:
     """Raise utils.UserError where --augment has nothing to crop from."""
     R = dataset.resolution
     if options.batches.augment and not options.data.crop_size and R != CIFAR_RESOLUTION:

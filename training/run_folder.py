@@ -45,7 +45,7 @@ def newest(folder: Path) -> dict | None:
     return checkpoint
 
 
-def save(state: dict, folder: Path, kind: str, copies: int):
+def save(state: dict, folder: Path, kind: str, copies: int) -> None:
     """Write a checkpoint of `kind` 'ckpt' or 'best' at state["step"], then delete all but the newest `copies`."""
     weights = folder / "weights"
     checkpoints.save({"format": FORMAT, **state}, weights / f"{kind}_{state['step']:08d}.pth")
@@ -53,7 +53,7 @@ def save(state: dict, folder: Path, kind: str, copies: int):
         old.unlink()
 
 
-def check_which_best(which: str, keys: list[str]):
+def check_which_best(which: str, keys: list[str]) -> None:
     """Raise utils.UserError if evaluations, which give the metrics `keys`, never give the one of --which_best."""
     if not set(BEST[which][0]) & set(keys):
         raise utils.UserError(f"--which_best {which}: evaluations of this run give only {', '.join(keys)}")
@@ -73,14 +73,14 @@ def better(which: str, step: int, metrics: dict, best: dict | None) -> dict | No
     return {"step": step, "metric": which, "value": value}
 
 
-def path_of(runs_root, name: str) -> Path:
+def path_of(runs_root: str, name: str) -> Path:
     """The folder of a run. Raises: utils.UserError for a name that is a path."""
     if Path(name).name != name or name == "..":
         raise utils.UserError(f"--experiment_name {name}: a name, not a path; see --runs_root")
     return Path(runs_root) / name
 
 
-def move_aside(folder):
+def move_aside(folder: Path) -> None:
     """Rename an existing run folder to <name>.old1, .old2 ..."""
     if folder.exists():
         candidates = (folder.with_name(f"{folder.name}.old{n}") for n in itertools.count(1))
@@ -92,7 +92,7 @@ def move_aside(folder):
         print(f"moved the earlier run to {aside}")
 
 
-def prepare(folder: Path, from_scratch: bool, copies: tuple[int, int], num_bytes: tuple[int, int]):
+def prepare(folder: Path, from_scratch: bool, copies: tuple[int, int], num_bytes: tuple[int, int]) -> None:
     """Make the run folder ready to write to, on rank 0, before anything is computed.
 
     Moved aside is an earlier run under --from_scratch, and one that left no checkpoint to resume from but a best one.
@@ -128,7 +128,7 @@ def _check_writable(folder, needed):
         )
 
 
-def check_same_run(checkpoint: dict, about: dict, changeable: set[str]):
+def check_same_run(checkpoint: dict, about: dict, changeable: set[str]) -> None:
     """Raise utils.UserError that lists what a run may not change and what differs from its checkpoint.
 
     about: the entries `args`, `model_config` and `data` that the run would write into a checkpoint now; changeable:

@@ -40,7 +40,7 @@ class TrainingState:
         """The generator that is evaluated and sampled: the moving average where there is one."""
         return self.average.module if self.average else self.G
 
-    def finish_step(self, step: int):
+    def finish_step(self, step: int) -> None:
         """Both networks have been updated for step `step`."""
         if self.average:
             self.average.update(step)
@@ -54,7 +54,7 @@ class TrainingState:
         """The evaluated generator alone, under the name of its part."""
         return {"step": self.step, "G_ema" if self.average else "G": self.evaluated.state_dict()}
 
-    def load_state_dict(self, checkpoint: dict, path: Path):
+    def load_state_dict(self, checkpoint: dict, path: Path) -> None:
         """Go on from a full checkpoint of the run folder `path`. Raises: utils.UserError if it does not fit."""
         for name, part in self.parts.items():
             if part is None:

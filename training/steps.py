@@ -8,7 +8,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 import utils
 from training import losses
@@ -29,12 +31,12 @@ class StepOptions(Options):
     D_ortho: float = option(0.0, "orthogonal regularisation of D; BigGAN: 1e-4", check=NOT_NEGATIVE)
 
     @property
-    def of_D(self):
+    def of_D(self) -> tuple:
         """The last arguments of `d_step`: passes, orthogonal regularisation, loss."""
         return self.num_D_accumulations, self.D_ortho, losses.LOSSES[self.loss][0]
 
     @property
-    def of_G(self):
+    def of_G(self) -> tuple:
         """The last arguments of `g_step`."""
         return self.num_G_accumulations, self.G_ortho, losses.LOSSES[self.loss][1]
 
@@ -44,7 +46,16 @@ class StepOptions(Options):
         return self.num_D_steps * self.num_D_accumulations
 
 
-def d_step(G, D, forward_D, optimizer, passes: Iterable, num_passes: int, ortho: float, loss=losses.d_hinge) -> dict:
+def d_step(
+    G: Module,
+    D: Module,
+    forward_D: Module,
+    optimizer: Optimizer,
+    passes: Iterable,
+    num_passes: int,
+    ortho: float,
+    loss=losses.d_hinge,
+) -> dict:
     """One optimizer step of D over accumulated passes; returns the mean of each loss term (0-dim tensors).
 
     passes: (x (N,3,R,R) in [-1,1], y (N,), z (N,dim_z), fake y (N,)). Real and fake images share a forward,
@@ -64,7 +75,16 @@ def d_step(G, D, forward_D, optimizer, passes: Iterable, num_passes: int, ortho:
     return means
 
 
-def g_step(G, D, forward_G, optimizer, passes: Iterable, num_passes: int, ortho: float, loss=losses.g_hinge) -> dict:
+def g_step(
+    G: Module,
+    D: Module,
+    forward_G: Module,
+    optimizer: Optimizer,
+    passes: Iterable,
+    num_passes: int,
+    ortho: float,
+    loss=losses.g_hinge,
+) -> dict:
     """One optimizer step of G over accumulated passes of (z (N,dim_z), y (N,)); returns as `d_step`."""
     D.requires_grad_(False)
     optimizer.zero_grad(set_to_none=True)
