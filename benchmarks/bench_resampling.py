@@ -72,7 +72,7 @@ def main():
     parser.add_argument("--ch", type=int, default=32)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
-    distributed.add_device_args(parser)
+    distributed.add_device_arg(parser)
     args = parser.parse_args()
     device = distributed.resolve_device(args.device)
     print(f"SAGAN-{args.resolution} ch {args.ch}, batch {args.batch_size}, {device}, {torch.get_num_threads()} threads")

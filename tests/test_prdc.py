@@ -40,6 +40,8 @@ def sets(name):
     return {
         "gaussian": (gauss, other),
         "float64": (gauss.double() / 3, other.double() / 7),
+        "absolute values": (torch.randn(90, 512, generator=g).abs(), torch.randn(70, 512, generator=g).abs()),
+        "mixed types": (gauss.double() * 1e-3 + 1e6 / 3, (other.double() * 1e-3 + 1e6 / 3).float()),
         "grid with ties": (grid, torch.randint(0, 3, (70, 3), generator=g).float()),
         "identical": (gauss, gauss.clone()),
         "one of them twice": (gauss, gauss[:35].repeat(2, 1)),
@@ -63,7 +65,17 @@ def sets(name):
     }[name]
 
 
-NAMES = ["gaussian", "float64", "grid with ties", "identical", "one of them twice", "duplicates", "collapsed"]
+NAMES = [
+    "gaussian",
+    "float64",
+    "absolute values",
+    "mixed types",
+    "grid with ties",
+    "identical",
+    "one of them twice",
+    "duplicates",
+    "collapsed",
+]
 NAMES += ["nearly collapsed", "far from the origin", "one far point", "constant", "one-hot", "two far clusters"]
 NAMES += ["tiny", "too tiny for squares", "huge", "huge float64", "of all sizes"]
 
@@ -99,83 +111,39 @@ def inflated(points, frame, dtype):
     return block._replace(lower=norms - error, error=error)
 
 
-LEVELS = {  # by name: whether int8 comes first, pairs per row of a tile that may stay in doubt, further settings
-    "int8, then pairs in float32": (True, 10**6, {}),
-    "float32 tiles": (False, 10**6, {}),
-    "int8, float32 and float64 tiles": (True, 0, {}),
-    "float32 and float64 tiles": (False, 0, {}),
-    "direct": (True, 10**6, {"make_block": inflated}),
+LEVELS = {  # by name: pairs per row of a tile that may stay in doubt, further settings
+    "float32 tiles": (10**6, {}),
+    "float32 and float64 tiles": (0, {}),
+    "direct": (10**6, {"make_block": inflated}),
 }
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", ["gaussian", "grid with ties", "nearly collapsed", "two far clusters", "of all sizes"])
 def test_each_level_gives_the_twin_s_counts(name, level, monkeypatch):
-    int8, doubts, settings = LEVELS[level]
-    if int8 and not distances.int8_is_exact():
-        pytest.skip("this processor's int8 products may saturate")
-
-    products, direct = [], []
-    int_mm, direct_pairs = torch._int_mm, prdc.direct_pairs
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b: products.append(a.shape) or int_mm(a, b))
-    monkeypatch.setattr(prdc, "direct_pairs", lambda a, b, i, j: direct.append(len(i)) or direct_pairs(a, b, i, j))
-    monkeypatch.setattr(prdc, "int8_serves", lambda points: int8)
-    for name_of_limit, value in {"DOUBTS": doubts, "NEAR": doubts, "LARGEST_TILE": 32}.items():
+    doubts, settings = LEVELS[level]
+    direct, pairs = [], distances.direct_pairs
+    monkeypatch.setattr(distances, "direct_pairs", lambda a, b, i, j: direct.append(len(i)) or pairs(a, b, i, j))
+    for name_of_limit, value in {"DOUBTS": doubts, "LARGEST_TILE": 32}.items():
         monkeypatch.setattr(prdc, name_of_limit, value)
     for attribute, value in settings.items():
-        for module in (prdc, distances):
-            monkeypatch.setattr(module, attribute, value)
+        monkeypatch.setattr(distances, attribute, value)
     real, fake = sets(name)
     assert prdc.prdc(real=real, fake=fake) == pytest.approx(twin(real, fake, 5), abs=1e-13)
-    assert bool(products) == int8
     assert level != "direct" or sum(direct) >= len(real) * len(fake)
 
 
-def make_block(points, frame, dtype):
-    if dtype == torch.int8:
-        return distances.rounded_to_int8(distances.make_block(points, frame, torch.float32))
-    return distances.make_block(points, frame, dtype)
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_bounds_hold(name, dtype):
     real, fake = sets(name)
     frame = distances.make_frame(real, fake)
-    a, b = (make_block(points, frame, dtype) for points in (real, fake))
+    a, b = (distances.make_block(points, frame, dtype) for points in (real, fake))
     lower = distances.lower_bounds(a, b)
     upper = distances.upper_bounds(lower, a.error[:, None], b.error)
     direct = distances.direct_squared(real[:, None], fake[None]) * frame.scale**2
     assert (lower <= direct).all() and (direct <= upper).all()
-    if dtype != torch.int8:
-        assert (a.points.abs().max() <= 2) and (b.points.abs().max() <= 2)
-        i, j = torch.ones_like(lower).nonzero().unbind(1)
-        for at_pairs, tile in zip(distances.bounds_at(a, b, i, j), (lower, upper), strict=True):
-            torch.testing.assert_close(at_pairs.view(tile.shape), tile)
-        lower, upper = (bound.view(lower.shape) for bound in distances.bounds_at(a, b, i, j))
-        assert (lower <= direct).all() and (direct <= upper).all()
-
-
-def test_the_bounds_of_int8_hold_where_all_rounding_adds_up():
-    """Coordinates just below the half of a step, all of one sign: nothing cancels, and the bounds are nearly met."""
-    d = 4096
-    real = torch.cat([torch.full((3, 1), 127.0), torch.tensor([[62.49], [62.4999], [-62.49]]).expand(3, d - 1)], 1)
-    other = torch.cat([real, -real])
-    frame = distances.Frame(torch.zeros(d), 2.0**-7)
-    a, b = (make_block(points, frame, torch.int8) for points in (real, other))
-    assert a.points[:, 1:].abs().max() == 62
-    lower = distances.lower_bounds(a, b)
-    upper = distances.upper_bounds(lower, a.error[:, None], b.error)
-    direct = distances.direct_squared(real[:, None], other[None]) * frame.scale**2
-    assert (lower <= direct).all() and (direct <= upper).all()
-    middle, half = (lower + upper).double() / 2, (upper - lower).double() / 2
-    assert (direct - middle).abs().max() > 0.95 * half.max()
-
-
-def test_int8_is_left_where_it_saturates(monkeypatch):
-    assert not distances.int8_pays("cuda")
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.int() @ b.int()).clamp(-(2**15), 2**15 - 1))
-    assert not distances.int8_is_exact() and not distances.int8_pays.__wrapped__("cpu")
+    assert (a.points.abs().max() <= 2) and (b.points.abs().max() <= 2)
 
 
 def test_the_bounds_hold_where_float32_has_no_correct_digit():
@@ -194,8 +162,8 @@ def test_the_bounds_hold_where_float32_has_no_correct_digit():
 @pytest.mark.parametrize("name", ["gaussian", "float64", "two far clusters"])
 def test_differences_are_formed_for_few_pairs(name, monkeypatch):
     """Where float32 settles little, float64 bounds settle nearly all the rest: never all pairs."""
-    pairs, direct = [], prdc.direct_pairs
-    monkeypatch.setattr(prdc, "direct_pairs", lambda a, b, i, j: pairs.append(len(i)) or direct(a, b, i, j))
+    pairs, direct = [], distances.direct_pairs
+    monkeypatch.setattr(distances, "direct_pairs", lambda a, b, i, j: pairs.append(len(i)) or direct(a, b, i, j))
     monkeypatch.setattr(prdc, "DOUBTS", 2)
     real, fake = (points.repeat(5, 1) + torch.randn(5 * len(points), 6) / 100 for points in sets(name))
     prdc.prdc(real=real, fake=fake)
@@ -266,11 +234,11 @@ def test_tensor_parts_stay_on_their_device():
             lower = distances.lower_bounds(a, b)
             upper = distances.upper_bounds(lower, a.error[:, None], b.error)
             index = torch.zeros(50, 8, dtype=int, device="cuda")
-            nearest, index = prdc.merge_nearest(lower[:, :8], index, lower, torch.arange(50, device="cuda"))
+            nearest, index = prdc.merge_nearest(lower[:, :8], index, lower, 7)
             found, unsettled = prdc.decide_kth(nearest, nearest, 5)
-            inside, doubtful = prdc.compare(lower, upper, found[:, :1], frame.scale)
+            near = prdc.may_be_inside(lower, found[:, 0], found[:, 1])
             direct = distances.direct_squared(real[index[:, 0]], real)
-            for result in (direct, found[:, 0], unsettled.sum(1), inside.count_nonzero(0), doubtful.count_nonzero(1)):
+            for result in (direct, found[:, 0], unsettled.sum(1), upper.amin(0), near.count_nonzero(1)):
                 assert result.shape == (50,) and result.device.type == "cuda"
         with pytest.raises(RuntimeError):
             distances.make_block(real, distances.Frame(torch.empty(16), 0.5), torch.float32)
