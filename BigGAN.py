@@ -6,9 +6,11 @@
 Symbols in shape comments: N batch, C channels, R resolution, K classes, S dimension of the shared class embedding.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import BigGANdeep
 import layers
@@ -28,14 +30,13 @@ class Generator(nn.Module):
     linear layer sees the class as well.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         sn = {"sn": config.G_param == "SN", "eps": config.SN_eps}
         widths = config.G_widths
-        self.shared = None
-        if config.G_shared and config.G_cbn:
-            self.shared = layers.Embedding(config.n_classes, config.shared_dim)
+        shared = config.G_shared and config.G_cbn
+        self.shared = layers.Embedding(config.n_classes, config.shared_dim) if shared else None
         self.joint = bool(self.shared and config.hier and config.deep)
         self.slots = len(widths) if config.hier and not config.deep else 1
         slot_dim = config.dim_z // self.slots
@@ -61,7 +62,7 @@ class Generator(nn.Module):
         self.output_conv = layers.Conv2d(widths[-1], 3, **sn)
         layers.init_weights(self, config.G_init)
 
-    def forward(self, z, y):  # z (N,dim_z) float, y (N,) int64
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:  # z (N,dim_z) float, y (N,) int64
         first, conditions = self._split(z, y)
         h = self.linear(first).view(len(z), -1, self.config.bottom_width, self.config.bottom_width)
         s = self.ssm.start(z, y) if self.ssm else None
@@ -92,7 +93,7 @@ class Discriminator(nn.Module):
     The class comes in by projection, or as an embedded label joined to the first stage's features, or not at all.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         sn = {"sn": config.D_param == "SN", "eps": config.SN_eps}
@@ -118,7 +119,7 @@ class Discriminator(nn.Module):
             self.label_linear = layers.Linear(config.D_label_dim, config.D_label_ch, **sn)
         layers.init_weights(self, config.D_init)
 
-    def forward(self, x, y):  # x (N,3,R,R) in [-1,1], y (N,) int64
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # x (N,3,R,R) in [-1,1], y (N,) int64
         h = self.input_conv(x) if self.input_conv else x
         h = self.blocks[: self.num_first](h)
         if self.label_embedding:
@@ -132,17 +133,17 @@ class Discriminator(nn.Module):
         return logits
 
 
-def build(config):
-    """Freshly initialised (Generator, Discriminator) of a ModelConfig; weights come from torch's global CPU seed."""
+def build(config: ModelConfig) -> tuple[Generator, Discriminator]:
+    """Freshly initialised networks; weights come from torch's global CPU seed."""
     return Generator(config), Discriminator(config)
 
 
-def load_generator(path, device="cpu", ema=True):
+def load_generator(path: str | Path, device: str | torch.device = "cpu", ema: bool = True) -> tuple[Generator, dict]:
     """The generator of a checkpoint, in eval mode and without gradients.
 
     Args: path: a checkpoint or a run folder (checkpoints.find_checkpoint); ema: its moving average where it has one.
-    Returns: (Generator, meta), meta being a dict of the checkpoint's other plain entries (step, args, metrics ...), its
-        path and whether `ema` weights were taken.
+    Returns: the generator and its meta: the checkpoint's other plain entries (step, args, metrics ...), its path and
+        whether `ema` weights were taken.
     Raises: utils.UserError if the file is missing, damaged, or holds no generator of its config.
     """
     checkpoint, meta = _read(path, ("best", "ckpt"))
@@ -153,7 +154,7 @@ def load_generator(path, device="cpu", ema=True):
     return _restore(Generator, state, device, meta), {**meta, "ema": ema}
 
 
-def load_discriminator(path, device="cpu"):
+def load_discriminator(path: str | Path, device: str | torch.device = "cpu") -> tuple[Discriminator, dict]:
     """The discriminator of a checkpoint, in eval mode and without gradients; as `load_generator`.
 
     Of a run folder the newest full checkpoint is taken: best_*.pth hold the generator alone.
@@ -178,7 +179,7 @@ def _restore(network, state, device, meta):
     return module.to(device).eval().requires_grad_(False)
 
 
-def load_state(module, state, path):
+def load_state(module: nn.Module, state: dict, path: str | Path) -> None:
     """Load a state dict; another architecture's is one clear line. Raises: utils.UserError."""
     try:
         module.load_state_dict(state)

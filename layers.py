@@ -3,9 +3,11 @@
 Symbols in shape comments: N batch, C channels, H and W height and width, K classes, S size of a condition vector.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Spectral norm
@@ -27,7 +29,7 @@ class SpectralNorm:
             self.register_buffer("v", F.normalize(torch.randn(columns), dim=0))
 
     @torch.no_grad()
-    def power_iteration(self):
+    def power_iteration(self) -> tuple[Tensor, Tensor]:
         """One step of u and v towards the leading singular vectors; returns them as (outputs,) and (rest,)."""
         W = self.weight.flatten(1)
         v = F.normalize(W.t() @ self.u, dim=0, eps=self.sn_eps)
@@ -36,7 +38,7 @@ class SpectralNorm:
         self.v.copy_(v)
         return u, v
 
-    def normalized_weight(self):
+    def normalized_weight(self) -> Tensor:
         if not self.sn:
             return self.weight
         u, v = self.power_iteration() if self.training else (self.u.clone(), self.v.clone())
@@ -45,10 +47,7 @@ class SpectralNorm:
 
 @torch.no_grad()
 def singular_values(**networks: nn.Module) -> dict[str, float]:
-    """sigma of every layer with spectral norm, as training estimates it: {"G/<layer>": float, ...}.
-
-    sigma = u' W v is what the layer divides its weight by; no power iteration is run.
-    """
+    """sigma of every layer with spectral norm, as training estimates it, without a power iteration: "G/<layer>" ..."""
     sigmas = {
         f"{name}/{path}": layer.u @ (layer.weight.flatten(1) @ layer.v)
         for name, network in networks.items()
@@ -62,29 +61,31 @@ def singular_values(**networks: nn.Module) -> dict[str, float]:
 class Conv2d(SpectralNorm, nn.Conv2d):
     """Convolution that keeps the size: (N,C,H,W) to (N,C',H,W)."""
 
-    def __init__(self, in_channels, out_channels, kernel_size=3, bias=True, sn=False, eps=1e-8):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, bias: bool = True, sn: bool = False, eps=1e-8
+    ):
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
         self._init_spectral_norm(sn, eps)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.normalized_weight(), self.bias, padding=self.padding)
 
 
 class Linear(SpectralNorm, nn.Linear):
-    def __init__(self, in_features, out_features, bias=True, sn=False, eps=1e-8):
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, sn: bool = False, eps: float = 1e-8):
         super().__init__(in_features, out_features, bias=bias)
         self._init_spectral_norm(sn, eps)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.normalized_weight(), self.bias)
 
 
 class Embedding(SpectralNorm, nn.Embedding):
-    def __init__(self, num_embeddings, dim, sn=False, eps=1e-8):
+    def __init__(self, num_embeddings: int, dim: int, sn: bool = False, eps: float = 1e-8):
         super().__init__(num_embeddings, dim)
         self._init_spectral_norm(sn, eps)
 
-    def forward(self, y):  # y (N,) int64 class ids; or (N,K) float class weights, to blend the rows of classes
+    def forward(self, y: Tensor) -> Tensor:  # y (N,) int64 class ids; or (N,K) float class weights, to blend classes
         weight = self.normalized_weight()
         return y @ weight if y.is_floating_point() else F.embedding(y, weight)
 
@@ -110,7 +111,7 @@ class UpConv2d(Conv2d):
 
     fused = True
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if not self.fused:
             return super().forward(upsample(x))
         if self.kernel_size == (1, 1):
@@ -127,7 +128,7 @@ class DownConv2d(Conv2d):
 
     fused = True
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if not self.fused:
             return F.avg_pool2d(super().forward(x), 2)
         if self.kernel_size == (1, 1):
@@ -136,7 +137,7 @@ class DownConv2d(Conv2d):
         return F.conv2d(x, kernel, self.bias, stride=2, padding=1)
 
 
-def upsample(x):
+def upsample(x: Tensor) -> Tensor:
     """Nearest-neighbour upsampling by 2: (N,C,H,W) to (N,C,2H,2W)."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
@@ -148,7 +149,7 @@ def upsample(x):
 class BatchNorm2d(nn.BatchNorm2d):
     """Affine batch norm that takes, and ignores, a condition, so that blocks need not ask which norm they hold."""
 
-    def forward(self, x, condition=None):
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         return super().forward(x)
 
 
@@ -160,16 +161,15 @@ class ConditionalBatchNorm2d(nn.Module):
     Linear without bias. `sn` is the spectral norm of either.
     """
 
-    def __init__(self, channels, condition_dim, num_classes, sn, eps=1e-5):
+    def __init__(self, channels: int, condition_dim: int | None, num_classes: int, sn: dict, eps: float = 1e-5):
         super().__init__()
         self.bn = nn.BatchNorm2d(channels, eps=eps, affine=False)
         if condition_dim is None:
             self.gain, self.bias = (Embedding(num_classes, channels, **sn) for _ in range(2))
         else:
-            self.gain = Linear(condition_dim, channels, bias=False, **sn)
-            self.bias = Linear(condition_dim, channels, bias=False, **sn)
+            self.gain, self.bias = (Linear(condition_dim, channels, bias=False, **sn) for _ in range(2))
 
-    def forward(self, x, condition):  # x (N,C,H,W), condition (N,) or (N,S)
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # x (N,C,H,W), condition (N,) or (N,S)
         gain = 1 + self.gain(condition)  # (N,C)
         bias = self.bias(condition)  # (N,C)
         if not self.training:  # the normalisation is affine too: one multiply-add per element does both
@@ -191,7 +191,7 @@ class SelfAttention(nn.Module):
     and the softmax is over all pooled positions, without scaling.
     """
 
-    def __init__(self, channels, sn):
+    def __init__(self, channels: int, sn: dict):
         super().__init__()
         key_channels, value_channels = max(channels // 8, 1), max(channels // 2, 1)
         self.theta = Conv2d(channels, key_channels, 1, bias=False, **sn)
@@ -200,7 +200,7 @@ class SelfAttention(nn.Module):
         self.o = Conv2d(value_channels, channels, 1, bias=False, **sn)
         self.gamma = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x, condition=None):  # (N,C,H,W) to the same
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:  # (N,C,H,W) to the same
         query = self.theta(x).flatten(2).transpose(1, 2)  # (N,HW,C/8)
         key = F.max_pool2d(self.phi(x), 2).flatten(2).transpose(1, 2)  # (N,HW/4,C/8)
         value = F.max_pool2d(self.g(x), 2).flatten(2).transpose(1, 2)  # (N,HW/4,C/2)
@@ -219,14 +219,14 @@ class GBlock(nn.Module):
     `norm` makes a normalisation layer for a number of channels.
     """
 
-    def __init__(self, in_channels, out_channels, norm, sn):
+    def __init__(self, in_channels: int, out_channels: int, norm: Callable, sn: dict):
         super().__init__()
         self.bn1, self.bn2 = norm(in_channels), norm(out_channels)
         self.conv1 = UpConv2d(in_channels, out_channels, **sn)
         self.conv2 = Conv2d(out_channels, out_channels, **sn)
         self.conv_sc = UpConv2d(in_channels, out_channels, 1, **sn)
 
-    def forward(self, x, condition):
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
         h = self.conv1(F.relu(self.bn1(x, condition)))
         h = self.conv2(F.relu(self.bn2(h, condition)))
         return h + self.conv_sc(x)
@@ -240,7 +240,9 @@ class DBlock(nn.Module):
     With `relu_shortcut` the shortcut of all but the first block sees relu(x): the effect of an in-place first ReLU.
     """
 
-    def __init__(self, in_channels, out_channels, sn, down=True, first=False, wide=True, relu_shortcut=False):
+    def __init__(
+        self, in_channels: int, out_channels: int, sn: dict, down=True, first=False, wide=True, relu_shortcut=False
+    ):
         super().__init__()
         self.first, self.relu_shortcut = first, relu_shortcut
         hidden = out_channels if wide else in_channels
@@ -250,7 +252,7 @@ class DBlock(nn.Module):
         changes = down or in_channels != out_channels
         self.conv_sc = conv(in_channels, out_channels, 1, **sn) if changes else nn.Identity()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         activated = x if self.first else F.relu(x)
         h = self.conv2(F.relu(self.conv1(activated)))
         return h + self.conv_sc(activated if self.relu_shortcut else x)
@@ -260,7 +262,7 @@ class DBlock(nn.Module):
 # Initialisation
 
 
-def init_weights(module, scheme):
+def init_weights(module: nn.Module, scheme: str) -> None:
     """Initialise every convolution, linear layer and embedding of `module`; biases of convolutions and linears are 0.
 
     scheme: 'ortho' (rows or columns of the flattened weight orthonormal), 'xavier' (Glorot uniform), or 'N02'

@@ -23,7 +23,7 @@ from image_datasets.cifar import cifar_source
 IMAGENET = {"I32": 32, "I64": 64, "I128": 128, "I256": 256}  # the family's names and the resolutions they stand for
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):
         # File names need not be text; a log file shall tell what is being done while it is.
@@ -48,7 +48,7 @@ def main(argv=None):
     doctor.introduce(loading.HDF5Dataset(out))
 
 
-def parse_args(argv):
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = utils.ArgumentParser(
         "Make an HDF5 data set of a folder or zip of images, of ImageNet, of CIFAR or of the embedded digits. "
         "Interrupted, the same command goes on where it was."
@@ -107,7 +107,10 @@ def parse_args(argv):
     group.add_argument(
         "--batch_size", type=int, help="accepted from the command lines of other codebases; has no meaning here"
     )
-    args = parser.parse_args(argv)
+    return _checked(parser, parser.parse_args(argv))
+
+
+def _checked(parser, args):
     if args.batch_size is not None:
         print("--batch_size has no meaning here: images are read one by one")
     if args.dataset == "digits" and (args.images or args.unconditional):
@@ -123,7 +126,7 @@ def parse_args(argv):
     return args
 
 
-def target(args):
+def target(args: argparse.Namespace) -> tuple[int, Path]:
     """Resolution and output path that the flags ask for. Raises: UserError for an unusable --out."""
     resolution = IMAGENET.get(args.dataset, args.resolution or 32)
     if args.dataset == "folder":
@@ -138,8 +141,8 @@ def target(args):
     return resolution, out
 
 
-def find_images(args):
-    """The `Source` that the flags ask for."""
+def find_images(args: argparse.Namespace) -> sources.Source:
+    """The images that the flags ask for."""
     if args.dataset == "digits":
         return sources.digits_source()
     if args.dataset in CIFAR:
@@ -149,7 +152,7 @@ def find_images(args):
     return sources.folder_source(args.images, args.unconditional)
 
 
-def already_there(out, source, rule):
+def already_there(out: Path, source: sources.Source, rule: str) -> bool:
     """Whether `out` already holds these images (says so). Raises: UserError if it holds anything else."""
     if not out.exists():
         return False
@@ -159,8 +162,7 @@ def already_there(out, source, rule):
         raise utils.UserError(f"--out exists, but {error}; --overwrite replaces it") from error
     if (existing.source, existing.crop_resize) == (source.description, rule):
         print(f"{out} is already there, nothing to do ({source.description})")
-        left_out = len(source.images) - len(existing)
-        if left_out:
+        if left_out := len(source.images) - len(existing):
             print(f"{left_out} of them could not be read then and are left out; --overwrite tries again")
         return True
     made_from = f"from {existing.source}; {existing.crop_resize}" if existing.source else "elsewhere"

@@ -18,15 +18,16 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import layers
+from model_config import ModelConfig
 
 # Guards the division for a constant map, of which the published code makes NaN; below float32's rounding otherwise.
 EPS = 1e-12
 
 
-def standardize(h, groups):
+def standardize(h: Tensor, groups: int) -> Tensor:
     """h (N,C,H,W) minus its mean, over its unbiased standard deviation, of each sample and group of channels.
 
     groups 1: over (C,H,W); groups C: over (H,W).
@@ -42,38 +43,38 @@ class Stage(nn.Module):
     spectral norm they are 0 / 0.) The normalisation of h stays.
     """
 
-    def __init__(self, in_channels, out_channels, sn, zero_init):
+    def __init__(self, in_channels: int, out_channels: int, sn: dict, zero_init: bool):
         super().__init__()
         self.conv1 = layers.UpConv2d(in_channels, out_channels, **sn)
         self.conv2 = layers.Conv2d(out_channels, out_channels, **sn)
         self.scale = nn.Parameter(torch.zeros(())) if zero_init else None
         self.add_heads(out_channels, sn)
 
-    def forward(self, s, h):
+    def forward(self, s: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """s (N,C,H/2,W/2) of the stream, h (N,C',H,W) of the main stream; returns the new s (N,C',H,W) and h."""
         s = self.conv2(F.relu(self.conv1(F.relu(s))))
         return s, self.modulate(s, h)
 
-    def scaled(self, maps):
+    def scaled(self, maps: Tensor) -> Tensor:
         return maps if self.scale is None else maps * self.scale
 
 
 class VoxelStage(Stage):
-    def add_heads(self, channels, sn):
+    def add_heads(self, channels: int, sn: dict) -> None:
         self.gain = layers.Conv2d(channels, channels, 1, **sn)
         self.bias = layers.Conv2d(channels, channels, 1, **sn)
 
-    def modulate(self, s, h):
+    def modulate(self, s: Tensor, h: Tensor) -> Tensor:
         return torch.addcmul(self.scaled(self.bias(s)), standardize(h, 1), 1 + self.scaled(self.gain(s)))
 
 
 class GainStage(Stage):
     repeats = 1
 
-    def add_heads(self, channels, sn):
+    def add_heads(self, channels: int, sn: dict) -> None:
         self.gain = layers.Conv2d(channels, channels // self.repeats, 1, **sn)
 
-    def modulate(self, s, h):
+    def modulate(self, s: Tensor, h: Tensor) -> Tensor:
         gain = self.scaled(self.gain(s))
         if self.repeats > 1:
             gain = gain.repeat(1, self.repeats, 1, 1)  # (N,C',H,W)
@@ -85,12 +86,12 @@ class GroupGainStage(GainStage):
 
 
 class GlobalVoxelStage(VoxelStage):
-    def add_heads(self, channels, sn):
+    def add_heads(self, channels: int, sn: dict) -> None:
         super().add_heads(channels, sn)
         self.global_gain = layers.Conv2d(channels, channels, 1, **sn)
         self.global_bias = layers.Conv2d(channels, channels, 1, **sn)
 
-    def modulate(self, s, h):
+    def modulate(self, s: Tensor, h: Tensor) -> Tensor:
         pooled = s.mean(dim=(2, 3), keepdim=True)  # (N,C',1,1)
         gain, bias = self.scaled(self.global_gain(pooled)), self.scaled(self.global_bias(pooled))
         return super().modulate(s, torch.addcmul(bias, standardize(h, h.shape[1]), 1 + gain))
@@ -102,16 +103,15 @@ STAGES = {"voxel": VoxelStage, "gain": GainStage, "group_gain": GroupGainStage, 
 class SpatialSelfModulation(nn.Module):
     """The whole second stream: `start` makes its first feature map, then each of `stages` goes with a stage of G."""
 
-    def __init__(self, config, sn):
+    def __init__(self, config: ModelConfig, sn: dict):
         super().__init__()
-        self.bottom_width = config.bottom_width
-        widths = config.G_widths
+        self.bottom_width, widths = config.bottom_width, config.G_widths
         self.embedding = layers.Embedding(config.n_classes, config.shared_dim)
         self.linear = layers.Linear(config.shared_dim + config.dim_z, widths[0] * config.bottom_width**2, **sn)
         stage = STAGES[config.ssm]
         self.stages = nn.ModuleList(stage(i, o, sn, config.ssm_zero_init) for i, o in pairwise(widths))
 
-    def start(self, z, y):
+    def start(self, z: Tensor, y: Tensor) -> Tensor:
         """z (N,dim_z), all of it also where the main stream splits it, and y (N,) to s (N,C,bottom,bottom)."""
         s = self.linear(torch.cat([self.embedding(y), z], dim=1))
         return s.view(len(z), -1, self.bottom_width, self.bottom_width)

@@ -40,11 +40,11 @@ class Layout:
     label_bytes: int
 
     @property
-    def python_archive(self):
+    def python_archive(self) -> str:
         return f"{self.title.lower()}-python.tar.gz"
 
     @property
-    def binary_archive(self):
+    def binary_archive(self) -> str:
         return f"{self.title.lower()}-binary.tar.gz"
 
 
@@ -78,21 +78,26 @@ LAYOUTS = {
 }
 
 
-def cifar_source(dataset, where, split):
-    """The images of CIFAR.
+def cifar_source(dataset: str, where: str | Path, split: str) -> Source:
+    """The images of CIFAR: the same from the Python and the binary version.
 
     Args: dataset: "C10" or "C100" (fine labels); where: folder that holds the folder or archive of one of the versions
         (torchvision's root), or that folder or archive itself; split: "train" or "test".
-    Returns: Source; the same for the Python and the binary version.
     Raises: UserError if there are no such files, or one of them is missing, damaged or of the wrong length.
     """
     layout = LAYOUTS[dataset]
-    path, is_python = find_files(layout, Path(where))
+    path, is_python = _find_files(layout, Path(where))
     suffix, meta = ("", layout.python_meta) if is_python else (".bin", layout.binary_meta)
     parts = [part + suffix for part in layout.parts[split]]
-    files = (read_folder if path.is_dir() else read_archive)(path, [*parts, meta])
-    parse_part, parse_names = (python_part, python_names) if is_python else (binary_part, binary_names)
-    names = parse_names(files[meta], layout, path / meta)
+    files = (_read_folder if path.is_dir() else _read_archive)(path, [*parts, meta])
+    if is_python:
+        parse_part, names = _python_part, _python_names(files[meta], layout, path / meta)
+    else:
+        parse_part, names = _binary_part, files[meta].decode("latin1").split()
+    if len(names) != layout.num_classes:
+        raise utils.UserError(
+            f"{path / meta} names {len(names)} classes, {layout.title} has {layout.num_classes}; download it again"
+        )
     pixels, labels = zip(*(parse_part(files[part], layout, path / part) for part in parts), strict=True)
     for part, part_labels in zip(parts, labels, strict=True):
         _check_part(part_labels, layout, split, path / part)
@@ -103,29 +108,24 @@ def cifar_source(dataset, where, split):
     return Source(description, names, labels, pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
-def find_files(layout, where):
+def _find_files(layout, where):
     """The folder or archive to read, and whether it is the Python version. Folders come before archives."""
-    candidates = [
-        (layout.python_folder, True),
-        (layout.binary_folder, False),
-        (layout.python_archive, True),
-        (layout.binary_archive, False),
-    ]
-    for name, is_python in candidates:
+    is_python = {layout.python_folder: True, layout.binary_folder: False}
+    is_python |= {layout.python_archive: True, layout.binary_archive: False}
+    for name in is_python:
         if where.name == name and os.path.exists(where):
-            return where, is_python
+            return where, is_python[name]
         if os.path.exists(where / name):
-            return where / name, is_python
+            return where / name, is_python[name]
     if os.path.isfile(where):
-        raise utils.UserError(f"--images {where} is none of {', '.join(name for name, _ in candidates)}")
-    wanted = " nor ".join(name for name, _ in candidates)
+        raise utils.UserError(f"--images {where} is none of {', '.join(is_python)}")
     raise utils.UserError(
-        f"{where} holds neither {wanted}; name the folder that holds one of them with --images "
+        f"{where} holds neither {' nor '.join(is_python)}; name the folder that holds one of them with --images "
         "(download: https://www.cs.toronto.edu/~kriz/cifar.html)"
     )
 
 
-def read_folder(folder, names):
+def _read_folder(folder, names):
     """The content of some files of a folder: dict of name to bytes. Raises: UserError naming one that is missing."""
     try:
         return {name: (folder / name).read_bytes() for name in names}
@@ -133,7 +133,7 @@ def read_folder(folder, names):
         raise utils.UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def read_archive(archive, names):
+def _read_archive(archive, names):
     """The content of some files of a .tar.gz, wherever they lie in it: dict of name to bytes.
 
     Raises: UserError if the archive is damaged, or naming a file that it lacks.
@@ -150,14 +150,9 @@ def read_archive(archive, names):
                 pass
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise utils.UserError(f"{archive} is damaged or truncated ({error}); download it again") from error
-    missing = [name for name in names if name not in files]
-    if missing:
+    if missing := [name for name in names if name not in files]:
         raise utils.UserError(f"{archive} has no {missing[0]}; download it again")
     return files
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Python version
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -177,7 +172,7 @@ def _encode(text, encoding):
     return text.encode(encoding)
 
 
-def unpickle(content, path):
+def _unpickle(content, path):
     """A pickled dict, keys as str whichever Python wrote it. Raises: UserError naming the file."""
     try:
         batch = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
@@ -187,9 +182,9 @@ def unpickle(content, path):
         raise utils.UserError(f"{path} is damaged or no CIFAR file ({reason}); download it again") from error
 
 
-def python_part(content, layout, path):
+def _python_part(content, layout, path):
     """Pixels uint8 (n,3072) and labels (n,) of one Python batch. Raises: UserError naming the file."""
-    batch = unpickle(content, path)
+    batch = _unpickle(content, path)
     pixels, labels = batch.get("data"), batch.get(layout.labels_key)
     if not isinstance(pixels, np.ndarray) or not isinstance(labels, list):
         raise utils.UserError(f"{path} has no 'data' and '{layout.labels_key}', so it is not of {layout.title}")
@@ -202,41 +197,18 @@ def python_part(content, layout, path):
     return pixels, labels
 
 
-def python_names(content, layout, path):
-    names = unpickle(content, path).get(layout.names_key)
-    return _checked_names([_text(name) for name in names or []], layout, path)
+def _python_names(content, layout, path):
+    names = _unpickle(content, path).get(layout.names_key) or []
+    return [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
 
 
-def _text(name):
-    return name.decode("latin1") if isinstance(name, bytes) else str(name)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Binary version
-
-
-def binary_part(content, layout, path):
+def _binary_part(content, layout, path):
     """Pixels uint8 (n,3072) and labels (n,) of one binary batch. Raises: UserError naming the file."""
     record = layout.label_bytes + PIXELS
     if len(content) % record:
         raise utils.UserError(f"{path} is truncated: {len(content)} bytes, no multiple of {record}; download it again")
     records = np.frombuffer(content, np.uint8).reshape(-1, record)
     return records[:, layout.label_bytes :], records[:, layout.label_bytes - 1]
-
-
-def binary_names(content, layout, path):
-    return _checked_names(content.decode("latin1").split(), layout, path)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _checked_names(names, layout, path):
-    if len(names) != layout.num_classes:
-        raise utils.UserError(
-            f"{path} names {len(names)} classes, {layout.title} has {layout.num_classes}; download it again"
-        )
-    return names
 
 
 def _check_part(labels, layout, split, path):

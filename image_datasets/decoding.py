@@ -12,6 +12,8 @@ import signal
 import threading
 import typing
 import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -31,22 +33,17 @@ class Block(typing.NamedTuple):
 
     pixels: np.ndarray
     stop: int
-    unreadable: list
+    unreadable: list[tuple[int, str]]
 
 
-def available_cores():
+def available_cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One image
+def read_pixels(image: str | Path | ZipMember | np.ndarray, resolution: int) -> np.ndarray:
+    """Decode, crop and resize one image: a file, or an array uint8 (H,W) or (H,W,3), to uint8 (3,R,R).
 
-
-def read_pixels(image, resolution):
-    """Decode one image, crop and resize it.
-
-    Args: image: a path, a `ZipMember`, or an array uint8 (H,W) or (H,W,3). Returns: uint8 array (3,R,R).
     Raises: of a damaged file nearly anything, as Pillow does: OSError, SyntaxError, struct.error ...
     """
     if isinstance(image, np.ndarray):
@@ -57,8 +54,8 @@ def read_pixels(image, resolution):
         return crop_resize(to_rgb(opened), resolution)
 
 
-def to_rgb(image):
-    """A PIL image of any mode as RGB.
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB.
 
     16-bit grey (modes I;16 and I) is scaled, 65535 to 255; float grey is taken as 0..1, or as 0..255 if it goes past 1;
     transparency is laid over white. Raises: ValueError for float values outside of 0..255.
@@ -80,8 +77,8 @@ def _grey_to_rgb(grey):
     return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
 
 
-def crop_resize(image, resolution):
-    """An RGB PIL image, cropped to its central square and resized (bicubic, antialiased) to uint8 (3,R,R)."""
+def crop_resize(image: Image.Image, resolution: int) -> np.ndarray:
+    """An RGB image, cropped to its central square and resized (bicubic, antialiased) to uint8 (3,R,R)."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -89,18 +86,14 @@ def crop_resize(image, resolution):
     return np.asarray(square.resize((resolution, resolution), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# All images
-
-
-def decode(images, resolution, num_workers, start=0):
+def decode(images: Sequence, resolution: int, num_workers: int, start: int = 0) -> Iterator[Block]:
     """Decode images on several cores.
 
     The processes are forks of this one and put pixels into memory that they share with it; only what could not be
     read comes back as a message. They end with this process, however it ends.
 
-    Args: images: sequence of what `read_pixels` takes; num_workers: processes (1: this one decodes); start: index of
-        the first image. The pixels do not depend on num_workers.
+    Args: images: of what `read_pixels` takes; num_workers: processes (1: this one decodes), on which the pixels do not
+        depend; start: index of the first image.
     Yields: `Block`s in the order of `images`; the pixels are overwritten once the next block is asked for.
     Raises: UserError if a process is killed from outside. Close the generator to end the processes before its end.
     """

@@ -12,37 +12,30 @@ import time
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 import utils
 from image_datasets import doctor_picture, loading
+from image_datasets.hdf5 import HDF5Dataset
 from torch_utils.images import save_image
 
 FORMAT = 1  # of the findings
-
-
 BLOCK_BYTES = 4 * 2**20  # pixels read at a time: small enough for a CPU's cache, large enough for a disk
-
-
 NUM_EXAMPLES = 10
-
-
 MANY_DUPLICATES = 0.01  # of the images: from here on worth a warning
-
-
 IMBALANCE = 100  # ratio of the largest class to the smallest: above it worth a warning
 
 
-def examine(dataset, folder=None, overwrite=False):
+def examine(dataset: HDF5Dataset, folder: str | Path | None = None, overwrite: bool = False) -> dict:
     """The findings of a full pass over a data set: those kept from an earlier pass, or else of one made now.
 
     Findings belong to a file while its size, modification time and labels stay the same. Where they cannot be written,
     that is said in a line, and they are returned all the same.
 
-    Args: dataset: loading.HDF5Dataset; folder: of the kept findings, None: that of the data set;
-        overwrite: make the pass again in any case.
-    Returns: dict of plain Python values, see `full_pass`, and `key`; `fresh`: whether the pass was made now;
-        `picture`: path of the picture, None if it could not be written.
+    Args: folder: of the kept findings, None: that of the data set; overwrite: make the pass again in any case.
+    Returns: plain Python values, see `full_pass`, and `key`; `fresh`: whether the pass was made now; `picture`: path
+        of the picture, None if it could not be written.
     """
     json_path, picture_path = paths(dataset, folder)
     key = file_key(dataset)
@@ -60,7 +53,7 @@ def examine(dataset, folder=None, overwrite=False):
     return findings | {"fresh": True, "picture": drawn}
 
 
-def introduce(dataset):
+def introduce(dataset: HDF5Dataset) -> dict:
     """Examine a data set, print its report if that took a pass over it and one line if not, and return the findings."""
     findings = examine(dataset)
     if findings["fresh"]:
@@ -71,23 +64,22 @@ def introduce(dataset):
     return findings
 
 
-def print_report(findings, kept=None):
+def print_report(findings: dict, kept: ArrayLike | None = None) -> None:
     print(report(findings, kept))
     if findings["picture"]:
         print(f"classes and examples: {findings['picture']}")
 
 
-def paths(dataset, folder=None):
+def paths(dataset: HDF5Dataset, folder: str | Path | None = None) -> tuple[Path, Path]:
     """Where the findings are kept, and their picture."""
     folder = dataset.path.parent if folder is None else Path(folder)
     return tuple(folder / f"{dataset.path.stem}_doctor{suffix}" for suffix in (".json", ".png"))
 
 
-def file_key(dataset):
+def file_key(dataset: HDF5Dataset) -> dict:
     """What tells without reading pixels that a file is still the same: its size, modification time (ns), labels."""
-    status = dataset.path.stat()
-    labels = hashlib.sha256(_label_bytes(dataset)).hexdigest()
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "labels": labels}
+    status, labels = dataset.path.stat(), hashlib.sha256(_label_bytes(dataset))
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "labels": labels.hexdigest()}
 
 
 def _label_bytes(dataset):
@@ -105,10 +97,10 @@ def _kept(json_path, picture_path, key):
     return findings if same else None
 
 
-def full_pass(dataset):
+def full_pass(dataset: HDF5Dataset) -> dict:
     """Read all images of a data set once, in the file's order.
 
-    Returns: dict of `format`; `content`: sha256 hex of all pixels and labels, the same for any file that holds them;
+    Returns: `format`; `content`: sha256 hex of all pixels and labels, the same for any file that holds them;
         `name`, `num_images`, `resolution`, `num_classes`, `class_names`; `counts`: images per class;
         `smallest`, `largest`: {"name", "count"} of the classes that have images; `empty`: names of those without;
         `num_duplicates`: images with the pixels of an earlier one; `num_duplicates_across_classes`: those of them that
@@ -194,10 +186,10 @@ def _all_equal(images, reference):
     return result
 
 
-def find_duplicates(digests, labels):
+def find_duplicates(digests: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images that are equal to an earlier one.
 
-    Args: digests: uint64 array (N,2), equal for equal images; labels: int64 array (N,).
+    Args: digests: uint64 (N,2), equal for equal images; labels: int64 (N,).
     Returns: their indices in increasing order, int64 (M,); the index of the first image that equals each, int64 (M,);
         whether any earlier image that equals it is of another class, bool (M,).
     """
@@ -227,10 +219,10 @@ def _class_sizes(dataset):
     }
 
 
-def report(findings, kept=None):
+def report(findings: dict, kept: ArrayLike | None = None) -> str:
     """Findings as a few lines of text: sizes, oddities, and warnings, a line each.
 
-    Args: findings: of `examine`; kept: images that instance selection keeps of each class, ints (num_classes,).
+    kept: images that instance selection keeps of each class, ints (num_classes,).
     """
     size = f"{findings['resolution']}x{findings['resolution']}"
     lines = [f"{findings['name']}: {findings['num_images']:,} images {size}, {_classes(findings)}", _oddities(findings)]
@@ -239,12 +231,10 @@ def report(findings, kept=None):
     return "\n".join([*lines, *(f"warning: {text}" for text in warnings(findings))])
 
 
-def warnings(findings):
-    """What is likely to be a mistake in the data, or to spoil training: a list of lines, mostly empty."""
+def warnings(findings: dict) -> list[str]:
+    """What is likely to be a mistake in the data, or to spoil training, in lines; mostly none."""
     n, small, large = findings["num_images"], findings["smallest"], findings["largest"]
-    duplicates, across, constant = (
-        findings[key] for key in ("num_duplicates", "num_duplicates_across_classes", "num_constant")
-    )
+    duplicates, across = findings["num_duplicates"], findings["num_duplicates_across_classes"]
     pairs = [f"number {index} is number {original}" for index, original in findings["duplicates"][:3]]
     lines = []
     if empty := findings["empty"]:
@@ -257,7 +247,7 @@ def warnings(findings):
         lines.append(f"{100 * duplicates / n:.1f} % of the images are duplicates: {', '.join(pairs)}")
     if across:
         lines.append(f"{across:,} of the duplicates are of different classes: {', '.join(pairs[:across])}")
-    if constant:
+    if constant := findings["num_constant"]:
         numbers = ", ".join(map(str, findings["constants"][:3]))
         lines.append(f"{constant:,} of the images are of one colour: number {numbers}")
     return lines

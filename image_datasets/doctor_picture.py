@@ -5,7 +5,10 @@ import functools
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
+
+from image_datasets.hdf5 import HDF5Dataset
 
 MAX_CLASSES = 16  # of which images are shown
 MAX_BARS = 50  # classes with a bar and a name of their own; of more only the sorted sizes are drawn
@@ -18,12 +21,11 @@ CJK_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "msyh.ttc", "PingFan
 INK, FAINT, PALE, BAR = (20, 20, 20), (110, 110, 110), (210, 210, 210), (70, 110, 170)
 
 
-def draw(dataset, counts, text):
-    """One picture of a data set.
+def draw(dataset: HDF5Dataset, counts: ArrayLike, text: str) -> Image.Image:
+    """One picture of a data set: `text` as its head; rows of up to 10 images for up to 16 classes spread over all; a
+    bar per class, or for more than 50 classes their sizes in decreasing order.
 
-    Args: dataset: loading.HDF5Dataset; counts: images of each class, ints (num_classes,); text: lines for its head.
-    Returns: PIL image, RGB: the text; rows of up to 10 images for up to 16 classes spread over all; a bar per class,
-        or for more than 50 classes their sizes in decreasing order.
+    counts: images of each class, ints (num_classes,).
     """
     counts = np.asarray(counts)
     names = [on_one_line(name) for name in dataset.class_names]
@@ -42,7 +44,7 @@ def draw(dataset, counts, text):
     return sheet
 
 
-def on_one_line(name):
+def on_one_line(name: str) -> str:
     """A class name fit to be written out: the name of a folder may hold line breaks, and bytes that are no letters."""
     return " ".join(name.encode(errors="replace").decode().split())
 

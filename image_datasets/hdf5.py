@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 import utils
 from image_datasets.image_sets import ImageSet
@@ -28,7 +29,7 @@ class HDF5Dataset(ImageSet):
     Raises: UserError with one line that names the file and what is wrong with it.
     """
 
-    def __init__(self, path, load_in_mem=False):
+    def __init__(self, path: str | Path, load_in_mem: bool = False):
         path = Path(path)
         try:
             with _open_hdf5(path) as file:
@@ -43,16 +44,14 @@ class HDF5Dataset(ImageSet):
             raise utils.UserError(f"{path}: damaged HDF5 file ({_first_line(error)})") from error
 
     @property
-    def is_mapped(self):
+    def is_mapped(self) -> bool:
         """Whether any image can be read without unpacking others."""
         return not isinstance(self.images, UnmappedImages)
 
-    def read(self, indices, pin_memory=False):
-        """Pixels of some images.
+    def read(self, indices: ArrayLike, pin_memory: bool = False) -> torch.Tensor:
+        """Pixels of some images: ints (B,), in any order, repeats allowed, to uint8 (B,3,R,R).
 
-        Args: indices: int array (B,), in any order, repeats allowed; pin_memory: page-lock the result, so that copies
-            to a GPU overlap with its work.
-        Returns: uint8 tensor (B,3,R,R).
+        pin_memory: page-lock the result, so that copies to a GPU overlap with its work.
         Raises: IndexError for an index outside 0..N-1.
         """
         indices = np.asarray(indices, dtype=np.int64)
@@ -75,11 +74,11 @@ class MappedChunks:
         shape: (N,3,R,R).
     """
 
-    def __init__(self, file_map, offsets, length, shape):
+    def __init__(self, file_map: np.ndarray, offsets: np.ndarray, length: int, shape: tuple):
         self.file_map, self.offsets, self.length = file_map, offsets, length
         self.shape, self.dtype = shape, file_map.dtype
 
-    def take(self, indices, axis, out, mode):
+    def take(self, indices: np.ndarray, axis: int, out: np.ndarray, mode: str) -> np.ndarray:
         """`numpy.ndarray.take` along axis 0 for indices within range."""
         del axis, mode
         num_bytes = math.prod(self.shape[1:])
@@ -95,11 +94,11 @@ class UnmappedImages:
     h5py serialises calls into HDF5 by itself, so any thread may read.
     """
 
-    def __init__(self, path, chunk_cache):
+    def __init__(self, path: Path, chunk_cache: int):
         self.pixels = _open_hdf5(path, chunk_cache)["imgs"]  # keeps its file open
         self.shape, self.dtype = self.pixels.shape, self.pixels.dtype
 
-    def take(self, indices, axis, out, mode):
+    def take(self, indices: np.ndarray, axis: int, out: np.ndarray, mode: str) -> np.ndarray:
         """`numpy.ndarray.take` along axis 0 for indices within range."""
         del axis, mode
         # In increasing order each chunk is unpacked once. Runs of neighbours are read one by one, since h5py's own
@@ -155,11 +154,10 @@ def _checked(file, path):
 
 def _class_names(file, labels, path):
     num_classes = int(labels.max()) + 1
-    text = file.attrs.get("class_names")
-    if text is None:
+    if "class_names" not in file.attrs:
         return [str(i) for i in range(num_classes)]
     try:
-        names = json.loads(text)
+        names = json.loads(file.attrs["class_names"])
     except (TypeError, ValueError) as error:
         raise utils.UserError(f"{path}: the attribute 'class_names' is not a JSON list") from error
     if not isinstance(names, list) or len(names) < num_classes:

@@ -3,10 +3,12 @@
 Symbols: N images of a set, H x W their size, R where they are square, B images in a batch.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 import utils
 
@@ -21,40 +23,47 @@ class ImageSet:
 
     source = crop_resize = None
 
-    def __init__(self, path: Path | str, name: str, resolution: int | None, labels=None, class_names=("all",)):
+    def __init__(
+        self,
+        path: str | Path,
+        name: str,
+        resolution: int | None,
+        labels: np.ndarray | None = None,
+        class_names: Sequence[str] = ("all",),
+    ):
         self.path, self.name, self.resolution = path, name, resolution
         self.labels, self.class_names = labels, list(class_names)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def read(self, indices) -> torch.Tensor:
-        """Pixels of some images: int array (B,) to uint8 (B,3,H,W) on the CPU."""
+    def read(self, indices: ArrayLike) -> torch.Tensor:
+        """Pixels of some images: ints (B,) to uint8 (B,3,H,W) on the CPU."""
         raise NotImplementedError
 
-    def labels_at(self, indices) -> torch.Tensor:
-        """Class ids of some images of a set with classes: int array (B,) to int64 (B,)."""
+    def labels_at(self, indices: ArrayLike) -> torch.Tensor:
+        """Class ids of some images of a set with classes: ints (B,) to int64 (B,)."""
         return torch.from_numpy(self.labels[np.asarray(indices, dtype=np.int64)])
 
 
 class Subset(ImageSet):
     """Some images of a set with classes, without copying any; classes keep their numbers and names.
 
-    Args: images: ImageSet; indices: int array (n,), ascending, which of them; name: None for that of `images`.
+    Args: indices: ints (n,), ascending, which of them; name: None for that of `images`.
     Raises: IndexError for an index outside the set.
     """
 
-    def __init__(self, images: ImageSet, indices, name: str | None = None):
+    def __init__(self, images: ImageSet, indices: ArrayLike, name: str | None = None):
         self.images, self.indices = images, np.asarray(indices, dtype=np.int64)
         labels = images.labels[self.indices]
         super().__init__(images.path, name or images.name, images.resolution, labels, images.class_names)
         self.source, self.crop_resize = images.source, images.crop_resize
 
-    def read(self, indices, pin_memory=False):
+    def read(self, indices: ArrayLike, pin_memory: bool = False) -> torch.Tensor:
         """As `HDF5Dataset.read`."""
         return self.images.read(self.indices[np.asarray(indices, dtype=np.int64)], pin_memory)
 
@@ -62,8 +71,7 @@ class Subset(ImageSet):
 class CentreCrop(ImageSet):
     """The centres of a set's images: what statistics are computed on where training crops at random.
 
-    Args: images: ImageSet; size: side of the crops, below its resolution.
-    Raises: utils.UserError unless there is something to crop.
+    Raises: utils.UserError unless `size`, the side of the crops, is below the images' resolution.
     """
 
     def __init__(self, images: ImageSet, size: int):
@@ -75,7 +83,7 @@ class CentreCrop(ImageSet):
         super().__init__(images.path, cropped_name(images.name, size), size, images.labels, images.class_names)
         self.images, self.source, self.crop_resize = images, images.source, images.crop_resize
 
-    def read(self, indices, pin_memory=False):
+    def read(self, indices: ArrayLike, pin_memory: bool = False) -> torch.Tensor:
         """As `HDF5Dataset.read`: uint8 (B,3,size,size)."""
         start = (self.images.resolution - self.resolution) // 2
         centre = slice(start, start + self.resolution)

@@ -9,18 +9,20 @@ Symbols: N images, resolution R, B images in a batch over all ranks, b = B / wor
 import collections
 import concurrent.futures
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 import utils
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import CentreCrop, ImageSet, cropped_name
 from utils import Options, option
 
-# The names under which the family's launch scripts know ImageNet.
-FAMILY_FILES = {f"I{resolution}_hdf5": f"ILSVRC{resolution}.hdf5" for resolution in (32, 64, 128, 256)}
+# The names, I64 or I64_hdf5, under which the family's launch scripts know ImageNet.
+FAMILY_FILES = {f"I{resolution}": f"ILSVRC{resolution}.hdf5" for resolution in (32, 64, 128, 256)}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class DataOptions(Options):
         kind=utils.positive_int,
     )
 
-    def check_named(self):
+    def check_named(self) -> None:
         """Raise utils.UserError where no data set is named."""
         if self.dataset is None:
             raise utils.UserError("--dataset is required: the name of a data set made by make_hdf5.py")
@@ -71,23 +73,21 @@ class DataOptions(Options):
         return CentreCrop(images, self.crop_size) if self.crop_size else images
 
 
-def dataset_path(name: str, data_root) -> Path:
-    """The file of a data set.
+def dataset_path(name: str, data_root: str | Path) -> Path:
+    """The file of a data set, whether or not there is such a file.
 
     Args: name: `NAME` or `NAME_hdf5`, the family's `I64_hdf5` included, or the path of a .hdf5 or .h5 file, which is
         taken as it is; data_root: folder that names are looked up in.
-    Returns: Path, whether or not there is such a file.
     """
     if Path(name).suffix in (".hdf5", ".h5"):
         return Path(name)
     stem = name.removesuffix("_hdf5")
-    return Path(data_root) / FAMILY_FILES.get(f"{stem}_hdf5", f"{stem}.hdf5")
+    return Path(data_root) / FAMILY_FILES.get(stem, f"{stem}.hdf5")
 
 
-def open_dataset(name: str, data_root, load_in_mem: bool = False) -> HDF5Dataset:
+def open_dataset(name: str, data_root: str | Path, load_in_mem: bool = False) -> HDF5Dataset:
     """Open a data set by name (see `dataset_path`).
 
-    Returns: HDF5Dataset.
     Raises: UserError if there is no such file, naming the command that makes it, or if the file is not a data set.
     """
     path = dataset_path(name, data_root)
@@ -99,19 +99,15 @@ def open_dataset(name: str, data_root, load_in_mem: bool = False) -> HDF5Dataset
 
 
 def _make_command(path):
+    flags = "folder --images FOLDER --resolution R"
     for name, file_name in FAMILY_FILES.items():
         if path.name == file_name:
-            dataset = name.removesuffix("_hdf5")
-            return f"python make_hdf5.py --dataset {dataset} --images IMAGENET_TRAIN_FOLDER --out {path}"
+            flags = f"{name} --images IMAGENET_TRAIN_FOLDER"
     if path.stem in ("C10", "C100"):
-        return f"python make_hdf5.py --dataset {path.stem} --images CIFAR_FOLDER --out {path}"
+        flags = f"{path.stem} --images CIFAR_FOLDER"
     if path.stem == "digits":
-        return f"python make_hdf5.py --dataset digits --out {path}"
-    return f"python make_hdf5.py --dataset folder --images FOLDER --resolution R --out {path}"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Order and loaders
+        flags = "digits"
+    return f"python make_hdf5.py --dataset {flags} --out {path}"
 
 
 @functools.lru_cache(maxsize=2)  # around an epoch's border, batches of two epochs are asked for in turn
@@ -121,21 +117,19 @@ def _epoch_order(num_images, seed, epoch):
     return order
 
 
-def batch_indices(num_images, batch_size, batch_number, seed):
+def batch_indices(num_images: int, batch_size: int, batch_number: int, seed: int) -> np.ndarray:
     """Which images are in a batch: a pure function, so that a run can be resumed at any batch on any number of ranks.
 
     Shuffle the data set anew for every epoch and write the epochs one after the other: batch k is the k-th piece of
     batch_size images of that endless list. It is never short, and over an epoch every image occurs exactly once.
 
-    Args: num_images: N; batch_size: B, may exceed N; batch_number: k >= 0; seed: int >= 0.
-    Returns: int64 array (B,).
+    Args: num_images: N; batch_size: B, may exceed N; batch_number: k >= 0; seed: >= 0. Returns: int64 (B,).
     """
     start, stop = batch_number * batch_size, (batch_number + 1) * batch_size
-    epochs = range(start // num_images, (stop - 1) // num_images + 1)
-    pieces = [
-        _epoch_order(num_images, seed, epoch)[max(start - epoch * num_images, 0) : stop - epoch * num_images]
-        for epoch in epochs
-    ]
+    pieces = []
+    for epoch in range(start // num_images, (stop - 1) // num_images + 1):
+        first = epoch * num_images
+        pieces.append(_epoch_order(num_images, seed, epoch)[max(start - first, 0) : stop - first])
     return np.concatenate(pieces)
 
 
@@ -146,19 +140,25 @@ class BatchLoader:
     number of threads: rows rank*b to (rank+1)*b of the batch that a single process would see. An error while reading
     is raised by `next`. It is also a context manager that closes itself.
 
-    Args: dataset: has `len`, `read` and `labels_at` as `HDF5Dataset` has; batch_size: B; seed: int >= 0;
-        start: number of the first batch; num_workers: reading threads, 0 is taken as 1;
+    Args: batch_size: B; seed: >= 0; start: number of the first batch; num_workers: reading threads, 0 is taken as 1;
         pin_memory: page-lock the images (CUDA only).
     Raises: UserError if the ranks do not divide B.
     """
 
-    def __init__(self, dataset, batch_size, seed, start=0, rank=0, world_size=1, num_workers=1, pin_memory=False):
+    def __init__(
+        self,
+        dataset: ImageSet,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 1,
+        pin_memory: bool = False,
+    ):
         if batch_size % world_size:
             raise utils.UserError(f"--batch_size {batch_size} cannot be split evenly over {world_size} processes")
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.seed = seed
-        self.pin_memory = pin_memory
+        self.dataset, self.batch_size, self.seed, self.pin_memory = dataset, batch_size, seed, pin_memory
         local = batch_size // world_size
         self.rows = slice(rank * local, (rank + 1) * local)
         self.next_number = start
@@ -179,7 +179,7 @@ class BatchLoader:
     def __iter__(self):
         return self
 
-    def __next__(self):
+    def __next__(self) -> tuple[Tensor, Tensor]:
         if not self.pending:
             raise ValueError("the BatchLoader is closed")
         try:
@@ -190,7 +190,7 @@ class BatchLoader:
         self._submit()
         return batch
 
-    def close(self):
+    def close(self) -> None:
         """End the threads; batches read ahead are dropped."""
         self.pending.clear()
         self.threads.shutdown(wait=True, cancel_futures=True)
@@ -202,10 +202,10 @@ class BatchLoader:
         self.close()
 
 
-def iterate(dataset, batch_size):
+def iterate(dataset: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Go once over a data set in its own order, for statistics.
 
-    Yields: (images uint8 (b,3,R,R), labels int64 (b,)); b is batch_size, less in the last pair.
+    Yields: images uint8 (b,3,R,R) and labels int64 (b,); b is batch_size, less in the last pair.
     """
     for start in range(0, len(dataset), batch_size):
         indices = np.arange(start, min(start + batch_size, len(dataset)))

@@ -12,6 +12,7 @@ import struct
 import typing
 import zipfile
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,20 +35,20 @@ class Source:
     """
 
     description: str
-    class_names: list
+    class_names: list[str]
     labels: np.ndarray
-    images: typing.Sequence
+    images: Sequence
 
 
 class Listing(typing.NamedTuple):
-    """What a folder holds: three lists of paths (str), each sorted by name. Hidden files are left out."""
+    """What a folder holds: paths, each list sorted by name. Hidden files are left out."""
 
-    images: list
-    folders: list
-    others: list
+    images: list[str]
+    folders: list[str]
+    others: list[str]
 
 
-def digits_source():
+def digits_source() -> Source:
     """The embedded UCI digits: 1,797 images of 8x8, grey levels 0..16 stretched to 0..255."""
     with np.load(DIGITS_FILE, allow_pickle=False) as digits:
         grey, labels = digits["images"], digits["labels"]
@@ -55,21 +56,20 @@ def digits_source():
     return Source(f"digits: {DIGITS_CREDIT}", [str(i) for i in range(10)], labels.astype(np.int64), images)
 
 
-def imagenet_source(path):
+def imagenet_source(path: str | Path) -> Source:
     """An ImageNet train folder (or a zip of it): a sub-folder of images per WordNet id, in the order of the ids.
 
     Raises: UserError as `folder_source`, or if a class is no WordNet id: another folder under this name would mislead.
     """
     source = folder_source(path)
-    other = [name for name in source.class_names if not re.fullmatch(r"n\d{8}", name)]
-    if other:
+    if other := [name for name in source.class_names if not re.fullmatch(r"n\d{8}", name)]:
         raise utils.UserError(
             f"{path} is no ImageNet train folder: '{other[0]}' is not a WordNet id; use --dataset folder"
         )
     return source
 
 
-def folder_source(path, unconditional=False):
+def folder_source(path: str | Path, unconditional: bool = False) -> Source:
     """The images of a folder or of a zip, one sub-folder per class, classes and files in the order of their names.
 
     Hidden files are skipped, and so are, with a printed line, files that are no images and links back up the tree.
@@ -78,8 +78,7 @@ def folder_source(path, unconditional=False):
         `path` itself, or in its only sub-folder, as one class.
     Raises: UserError if the folders are not as described; nothing is guessed, as a wrong guess means wrong labels.
     """
-    archive = _archive_of(Path(path))
-    if archive:
+    if archive := _archive_of(Path(path)):
         listings, members = read_zip(archive)
         root = _root_in_zip(Path(path), archive, listings)
         list_one, item, size = listings.__getitem__, members.__getitem__, lambda file: members[file].size
@@ -98,25 +97,21 @@ def folder_source(path, unconditional=False):
     return Source(description, [folder_name(folder) for folder in class_folders], labels, [*map(item, paths)])
 
 
-def folder_name(path):
+def folder_name(path: str | Path) -> str:
     """The last part of a path, ".zip" excepted, links not followed; also for "." and "..", which have no name."""
     return os.path.basename(os.path.abspath(path)).removesuffix(".zip")
 
 
-def fingerprint(names_and_sizes):
-    """16 hex digits that differ for other names (str) or sizes (bytes) of the files."""
+def fingerprint(names_and_sizes: Iterable[tuple[str, int]]) -> str:
+    """16 hex digits that differ for other names or sizes (bytes) of the files."""
     digest = hashlib.sha256()
     for name, size in names_and_sizes:
         digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Folders
-
-
-def list_folder(folder):
-    """The `Listing` of a folder on disk. Raises: UserError if it cannot be read."""
+def list_folder(folder: str | Path) -> Listing:
+    """What a folder on disk holds. Raises: UserError if it cannot be read."""
     images, folders, others = [], [], []
     try:
         entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
@@ -214,8 +209,8 @@ class ZipMember:
     def __str__(self):
         return os.path.join(self.archive, self.name)
 
-    def read(self):
-        """Its content, bytes. Raises: OSError, ValueError or zlib.error if the archive is damaged there."""
+    def read(self) -> bytes:
+        """Its content. Raises: OSError, ValueError or zlib.error if the archive is damaged there."""
         with open(self.archive, "rb") as file:
             file.seek(self.header)
             local = file.read(30)  # the fixed part of a local header, which ends in the lengths of two fields after it
@@ -230,11 +225,10 @@ class ZipMember:
         return content
 
 
-def read_zip(archive):
-    """The table of contents of a zip.
+def read_zip(archive: str | Path) -> tuple[dict[str, Listing], dict[str, ZipMember]]:
+    """The table of contents of a zip: its folders and its files by path.
 
-    Returns: dict of folder path to `Listing`, and dict of file path to `ZipMember`; all paths begin with that of the
-        archive, whose own entry is its root.
+    All paths begin with that of the archive, whose own entry is its root.
     Raises: UserError if it is damaged, encrypted, or packed in a way other than stored and deflated.
     """
     try:

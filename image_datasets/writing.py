@@ -9,6 +9,7 @@ import collections
 import contextlib
 import errno
 import fcntl
+import io
 import itertools
 import json
 import os
@@ -40,7 +41,6 @@ def write_hdf5(
     Args: images: N uint8 arrays (3,R,R); labels: ints (N,); rule: text for the attribute `crop_resize`.
     Raises: UserError if the file cannot be written, ValueError if there are fewer images than labels.
     """
-    labels = np.asarray(labels, dtype=np.int64)
     images = iter(images)
     with utils.atomic_path(path) as temporary:
         first = next(images, None)
@@ -48,7 +48,7 @@ def write_hdf5(
             raise ValueError("no images to write")
         try:
             with h5py.File(temporary, "w") as file:
-                pixels = _lay_out(file, labels, first.shape, class_names, source, rule)
+                pixels = _lay_out(file, np.asarray(labels, np.int64), first.shape, class_names, source, rule)
                 _fill(pixels, itertools.chain([first], images))
                 file.attrs.modify("complete", np.True_)
         except (OSError, RuntimeError) as error:  # what h5py raises when the disk is full
@@ -135,7 +135,7 @@ class Progress(typing.NamedTuple):
     """How far the pixels are: of the first `done` images all but the `unreadable` (index, reason) are in the file."""
 
     done: int = 0
-    unreadable: tuple = ()
+    unreadable: tuple[tuple[int, str], ...] = ()
 
     def then(self, start: int, done: int, unreadable: Iterable) -> "Progress":
         """What it is after the images `start` to `done`; what was known of any after `start` no longer counts."""
@@ -150,18 +150,17 @@ class Journal:
     before the last one's end, it takes back what lies after `start`. `committed` is what they amount to.
     """
 
-    def __init__(self, file) -> None:
-        self.file, self.committed = file, Progress()  # binary, unbuffered, for reading and writing
+    def __init__(self, file: io.FileIO) -> None:
+        self.file, self.committed = file, Progress()  # unbuffered, for reading and writing
 
     def read(self) -> list[dict]:
         """The lines before the first damaged one, from which on it is cut off (a write may have been cut short)."""
         lines, end = [], 0
         self.file.seek(0)
         for line in self.file.readall().splitlines(keepends=True):
-            try:
+            entry = None
+            with contextlib.suppress(ValueError):
                 entry = json.loads(line)
-            except ValueError:
-                break
             if not isinstance(entry, dict) or not line.endswith(b"\n"):
                 break
             lines.append(entry)
@@ -180,7 +179,7 @@ class Journal:
         self.file.seek(0, os.SEEK_END)
         self.file.write(json.dumps(line).encode() + b"\n")
 
-    def commit(self, progress: Progress, pixels: typing.BinaryIO) -> None:
+    def commit(self, progress: Progress, pixels: io.FileIO) -> None:
         """Enter what has been done since the last commit, once the pixels, in that file, are on the disk."""
         if progress != self.committed:
             os.fsync(pixels.fileno())
@@ -274,16 +273,14 @@ class ResumableWriter:
 
     def _position(self):
         """The byte of the partial file at which the next image goes."""
-        rows = self.progress.done - len(self.progress.unreadable)
-        return self.offset + rows * 3 * self.resolution**2
+        return self.offset + (self.progress.done - len(self.progress.unreadable)) * 3 * self.resolution**2
 
     def _write_pixels(self, num_workers):
         """Decode the images that are not done yet and write them, one row after the other."""
-        done, total = self.progress.done, len(self.source.images)
-        bar = tqdm(
-            desc=self.out.name, total=total, initial=done, unit="images", dynamic_ncols=True, **utils.bar_interval()
-        )
-        blocks = decode(self.source.images, self.resolution, num_workers, done)
+        images, done = self.source.images, self.progress.done
+        options = {"unit": "images", "dynamic_ncols": True, **utils.bar_interval()}
+        bar = tqdm(desc=self.out.name, total=len(images), initial=done, **options)
+        blocks = decode(images, self.resolution, num_workers, done)
         committed_at = time.monotonic()
         with open(self.partial, "r+b", buffering=0) as file, bar, contextlib.closing(blocks):
             try:
@@ -305,14 +302,14 @@ class ResumableWriter:
         images_of = np.bincount(labels)
         unreadable_of = collections.Counter(labels[index] for index, _ in unreadable)
         empty = next((y for y, number in unreadable_of.items() if number == images_of[y]), None)
-        if empty is not None:
-            problem, hint = f"every image of class {self.source.class_names[empty]} is unreadable", ""
-        elif len(unreadable) > self.max_bad:
-            problem = f"{len(unreadable)} image(s) cannot be read, more than --max_bad {self.max_bad}"
-            hint = "; a higher --max_bad goes on without them, after repairing or removing them --overwrite starts anew"
-        else:
+        if empty is None and len(unreadable) <= self.max_bad:
             return
         self._write_report()
+        if empty is not None:
+            problem, hint = f"every image of class {self.source.class_names[empty]} is unreadable", ""
+        else:
+            problem = f"{len(unreadable)} image(s) cannot be read, more than --max_bad {self.max_bad}"
+            hint = "; a higher --max_bad goes on without them, after repairing or removing them --overwrite starts anew"
         first = f"{self.source.images[unreadable[0][0]]}: {unreadable[0][1]}"
         raise utils.UserError(f"{problem} ({first}); {report_path(self.out)} lists them{hint}")
 

@@ -6,6 +6,7 @@ in between.
 
 import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,8 @@ from torch import nn
 
 import layers
 import utils
-from sampling.latents import latents, random_labels
+from BigGAN import Generator
+from sampling.latents import Truncation, latents, random_labels
 from utils import Options, option, positive_int
 
 
@@ -37,16 +39,16 @@ class BatchNormMode(Options):
     )
 
     @property
-    def block_size(self):
+    def block_size(self) -> int | None:
         """Images that share their statistics, and are always generated together; None where images are independent."""
         return self.bn_batch_size if self.bn_mode == "batch" else None
 
-    def whole(self, num_images):
+    def whole(self, num_images: int) -> int:
         """The number of images in the blocks that `num_images` images are part of."""
         block = self.block_size or 1
         return -(-num_images // block) * block
 
-    def protocol(self):
+    def protocol(self) -> dict:
         """What a metric's protocol says of it."""
         meaningful = {"running": 1, "batch": 2, "standing": 3}[self.bn_mode]  # of the fields
         return dict(list(self.record().items())[:meaningful])
@@ -56,24 +58,23 @@ RUNNING = BatchNormMode()
 
 
 @contextlib.contextmanager
-def prepared(G, mode, seed, truncation=None):
+def prepared(
+    G: Generator, mode: BatchNormMode, seed: int, truncation: Truncation | None = None
+) -> Iterator[Generator]:
     """Yield the network to make images with: G itself, or for standing statistics a copy of it, in eval mode.
 
-    Args: mode: BatchNormMode; seed, truncation: of the images that standing statistics are made from. Under `batch` the
-        caller makes the images in whole blocks of mode.block_size.
+    seed, truncation: of the images that standing statistics are made from. Under `batch` the caller makes the images
+    in whole blocks of mode.block_size.
     """
     if mode.bn_mode == "standing":
         yield standing_copy(G, mode, seed, truncation)
-    elif mode.bn_mode == "batch":
-        with evaluating(G), batch_statistics(G):
-            yield G
-    else:
-        with evaluating(G):
-            yield G
+        return
+    with evaluating(G), batch_statistics(G) if mode.bn_mode == "batch" else contextlib.nullcontext():
+        yield G
 
 
 @contextlib.contextmanager
-def evaluating(module):
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Within the block the module and its parts are in eval mode; afterwards each is in the mode that it was in."""
     modes = [(part, part.training) for part in module.modules()]
     try:
@@ -85,7 +86,7 @@ def evaluating(module):
 
 
 @contextlib.contextmanager
-def batch_statistics(module, accumulate=False):
+def batch_statistics(module: nn.Module, accumulate: bool = False) -> Iterator[None]:
     """Within the block the batch norms of `module`, and nothing else in it, use the statistics of their batch.
 
     The running statistics stay as they are, unless `accumulate` says that they follow, as in training. Spectral norm
@@ -107,7 +108,7 @@ def batch_statistics(module, accumulate=False):
 
 
 @torch.no_grad()
-def standing_copy(G, mode, seed, truncation=None):
+def standing_copy(G: Generator, mode: BatchNormMode, seed: int, truncation: Truncation | None = None) -> Generator:
     """A copy of G, in eval mode, whose running statistics are made afresh (Brock et al. 2019, appendix C).
 
     They are the plain averages of mean and (unbiased) variance over the mode's number of batches of images with random
@@ -120,18 +121,15 @@ def standing_copy(G, mode, seed, truncation=None):
     norms = [norm for norm in G.modules() if isinstance(norm, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
-    y = random_labels(
-        seed, mode.num_standing_accumulations * mode.bn_batch_size, range(G.config.n_classes), stream="standing_y"
-    )
+    size = mode.bn_batch_size
+    y = random_labels(seed, mode.num_standing_accumulations * size, range(G.config.n_classes), stream="standing_y")
     with batch_statistics(G, accumulate=True):
-        for i, y_batch in enumerate(y.split(mode.bn_batch_size)):
-            indices = range(i * mode.bn_batch_size, (i + 1) * mode.bn_batch_size)
-            z = latents(seed, indices, G.config.dim_z, truncation, stream="standing_z")
+        for i, y_batch in enumerate(y.split(size)):
+            z = latents(seed, range(i * size, (i + 1) * size), G.config.dim_z, truncation, stream="standing_z")
             for norm in norms:
                 norm.momentum = 1 / (i + 1)  # of the new batch: the plain average of all so far
             try:
                 G(z.to(device), y_batch.to(device))
             except torch.OutOfMemoryError as error:
-                text = f"{device} has too little free memory for --bn_batch_size {mode.bn_batch_size}"
-                raise utils.UserError(text) from error
+                raise utils.UserError(f"{device} has too little free memory for --bn_batch_size {size}") from error
     return G

@@ -10,16 +10,18 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 import utils
 
 
 @contextlib.contextmanager
-def npz_writer(path, y, resolution):
+def npz_writer(path: str | Path, y: torch.Tensor, resolution: int) -> Iterator[Callable]:
     """Write images with class ids y (N,) to an npz file in the layout of guided-diffusion (ADM).
 
     The file holds `arr_0` uint8 (N,R,R,3) and `arr_1` int64 (N,), uncompressed; only a batch is ever in memory.
@@ -34,7 +36,7 @@ def npz_writer(path, y, resolution):
 
 
 @contextlib.contextmanager
-def png_writer(folder, y, class_names):
+def png_writer(folder: str | Path, y: torch.Tensor, class_names: list[str]) -> Iterator[Callable]:
     """Write images with class ids y (N,) as `folder/<class>/<number of the image>.png`.
 
     The class folders are named by id and name, so that they sort as the ids do. `folder` must not exist or be empty.

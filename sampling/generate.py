@@ -3,11 +3,14 @@
 Symbols: N images, resolution R, K classes of the model.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 import utils
+from BigGAN import Generator
 from sampling.latents import TRUNCATION_KINDS, Truncation, latents
 from torch_utils.distributed import device_option
 from torch_utils.images import to_uint8
@@ -37,10 +40,7 @@ class SamplingOptions(Options):
     device: str = device_option()
 
     def chosen_kind(self, meta: dict) -> str:
-        """What truncating means by the flags, or by the convention of a converted checkpoint.
-
-        meta: of the checkpoint, as from BigGAN.load_generator.
-        """
+        """What truncating means by the flags, or by the convention of a converted checkpoint; its meta tells."""
         return self.truncation_kind or meta.get("convention", {}).get("truncation_kind", "truncated_normal")
 
     def chosen_truncation(self, meta: dict) -> Truncation | None:
@@ -49,11 +49,19 @@ class SamplingOptions(Options):
         return Truncation(limit, self.chosen_kind(meta)) if limit is not None else None
 
 
-def generate(G, y, seed, batch_size, truncation=None, start=0, device=None):
+def generate(
+    G: Generator,
+    y: Tensor,
+    seed: int,
+    batch_size: int,
+    truncation: Truncation | None = None,
+    start: int = 0,
+    device: torch.device | None = None,
+) -> Iterator[Tensor]:
     """Make images number start to start + N - 1 of a seed, in the mode (train or eval) that G is in.
 
     Args: y: class ids int64 (N,); truncation: see `latents`; device: G's own if None.
-    Yields: uint8 CPU tensors (b,3,R,R), b being batch_size, or less in the last.
+    Yields: uint8 (b,3,R,R) on the CPU, b being batch_size, or less in the last.
     Raises: utils.UserError if the GPU's memory is too small for the batch.
     """
     for first in range(0, len(y), batch_size):
@@ -63,7 +71,7 @@ def generate(G, y, seed, batch_size, truncation=None, start=0, device=None):
 
 
 @torch.no_grad()
-def make_images(G, z, y, device=None):
+def make_images(G: Generator, z: Tensor, y: Tensor, device: torch.device | None = None) -> Tensor:
     """Images of z (N,dim_z) and y, ids (N,) or weights (N,K), in one forward: uint8 (N,3,R,R) on the CPU.
 
     Raises: utils.UserError if the GPU's memory is too small for them.
@@ -75,7 +83,7 @@ def make_images(G, z, y, device=None):
         raise utils.UserError(f"{device} has too little free memory for {len(z)} images at a time") from error
 
 
-def describe(G, meta, device):
+def describe(G: Generator, meta: dict, device: torch.device) -> str:
     """One line about a loaded generator, for the user to read."""
     weights = "moving average of G" if meta["ema"] else "G"
     config = G.config

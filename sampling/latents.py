@@ -4,11 +4,13 @@ Symbols: N images, K classes of the model.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.special import erf, erfinv
+from torch import Tensor
 
 import utils
 
@@ -31,33 +33,34 @@ class Truncation:
     kind: str = "truncated_normal"
 
 
-def latents(seed, indices, dim_z, truncation=None, stream="sample_z"):
-    """The noise of images number `indices`.
+def latents(
+    seed: int, indices: Sequence, dim_z: int, truncation: Truncation | None = None, stream: str = "sample_z"
+) -> Tensor:
+    """The noise of images number `indices`, float32 (n,dim_z) on the CPU.
 
     z is standard normal, or a truncated one. It is drawn through the inverse of the distribution function, so that an
     image keeps its place in the distribution when the truncation changes: the same image, less or more typical.
 
-    Args: seed: int >= 0; indices: ints >= 0 (n,); truncation: a Truncation, or None for the whole normal distribution;
-        stream: of `utils.rng`.
-    Returns: float32 tensor (n, dim_z), on the CPU.
+    Args: seed: >= 0; indices: ints >= 0 (n,); truncation: None for the whole normal distribution; stream: of
+        `utils.rng`.
     """
     uniform = np.empty((len(indices), dim_z))
     for row, i in zip(uniform, indices, strict=True):
         row[:] = utils.rng(seed, stream, int(i)).random(dim_z)
     uniform = np.maximum(2 * uniform - 1, np.nextafter(-1, 0))  # of [-1, 1): -1 would become -infinity
-    drawn, factor, limit = (math.inf, 1, math.inf)
+    drawn, factor, limit = math.inf, 1, math.inf
     if truncation is not None:
         drawn, factor, limit = TRUNCATION_KINDS[truncation.kind](truncation.limit)
     z = factor * math.sqrt(2) * erfinv(uniform * erf(drawn / math.sqrt(2)))
     return torch.from_numpy(np.clip(z, -limit, limit).astype(np.float32))
 
 
-def balanced_labels(num_images, classes):
+def balanced_labels(num_images: int, classes: Sequence[int]) -> Tensor:
     """Class ids of images 0 to N-1, taking turns: int64 (N,)."""
     return torch.as_tensor(classes)[torch.arange(num_images) % len(classes)]
 
 
-def shuffled_labels(seed, num_images, classes):
+def shuffled_labels(seed: int, num_images: int, classes: Sequence[int]) -> Tensor:
     """Class ids of images 0 to N-1, taking turns in an order that is drawn anew for each turn: int64 (N,).
 
     As balanced as `balanced_labels`, but neighbours are no neighbours in the list of classes, where similar classes
@@ -68,7 +71,7 @@ def shuffled_labels(seed, num_images, classes):
     return torch.as_tensor(classes)[np.concatenate(order)[:num_images]]
 
 
-def random_labels(seed, num_images, classes, stream="sample_y"):
+def random_labels(seed: int, num_images: int, classes: Sequence[int], stream: str = "sample_y") -> Tensor:
     """Independent uniform class ids of images 0 to N-1: int64 (N,). stream: of `utils.rng`."""
     picks = [utils.rng(seed, stream, i).integers(len(classes)) for i in range(num_images)]
     return torch.as_tensor(classes)[picks]

@@ -4,19 +4,19 @@ Symbols: N images, resolution R, K classes of the model.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
+from PIL import Image
+from torch import Tensor
 
+from BigGAN import Generator
 from sampling.generate import make_images
-from sampling.latents import balanced_labels, latents, random_labels
+from sampling.latents import Truncation, balanced_labels, latents, random_labels
 from torch_utils.images import image_grid
 
 COLUMNS = 10  # of every sheet
-
-
 SHEET_BATCH = 20  # images at a time for a sheet: fits wherever training did
-
-
 MAX_HEADER = 10  # characters above a column of about 64 pixels
 
 
@@ -26,18 +26,25 @@ def _render(G, z, y):
     return torch.cat([make_images(G, z_batch, y_batch) for z_batch, y_batch in batches])
 
 
-def spread_classes(num_classes):
+def spread_classes(num_classes: int) -> list[int]:
     """Up to 10 class ids, evenly spread over all."""
     columns = min(COLUMNS, num_classes)
     return [i * num_classes // columns for i in range(columns)]
 
 
-def class_sheet(G, rows, seed, truncation=None, classes=None, class_names=None):
+def class_sheet(
+    G: Generator,
+    rows: int,
+    seed: int,
+    truncation: Truncation | None = None,
+    classes: Sequence[int] | None = None,
+    class_names: list[str] | None = None,
+) -> Image.Image:
     """One class per column, one z per row: down a column only z differs, along a row only the class.
 
     Args: rows: images in a column; truncation: see `latents`; classes: the columns' class ids, 10 spread over all if
         None; class_names: names of all K classes, which head the columns if they are short (else the ids do).
-    Returns: PIL image. A single class makes no columns: it is a `random_sheet`.
+    Returns: the sheet. A single class makes no columns: it is a `random_sheet`.
     """
     classes = classes or spread_classes(G.config.n_classes)
     if len(classes) == 1:
@@ -47,15 +54,19 @@ def class_sheet(G, rows, seed, truncation=None, classes=None, class_names=None):
     return image_grid(images, columns=len(classes), labels=_headers(classes, class_names))
 
 
-def random_sheet(G, rows, seed, truncation=None, classes=None):
-    """Rows of 10 images with a z each and classes drawn from `classes` (all if None), as a PIL image."""
+def random_sheet(
+    G: Generator, rows: int, seed: int, truncation: Truncation | None = None, classes: Sequence[int] | None = None
+) -> Image.Image:
+    """Rows of 10 images with a z each and classes drawn from `classes`, all if None."""
     num_images = rows * COLUMNS
     y = random_labels(seed, num_images, classes or range(G.config.n_classes))
     return image_grid(_render(G, latents(seed, range(num_images), G.config.dim_z, truncation), y), COLUMNS)
 
 
-def z_interpolation_sheet(G, rows, seed, truncation=None, classes=None):
-    """From one z to another along each row, whose class is fixed; the rows take turns through `classes`. PIL image.
+def z_interpolation_sheet(
+    G: Generator, rows: int, seed: int, truncation: Truncation | None = None, classes: Sequence[int] | None = None
+) -> Image.Image:
+    """From one z to another along each row, whose class is fixed; the rows take turns through `classes`.
 
     The path is cos(t pi/2) z0 + sin(t pi/2) z1: for independent normal ends every point on it is distributed as z is,
     whereas the middle of a straight line has half the variance, which G has never seen.
@@ -68,8 +79,10 @@ def z_interpolation_sheet(G, rows, seed, truncation=None, classes=None):
     return image_grid(_render(G, z.flatten(0, 1), y), COLUMNS)
 
 
-def class_interpolation_sheet(G, rows, seed, truncation=None, classes=None):
-    """From one class to the next of `classes` along each row, whose z is fixed. PIL image.
+def class_interpolation_sheet(
+    G: Generator, rows: int, seed: int, truncation: Truncation | None = None, classes: Sequence[int] | None = None
+) -> Image.Image:
+    """From one class to the next of `classes` along each row, whose z is fixed.
 
     Every embedding of the class in G moves on a straight line from one class's to the other's.
     """
