@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 import utils
+from image_datasets.image_sets import ImageSet
 from torch_utils import checkpoints
 from torch_utils.images import to_float
 
@@ -27,7 +28,7 @@ HELD_OUT = 0.1  # share of every class that is kept for the accuracy
 class HalvingBlock(nn.Module):
     """Pre-activation residual block (He et al. 2016, arXiv:1603.05027) that halves the resolution, rounding up."""
 
-    def __init__(self, in_channels, out_channels):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False)
@@ -35,7 +36,7 @@ class HalvingBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.relu(self.norm1(x)))
         h = self.conv2(F.relu(self.norm2(h)))
         return h + self.shortcut(F.avg_pool2d(x, 2, ceil_mode=True))
@@ -62,30 +63,28 @@ class Classifier(nn.Module):
         self.norm = nn.BatchNorm2d(FEATURES)
         self.linear = nn.Linear(FEATURES, num_classes)
 
-    def forward(self, x):
-        """x: (N,3,R,R) float in [-1,1]. Returns: features (N,128), logits (N,K)."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,3,R,R) in [-1,1] to features (N,128) and logits (N,K)."""
         h = self.blocks(self.stem(x))  # (N,128,4,4) where R is a power of two
         features = F.relu(self.norm(h)).mean(dim=(2, 3))
         return features, self.linear(features)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-
-
-def classifier_path(data_root, dataset_name):
+def classifier_path(data_root: str | Path, dataset_name: str) -> Path:
     return Path(data_root) / f"{dataset_name}_classifier.pth"
 
 
-def save_classifier(network, path, *, dataset_name, accuracy, seed, epochs):
-    """One file with the weights and what they were fitted to. Atomic."""
+def save_classifier(
+    network: Classifier, path: str | Path, *, dataset_name: str, accuracy: float, seed: int, epochs: int
+) -> None:
+    """One file with the weights and what they were fitted to."""
     config = {"resolution": network.resolution, "num_classes": network.num_classes}
     weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     fitted = {"dataset": dataset_name, "accuracy": accuracy, "seed": seed, "epochs": epochs}
     checkpoints.save({"format": "classifier 1", "config": config, "fitted": fitted, "weights": weights}, path)
 
 
-def load_classifier(path):
+def load_classifier(path: str | Path) -> tuple[Classifier, dict]:
     """The network in eval mode and the dict of what it was fitted to (`dataset`, `accuracy`, `seed`, `epochs`).
 
     Raises: UserError if the file is missing, damaged or something else.
@@ -98,7 +97,7 @@ def load_classifier(path):
     return network.eval(), stored["fitted"]
 
 
-def weights_hash(network):
+def weights_hash(network: nn.Module) -> str:
     """sha256 of the names and values of a network's weights: the same for the same weights, whatever the file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
@@ -107,7 +106,7 @@ def weights_hash(network):
     return digest.hexdigest()
 
 
-def check_fits(network, dataset, path):
+def check_fits(network: Classifier, dataset: ImageSet, path: str | Path) -> None:
     """Refuse a classifier (read from `path`) whose resolution or number of classes is not that of the data set."""
     fitted, needed = ((it.num_classes, it.resolution) for it in (network, dataset))
     if fitted != needed:
@@ -117,14 +116,10 @@ def check_fits(network, dataset, path):
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Fitting
-
-
-def stratified_split(labels, seed):
+def stratified_split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions of training and held-out images: a tenth of every class, at least one where there are two, held out.
 
-    Args: labels: int64 (N,). Returns: two int64 arrays, ascending, a partition of range(N).
+    labels: int64 (N,). Returns: two int64 arrays, ascending, a partition of range(N).
     """
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -134,22 +129,29 @@ def stratified_split(labels, seed):
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def random_shift(images, generator, reach):
+def random_shift(images: Tensor, generator: np.random.Generator, reach: int) -> Tensor:
     """Move each image (N,3,R,R) by up to `reach` whole pixels either way, its border repeated."""
-    n, _, height, width = images.shape
+    n, size = len(images), images.shape[-1]
     padded = F.pad(images, (reach,) * 4, mode="replicate")
     down, right = torch.from_numpy(generator.integers(0, 2 * reach + 1, (2, n))).to(images.device)
-    rows = (down[:, None] + torch.arange(height, device=images.device))[:, :, None]  # (N,R,1)
-    columns = (right[:, None] + torch.arange(width, device=images.device))[:, None, :]  # (N,1,R)
-    batch = torch.arange(n, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[batch, rows, columns].permute(0, 3, 1, 2)
+    windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # a view (N,3,positions,positions,R,R)
+    shifted = windows[torch.arange(n, device=images.device), :, down, right]
+    return shifted.contiguous(memory_format=torch.channels_last)  # another layout rounds otherwise: other weights
 
 
-def fit_classifier(dataset, *, seed=0, epochs=10, batch_size=64, learning_rate=2e-3, device="cpu"):
+def fit_classifier(
+    dataset: ImageSet,
+    *,
+    seed: int = 0,
+    epochs: int = 10,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    device: str | torch.device = "cpu",
+) -> tuple[Classifier, float]:
     """Fit a classifier to a data set: AdamW, one cosine cycle, images shifted by up to a sixteenth of their side.
 
     No flips: a mirrored digit or letter is another one. On the CPU the weights are a function of the arguments.
-    Args: dataset: of `loading.open_dataset`; epochs: passes over nine tenths of it.
+    Args: epochs: passes over nine tenths of the images.
     Returns: the network on `device` in eval mode, its accuracy on the tenth that was held out.
     Raises: UserError where there are fewer than two classes, or too few images to hold any out.
     """
@@ -178,11 +180,11 @@ def fit_classifier(dataset, *, seed=0, epochs=10, batch_size=64, learning_rate=2
                 schedule.step()
                 bar.update()
             bar.set_postfix(loss=f"{loss.item():.3f}")
-    return network.eval(), held_out_accuracy(network, dataset, held_out, batch_size, device)
+    return network.eval(), _held_out_accuracy(network, dataset, held_out, batch_size, device)
 
 
 @torch.no_grad()
-def held_out_accuracy(network, dataset, indices, batch_size, device):
+def _held_out_accuracy(network, dataset, indices, batch_size, device):
     """Share of the images at `indices` that the network, in eval mode, assigns to their class."""
     right = 0
     for part in np.array_split(indices, math.ceil(len(indices) / batch_size)):

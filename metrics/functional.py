@@ -4,14 +4,16 @@ Symbols: N images, d features, K classes of the feature network.
 All statistics are float64 and stay on the device of their input.
 """
 
+from collections.abc import Iterable
+
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 import utils
 
 WAITING_ROWS = 4096  # features that wait to join running moments: 32 MiB of Inception's
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Moments and Frechet distance
 
 
 class RunningMoments:
@@ -27,14 +29,14 @@ class RunningMoments:
         self._joined, self._mean, self._scatter = 0, None, None  # how many are, and their moments
 
     @classmethod
-    def of(cls, count, mu, sigma):
+    def of(cls, count: int, mu: Tensor, sigma: Tensor) -> "RunningMoments":
         """The inverse of `finalize`: moments (d,) and (d,d) of so many images."""
         moments = cls()
         moments._join(count, mu.clone(), sigma * (count - 1))
         moments.count = count
         return moments
 
-    def update(self, features):
+    def update(self, features: Tensor) -> None:
         """features: (n,d), any float type; n may be 0. They are copied."""
         if not len(features):
             return
@@ -44,7 +46,7 @@ class RunningMoments:
             if sum(len(part) for part in self.waiting) >= WAITING_ROWS:
                 self.flush()
 
-    def flush(self):
+    def flush(self) -> None:
         """Join the features that wait: afterwards all tensors are attributes of this object."""
         if self.waiting:
             x = torch.cat([part.double() for part in self.waiting])
@@ -53,8 +55,8 @@ class RunningMoments:
             x -= mean
             self._join(len(x), mean, x.T @ x)
 
-    def merge(self, other):
-        """Add what another RunningMoments has seen."""
+    def merge(self, other: "RunningMoments") -> None:
+        """Add what another has seen."""
         other.flush()
         self.flush()
         if other.count:
@@ -71,28 +73,27 @@ class RunningMoments:
         self._mean += shift * (count / total)
         self._joined = total
 
-    def finalize(self):
-        """Returns: mu (d,), sigma (d,d) unbiased as in numpy.cov, float64. Raises: UserError for under 2 images."""
+    def finalize(self) -> tuple[Tensor, Tensor]:
+        """mu (d,) and sigma (d,d), unbiased as in numpy.cov, float64. Raises: UserError for under 2 images."""
         if self.count < 2:
             raise utils.UserError(f"{self.count} image(s) are too few for a covariance")
         self.flush()
         return self._mean.clone(), self._scatter / (self.count - 1)
 
 
-def moments_of(features):
-    """RunningMoments of features (N,d)."""
+def moments_of(features: Tensor) -> RunningMoments:
+    """The moments of features (N,d)."""
     moments = RunningMoments()
-    for part in features.split(4096):
-        moments.update(part)
+    moments.update(features)
     return moments
 
 
-def frechet_distance(mu1, sigma1, mu2, sigma2):
+def frechet_distance(mu1: ArrayLike, sigma1: ArrayLike, mu2: ArrayLike, sigma2: ArrayLike) -> float:
     """Squared Frechet distance of two Gaussians (Dowson and Landau 1982; FID: Heusel et al. 2017, arXiv:1706.08500).
 
     Args: mu: (d,); sigma: (d,d) symmetric, positive semidefinite up to rounding; tensors or arrays. Of two covariances
         the one of lower rank is best passed first.
-    Returns: float, never below 0 nor NaN. Raises: UserError where a moment is not finite.
+    Returns: never below 0 nor NaN. Raises: UserError where a moment is not finite.
     """
     moments = [torch.as_tensor(moment, dtype=torch.float64) for moment in (mu1, sigma1, mu2, sigma2)]
     if not all(moment.isfinite().all().item() for moment in moments):
@@ -110,7 +111,7 @@ def _cholesky(sigma):
     return root if (root.diagonal().square().min() > rounding).item() else None
 
 
-def frechet_tensor(mu1, sigma1, mu2, sigma2, root=None):
+def frechet_tensor(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor, root: Tensor | None = None) -> Tensor:
     """`frechet_distance` as a 0-dimensional tensor, from float64 tensors on one device.
 
     root: L (d,d) with sigma1 = L L'; None: made from the eigenvectors, which serves any rank.
@@ -128,10 +129,6 @@ def frechet_tensor(mu1, sigma1, mu2, sigma2, root=None):
     return distance.clamp(min=0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Inception score
-
-
 class RunningInceptionScore:
     """Inception score (Salimans et al. 2016, arXiv:1606.03498) of a stream of logits, a score for each split.
 
@@ -139,10 +136,10 @@ class RunningInceptionScore:
     images suffice, and no logits need be kept.
     """
 
-    def __init__(self, splits):
+    def __init__(self, splits: int):
         self.splits, self.mass, self.negentropy, self.count = splits, 0, 0, 0
 
-    def update(self, logits, split):
+    def update(self, logits: Tensor, split: Tensor) -> None:
         """logits: (n,K); split: int64 (n,), which split each image belongs to, on the same device."""
         log_p = logits.double().log_softmax(1)
         p = log_p.exp()
@@ -151,23 +148,23 @@ class RunningInceptionScore:
         self.negentropy = self.negentropy + member.T @ (p * log_p).sum(1)  # (splits,)
         self.count = self.count + member.sum(0)  # (splits,)
 
-    def merge(self, other):
-        """Add what another RunningInceptionScore of the same splits has seen."""
+    def merge(self, other: "RunningInceptionScore") -> None:
+        """Add what another of the same splits has seen."""
         self.mass, self.negentropy = self.mass + other.mass, self.negentropy + other.negentropy
         self.count = self.count + other.count
 
-    def scores(self):
+    def scores(self) -> Tensor:
         """exp of the mean divergence: (splits,) float64."""
         q = self.mass / self.count[:, None]
         return (self.negentropy / self.count + torch.special.entr(q).sum(1)).exp()
 
-    def finalize(self):
-        """Returns: mean and (population) standard deviation over the splits, floats."""
+    def finalize(self) -> tuple[float, float]:
+        """Mean and (population) standard deviation over the splits."""
         scores = self.scores()
         return scores.mean().item(), scores.std(correction=0).item()
 
 
-def imagenet_logits(logits):
+def imagenet_logits(logits: Tensor) -> Tensor:
     """The 1000 outputs of the TensorFlow Inception's 1008 that are classes of ImageNet: (N,1008) to (N,1000).
 
     Output 0 and outputs 1001 to 1007 stand for no class; the Inception score of most papers counts them all the same.
@@ -175,14 +172,14 @@ def imagenet_logits(logits):
     return logits[:, 1:1001]
 
 
-def contiguous_splits(num_images, splits):
+def contiguous_splits(num_images: int, splits: int) -> Tensor:
     """The split of each image, N images being cut at i N // splits: int64 (N,). Raises: UserError if N < splits."""
     if num_images < splits:
         raise utils.UserError(f"an Inception score over {splits} splits needs as many images, not {num_images}")
     return ((torch.arange(num_images) + 1) * splits - 1) // num_images
 
 
-def inception_score(logits, splits=10):
+def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
     """Inception score over contiguous splits: logits (N,K), whose order must not follow the class, to (mean, std)."""
     score = RunningInceptionScore(splits)
     for part, split in zip(logits.split(4096), contiguous_splits(len(logits), splits).split(4096), strict=True):
@@ -190,11 +187,7 @@ def inception_score(logits, splits=10):
     return score.finalize()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Kernel distance
-
-
-def polynomial_mmd(x, y, degree=3, gamma=None, coef0=1.0):
+def polynomial_mmd(x: Tensor, y: Tensor, degree: int = 3, gamma: float | None = None, coef0: float = 1.0) -> Tensor:
     """Unbiased estimate of the squared maximum mean discrepancy with kernel (gamma <a,b> + coef0)^degree.
 
     KID's estimate (Binkowski et al. 2018, arXiv:1801.01401, section 4): pairs of an image with itself do not count, so
@@ -215,12 +208,19 @@ def polynomial_mmd(x, y, degree=3, gamma=None, coef0=1.0):
     return mean_of_pairs(x) + mean_of_pairs(y) - 2 * kernel_sum(x, y) / (len(x) * len(y))
 
 
-def kernel_distance(features_1, features_2, subsets=100, subset_size=1000, seed=0, draws=None):
+def kernel_distance(
+    features_1: Tensor,
+    features_2: Tensor,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+    draws: Iterable[tuple[np.ndarray, np.ndarray]] | None = None,
+) -> tuple[float, float]:
     """KID: `polynomial_mmd`, cubic, of random subsets of two sets of features (N,d) and (M,d), on one device.
 
     Args: subsets: how many; subset_size: images in each, drawn without replacement; seed: of the draws; draws: instead
-        of them, pairs of index arrays (into features_1, into features_2).
-    Returns: mean and (population) standard deviation over the subsets, floats.
+        of them, indices into features_1 and into features_2.
+    Returns: mean and (population) standard deviation over the subsets.
     Raises: UserError where a set has fewer images than a subset, or a subset fewer than two.
     """
     smallest = min(len(features_1), len(features_2))
@@ -238,27 +238,23 @@ def _random_subsets(n, m, subsets, subset_size, seed):
         yield tuple(random.choice(total, subset_size, replace=False) for total in (n, m))
 
 
-def rows_at(features, indices):
-    """Rows of features (N,d) by an array of indices, on the features' device."""
+def rows_at(features: Tensor, indices: np.ndarray) -> Tensor:
+    """Rows of features (N,d) by their indices, on the features' device."""
     return features[torch.as_tensor(indices, device=features.device)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# By class
-
-
-def accuracy(logits, labels):
-    """Share of images whose largest logit (N,K) is that of their label, int64 (N,): a float."""
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of images whose largest logit (N,K) is that of their label, int64 (N,)."""
     return (logits.argmax(1) == labels.to(logits.device)).double().mean().item()
 
 
-def frechet_of_features(x, y):
-    """Frechet distance between the moments of two sets of features, exact also where they are few.
+def frechet_of_features(x: Tensor, y: Tensor) -> float:
+    """Frechet distance between the moments of two sets of features on one device, exact also where they are few.
 
     With centred features X (n,d) and Y (m,d) the trace of (S1^1/2 S2 S1^1/2)^1/2 is the sum of the singular values of
     X Y' over sqrt((n - 1)(m - 1)): where either set is smaller than d, that (n,m) matrix is the cheaper one.
 
-    Args: x: (n,d); y: (m,d), on the same device. Returns: float. Raises: UserError where a set has under 2 images.
+    Raises: UserError where a set has under 2 images.
     """
     if min(len(x), len(y)) < 2:
         raise utils.UserError(f"a Frechet distance needs 2 images of each kind, not {len(x)} and {len(y)}")
@@ -267,7 +263,7 @@ def frechet_of_features(x, y):
     return low_rank_frechet_tensor(x, y).item()
 
 
-def low_rank_frechet_tensor(x, y):
+def low_rank_frechet_tensor(x: Tensor, y: Tensor) -> Tensor:
     """The second form of `frechet_of_features`, as a 0-dimensional float64 tensor."""
     x, y = x.double(), y.double()
     mu1, mu2 = x.mean(0), y.mean(0)

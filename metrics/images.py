@@ -6,21 +6,25 @@ Symbols: N images of H x W, b of them in a batch.
 """
 
 import concurrent.futures
+import contextlib
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor, nn
 
 import utils
 from image_datasets import decoding, sources
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import ImageSet
+from sampling.batch_norm import BatchNormMode
 from sampling.generate import make_images
-from sampling.latents import balanced_labels, latents, shuffled_labels
+from sampling.latents import Truncation, balanced_labels, latents, shuffled_labels
 from torch_utils import checkpoints
 
 KINDS = {
@@ -40,7 +44,7 @@ class Source:
     kind: str
 
     @classmethod
-    def at(cls, path) -> "Source":
+    def at(cls, path: str | Path) -> "Source":
         """Raises: utils.UserError if there is nothing there, or nothing to measure."""
         return cls(Path(path), kind_of(Path(path)))
 
@@ -63,7 +67,8 @@ def kind_of(path: Path) -> str:
         return "hdf5"
     if path.suffix != ".npz":
         return "checkpoint"
-    names = _npz_names(path)
+    with _damage_named(path), zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
     if "arr_0" in names:
         return "npz"
     if {"mu", "sigma"} <= set(names):
@@ -86,16 +91,24 @@ class GeneratedImages(ImageSet):
     are read, in batches of which size, makes no difference. There, classes take turns in a shuffled order.
     """
 
-    def __init__(self, G, num_images, seed, mode, truncation=None, name="generated", class_names=("all",)):
-        """G: in the mode to use it in (batch_norm.prepared); mode: BatchNormMode."""
+    def __init__(
+        self,
+        G: nn.Module,
+        num_images: int,
+        seed: int,
+        mode: BatchNormMode,
+        truncation: Truncation | None = None,
+        name: str = "generated",
+        class_names: Sequence[str] = ("all",),
+    ):
+        """G: in the mode to use it in (batch_norm.prepared)."""
         classes, whole = range(G.config.n_classes), mode.whole(num_images)
         self.all_labels = shuffled_labels(seed, whole, classes) if mode.block_size else balanced_labels(whole, classes)
         super().__init__(name, name, G.config.resolution, self.all_labels[:num_images].numpy(), class_names)
-        self.G, self.seed, self.truncation = G, seed, truncation
-        self.block_size = mode.block_size
+        self.G, self.seed, self.truncation, self.block_size = G, seed, truncation, mode.block_size
         self.made = (None, None)  # number and images of the newest block
 
-    def read(self, indices):
+    def read(self, indices: np.ndarray) -> Tensor:
         if not self.block_size:
             return self._make(indices)
         blocks = np.asarray(indices) // self.block_size
@@ -111,10 +124,6 @@ class GeneratedImages(ImageSet):
         return make_images(self.G, z, self.all_labels[indices])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Images in files
-
-
 class FolderImages(ImageSet):
     """The images in a folder and its sub-folders, in the order of their sorted paths; without labels.
 
@@ -122,7 +131,7 @@ class FolderImages(ImageSet):
     Raises: utils.UserError where there is none, one is unreadable, or two differ in size.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         self.files = _image_files(path)
         if not self.files:
             raise utils.UserError(f"{path} holds no images, and no checkpoint either")
@@ -132,7 +141,7 @@ class FolderImages(ImageSet):
         super().__init__(path, sources.folder_name(path), self.size[0] if self.size[0] == self.size[1] else None)
         self._check_sizes(self.files, sizes)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.files)
 
     def _check_sizes(self, files, sizes):
@@ -143,7 +152,7 @@ class FolderImages(ImageSet):
                     "size (make_hdf5.py brings them to one)"
                 )
 
-    def read(self, indices):
+    def read(self, indices: np.ndarray) -> Tensor:
         files = [self.files[i] for i in indices]
         pixels = list(self.threads.map(_read_image, files))
         self._check_sizes(files, [image.shape[:2] for image in pixels])
@@ -201,24 +210,22 @@ class NpzImages(ImageSet):
     Raises: utils.UserError where the file is damaged or holds something else.
     """
 
-    def __init__(self, path):
-        try:
+    def __init__(self, path: Path):
+        with _damage_named(path):
             self.member = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115  (read from for as long as this lives)
             first = np.lib.format.read_magic(self.member) == (1, 0)
             read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
             self.shape, fortran_order, dtype = read_header(self.member)
-        except utils.DAMAGED_NPZ as error:
-            raise _damaged_npz(path) from error
         if dtype != np.uint8 or fortran_order or len(self.shape) != 4 or self.shape[3] != 3 or 0 in self.shape:
             raise utils.UserError(f"{path}: arr_0 must be uint8 images (N,R,R,3), not {dtype} {self.shape}")
         self.offset, self.image_bytes = self.member.tell(), int(np.prod(self.shape[1:]))
         resolution = self.shape[1] if self.shape[1] == self.shape[2] else None
         super().__init__(path, path.stem, resolution, _npz_labels(path, len(self)))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.shape[0]
 
-    def read(self, indices):
+    def read(self, indices: np.ndarray) -> Tensor:
         indices = np.asarray(indices)
         runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)  # of neighbours
         return torch.from_numpy(np.concatenate([self._read_run(run[0], len(run)) for run in runs])).permute(0, 3, 1, 2)
@@ -226,36 +233,28 @@ class NpzImages(ImageSet):
     def _read_run(self, first, number):
         """Images `first` to `first` + number - 1: (number,H,W,3)."""
         start, length = self.offset + int(first) * self.image_bytes, number * self.image_bytes
-        try:
+        with _damage_named(self.path):
             if self.member.tell() != start:  # a seek that goes nowhere would cost the member's checksum
                 self.member.seek(start)
             data = self.member.read(length)
             if len(data) != length:
                 raise EOFError
-        except utils.DAMAGED_NPZ as error:
-            raise _damaged_npz(self.path) from error
         return np.frombuffer(data, np.uint8).reshape(number, *self.shape[1:])
-
-
-def _npz_names(path):
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except utils.DAMAGED_NPZ as error:
-        raise _damaged_npz(path) from error
 
 
 def _npz_labels(path, num_images):
     """`arr_1` as int64 (N,), or None where it is anything but N class ids."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            labels = file["arr_1"] if "arr_1" in file.files else None
-    except utils.DAMAGED_NPZ as error:
-        raise _damaged_npz(path) from error
+    with _damage_named(path), np.load(path, allow_pickle=False) as file:
+        labels = file["arr_1"] if "arr_1" in file.files else None
     if labels is None or labels.shape != (num_images,) or labels.dtype.kind not in "iu" or labels.min() < 0:
         return None
     return labels.astype(np.int64)
 
 
-def _damaged_npz(path):
-    return utils.UserError(f"{path} is not a readable npz file (damaged, truncated, or another format)")
+@contextlib.contextmanager
+def _damage_named(path):
+    """What a damaged npz file raises becomes one line that names it."""
+    try:
+        yield
+    except utils.DAMAGED_NPZ as error:
+        raise utils.UserError(f"{path} is not a readable npz file (damaged, truncated, or another format)") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import utils
 from metrics import classifier
@@ -40,17 +40,16 @@ class Release:
     url: str
     sha256: str
     title: str
-    other_names: tuple = ()
+    other_names: tuple[str, ...] = ()
 
     @property
-    def names(self):
+    def names(self) -> tuple[str, ...]:
         return (self.url.rsplit("/", 1)[1], *self.other_names)
 
 
+PYTORCH = "https://download.pytorch.org/models"
 RELEASES = {
-    "inception": Release(
-        "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth", "0cc3c7bd", "torchvision's Inception-v3"
-    ),
+    "inception": Release(f"{PYTORCH}/inception_v3_google-0cc3c7bd.pth", "0cc3c7bd", "torchvision's Inception-v3"),
     "inception_tf": Release(
         "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
         "6726825d",
@@ -58,13 +57,11 @@ RELEASES = {
         ("weights-inception-2015-12-05-6726825d.pth",),  # torch-fidelity's name of the same file
     ),
     # Version 1 of torchvision's weights: the one that Instance Selection was published with
-    "resnet50": Release(
-        "https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61", "torchvision's ResNet-50"
-    ),
+    "resnet50": Release(f"{PYTORCH}/resnet50-0676ba61.pth", "0676ba61", "torchvision's ResNet-50"),
 }
 
 
-def network_name(text):
+def network_name(text: str) -> str:
     """argparse type: a feature network's name, aliases resolved."""
     return ALIASES.get(text, text)
 
@@ -98,18 +95,16 @@ class FeatureOptions(Options):
     )
     metric_batch_size: int = option(64, "images a pass, for metrics", kind=utils.positive_int, changeable=True)
 
-    def check_network(self):
+    def check_network(self) -> None:
         """Raise utils.UserError where weights or rule do not go with the network, before anything is loaded."""
         check_choice(self.feature_network, self.inception_weights, self.resize)
 
-    def load_network(self, data_root, dataset_name: str, device="cpu") -> "FeatureNetwork":
+    def load_network(
+        self, data_root: str | Path, dataset_name: str, device: str | torch.device = "cpu"
+    ) -> "FeatureNetwork":
         """The network, on `device`. Raises: as `load_feature_network`."""
         files = (data_root, dataset_name, self.inception_weights, self.resize)
         return load_feature_network(self.feature_network, *files, device)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Feature networks
 
 
 class FeatureNetwork(nn.Module):
@@ -120,7 +115,7 @@ class FeatureNetwork(nn.Module):
         its Frechet distance, `fid` for Inception, else `fd`.
     """
 
-    def __init__(self, net, *, name, resize, weights_hash, resolution=None):
+    def __init__(self, net: nn.Module, *, name: str, resize: str, weights_hash: str, resolution: int | None = None):
         super().__init__()
         self.net = net
         self.name, self.resize, self.weights_hash, self.resolution = name, resize, weights_hash, resolution
@@ -128,14 +123,14 @@ class FeatureNetwork(nn.Module):
         self.distance = "fid" if name.startswith("inception") else "fd"
         self.requires_grad_(False).eval()
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "FeatureNetwork":
         """Stays in eval mode: running statistics are part of the measure."""
         del mode
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images):
-        """images: uint8 (N,3,R,R). Returns: features (N,d), logits (N,K), float32. Raises: UserError for another R."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (N,3,R,R) to features (N,d) and logits (N,K), float32. Raises: UserError for another R."""
         if images.dtype != torch.uint8:
             raise TypeError(f"a feature network takes uint8 images, not {images.dtype}")
         if self.resolution not in (None, images.shape[-1]):
@@ -145,62 +140,58 @@ class FeatureNetwork(nn.Module):
             return self.net(RESIZE_RULES[self.resize](images))
 
 
-class InceptionV3(nn.Module):
-    """torchvision's Inception-v3 without its auxiliary head: (N,3,299,299) to pooled (N,2048) and logits (N,1000)."""
+class TorchvisionNetwork(nn.Module):
+    """A network that torchvision's `build` makes, for images (N,3,S,S): to pooled (N,2048) and logits (N,1000)."""
 
-    def __init__(self, weights=None):
+    def __init__(self, weights: dict | None = None):
         """weights: torchvision's state dict, or None for random ones."""
         super().__init__()
-        from torchvision.models import inception_v3  # here, because importing torchvision takes a second
-
-        trunk = inception_v3(weights=None, init_weights=False, aux_logits=False, transform_input=False)
+        self.trunk, self.feature_dim, self.num_classes = self.build(), 2048, 1000
         if weights is not None:
-            trunk.load_state_dict({k: v for k, v in weights.items() if not k.startswith("AuxLogits.")})
-        self.linear, trunk.fc = trunk.fc, nn.Identity()
-        self.trunk, self.feature_dim, self.num_classes = trunk, 2048, 1000
+            self.trunk.load_state_dict({k: v for k, v in weights.items() if not k.startswith("AuxLogits.")})
+        self.linear, self.trunk.fc = self.trunk.fc, nn.Identity()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.trunk(x)  # dropout is the identity in eval mode
         return features, self.linear(features)
 
 
-class ResNet50(nn.Module):
-    """torchvision's ResNet-50: (N,3,224,224) to pooled (N,2048) and logits (N,1000)."""
+class InceptionV3(TorchvisionNetwork):
+    """Inception-v3 without its auxiliary head; S is 299."""
 
-    def __init__(self, weights=None):
-        """weights: torchvision's state dict, or None for random ones."""
-        super().__init__()
+    def build(self) -> nn.Module:
+        from torchvision.models import inception_v3  # here, because importing torchvision takes a second
+
+        return inception_v3(weights=None, init_weights=False, aux_logits=False, transform_input=False)
+
+
+class ResNet50(TorchvisionNetwork):
+    """ResNet-50; S is 224."""
+
+    def build(self) -> nn.Module:
         from torchvision.models import resnet50
 
-        trunk = resnet50(weights=None)
-        if weights is not None:
-            trunk.load_state_dict(weights)
-        self.linear, trunk.fc = trunk.fc, nn.Identity()
-        self.trunk, self.feature_dim, self.num_classes = trunk, 2048, 1000
-
-    def forward(self, x):
-        features = self.trunk(x)
-        return features, self.linear(features)
+        return resnet50(weights=None)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Loading
-
-
-def statistics_command(dataset_name, data_root, name):
+def statistics_command(dataset_name: str, data_root: str | Path, name: str) -> str:
     """The command that makes reference statistics; dataset_name may be that of centre crops, as X_crop64 is of X."""
     cropped = re.fullmatch(r"(.+)_crop(\d+)", dataset_name)
     if cropped and not (Path(data_root) / f"{dataset_name}.hdf5").exists():
         dataset_name = f"{cropped[1]} --crop_size {cropped[2]}"
-    return (
-        f"python calculate_inception_moments.py --dataset {dataset_name} --data_root {data_root} "
-        f"--feature_network {name}"
-    )
+    flags = f"--dataset {dataset_name} --data_root {data_root} --feature_network {name}"
+    return f"python calculate_inception_moments.py {flags}"
 
 
 def load_feature_network(
-    name, data_root, dataset_name, weights=None, resize=None, device="cpu", weights_flag=WEIGHTS_FLAG
-):
+    name: str,
+    data_root: str | Path,
+    dataset_name: str,
+    weights: str | Path | None = None,
+    resize: str | None = None,
+    device: str | torch.device = "cpu",
+    weights_flag: str = WEIGHTS_FLAG,
+) -> FeatureNetwork:
     """The feature network of a data set, on `device`.
 
     Args: name: a key of NETWORK_RESIZE or of ALIASES; data_root, dataset_name (`HDF5Dataset.name`): where the
@@ -210,13 +201,13 @@ def load_feature_network(
     """
     name, resize = check_choice(name, weights, resize, weights_flag)
     if name == "classifier":
-        network = _load_classifier(data_root, dataset_name, resize)
-    else:
-        network = _load_published(name, weights, resize, weights_flag)
-    return network.to(device)
+        return _load_classifier(data_root, dataset_name, resize).to(device)
+    return _load_published(name, weights, resize, weights_flag).to(device)
 
 
-def check_choice(name, weights=None, resize=None, weights_flag=WEIGHTS_FLAG):
+def check_choice(
+    name: str, weights: str | Path | None, resize: str | None, weights_flag: str = WEIGHTS_FLAG
+) -> tuple[str, str]:
     """The network's own name and its resize rule, as `load_feature_network` takes them. Raises: UserError."""
     name = network_name(name)
     if name not in NETWORK_RESIZE:
@@ -235,17 +226,18 @@ def _load_classifier(data_root, dataset_name, resize):
         command = statistics_command(dataset_name, data_root, "classifier")
         raise utils.UserError(f"no classifier {path}; fit it with: {command}")
     net, _ = classifier.load_classifier(path)
-    digest = classifier.weights_hash(net)
-    return FeatureNetwork(net, name="classifier", resize=resize, weights_hash=digest, resolution=net.resolution)
+    about = {"weights_hash": classifier.weights_hash(net), "resolution": net.resolution}
+    return FeatureNetwork(net, name="classifier", resize=resize, **about)
 
 
 def _load_published(name, weights, resize, weights_flag):
     from metrics.inception_tf import is_script  # here, because importing torchvision takes a second
 
     release = RELEASES[name]
-    path, digest = (
-        _released_file(release, weights_flag) if weights is None else _named_file(Path(weights), weights_flag)
-    )
+    if weights is None:
+        path, digest = _released_file(release, weights_flag)
+    else:
+        path, digest = _named_file(Path(weights), weights_flag)
     # TorchScript brings code that is run: no file that the user has not named may be one.
     scripted = is_script(path)
     if scripted and (name != "inception_tf" or weights is None):

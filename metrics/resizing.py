@@ -6,6 +6,7 @@ distance, so that every number names its rule.
 """
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from torch_utils.images import to_float
@@ -14,18 +15,18 @@ INCEPTION_SIZE, RESNET_SIZE = 299, 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def bilinear_corners(images, size=INCEPTION_SIZE):
+def bilinear_corners(images: Tensor, size: int = INCEPTION_SIZE) -> Tensor:
     """ImageNet's mean and deviation, then bilinear with aligned corners: the reference family's."""
     mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return _interpolate((images.float() / 255 - mean) / std, size, align_corners=True)
 
 
-def bilinear_corners_224(images):
+def bilinear_corners_224(images: Tensor) -> Tensor:
     """`bilinear_corners` at ResNet's size: the `resnet50` embedding of Instance Selection (DeVries et al. 2020)."""
     return bilinear_corners(images, RESNET_SIZE)
 
 
-def bilinear_corners_transform_input(images):
+def bilinear_corners_transform_input(images: Tensor) -> Tensor:
     """`bilinear_corners`, then torchvision's `transform_input`: the `inceptionv3` embedding of Instance Selection.
 
     That transform undoes the normalisation and brings pixels to [-1,1]; as it commutes with resizing, this is all.
@@ -33,7 +34,7 @@ def bilinear_corners_transform_input(images):
     return _interpolate(to_float(images), INCEPTION_SIZE, align_corners=True)
 
 
-def tf1(images):
+def tf1(images: Tensor) -> Tensor:
     """TensorFlow 1's bilinear, then (x - 128) / 128: torch-fidelity's and StyleGAN's; the original FID's."""
     return (_tf1_axis(_tf1_axis(images.float(), 3), 2) - 128) / 128
 
@@ -48,24 +49,23 @@ def _tf1_axis(x, dim):
     return before + (after - before) * weight
 
 
-def bilinear(images):
+def bilinear(images: Tensor) -> Tensor:
     """Bilinear between pixel centres, not anti-aliased, then [-1,1]: pytorch-fid's."""
     return _interpolate(images.float() / 255, INCEPTION_SIZE, align_corners=False) * 2 - 1
 
 
-def pil_bicubic(images):
+def pil_bicubic(images: Tensor) -> Tensor:
     """Anti-aliased bicubic as Pillow's, in float, cut to [0,255], then (x - 128) / 128: clean-fid's "clean" mode.
 
     It is PyTorch's own, which equals Pillow's on float images to 0.003 grey levels and stays on the device.
     mmgeneration's Inception score also rounds the resized image to uint8, which is not done here.
     """
-    size = (INCEPTION_SIZE, INCEPTION_SIZE)
-    x = F.interpolate(images.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
+    x = _interpolate(images.float(), INCEPTION_SIZE, align_corners=False, mode="bicubic", antialias=True)
     return (x.clamp(0, 255) - 128) / 128
 
 
-def _interpolate(x, size, align_corners):
-    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=align_corners)
+def _interpolate(x, size, align_corners, mode="bilinear", antialias=False):
+    return F.interpolate(x, size=(size, size), mode=mode, align_corners=align_corners, antialias=antialias)
 
 
 RESIZE_RULES = {

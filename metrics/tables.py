@@ -1,10 +1,12 @@
 """Results of evaluate.py as text: one with its protocol, or several side by side with what sets them apart."""
 
+from pathlib import Path
+
 import utils
 from metrics.protocol import compare_protocols
 
 
-def table(metrics):
+def table(metrics: dict) -> str:
     """Metrics and protocol as aligned lines of text."""
     numbers = {name: _text(name, value) for name, value in metrics.items() if isinstance(value, float)}
     protocol = {name: "-" if value is None else str(value) for name, value in metrics["protocol"].items()}
@@ -18,20 +20,19 @@ def _text(name, value):
     return f"{value:.6f}" if name.startswith("kid") else f"{value:.4f}"  # KID of good images is about 0.001
 
 
-def rows_table(results, heading=""):
+def rows_table(results: list[tuple[str, dict]], heading: str = "") -> str:
     """A line for each of `results`, (name, metrics) pairs, a column for each number that any of them has."""
     names = list(dict.fromkeys(key for _, metrics in results for key, v in metrics.items() if isinstance(v, float)))
     cells = [[heading, *names]]
     for name, metrics in results:
         cells.append([name, *(_text(key, metrics[key]) if key in metrics else "-" for key in names)])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join([f"{row[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in cells
-    )
+    first, *others = zip(*cells, strict=True)
+    columns = [[f"{c:<{max(map(len, first))}}" for c in first]]
+    columns += [[f"{c:>{max(map(len, column))}}" for c in column] for column in others]
+    return "\n".join(map("  ".join, zip(*columns, strict=True)))
 
 
-def named_results(name, result):
+def named_results(name: str, result: dict) -> list[tuple[str, dict]]:
     """The (name, metrics) pairs of what evaluate.py --json printed: one, or one for each point of a sweep."""
     if "truncation_sweep" not in result:
         return [(name, result)]
@@ -39,7 +40,7 @@ def named_results(name, result):
     return [(f"{prefix}{point['protocol']['truncation']:g}", point) for point in result["truncation_sweep"]]
 
 
-def read_results(path):
+def read_results(path: str | Path) -> list[tuple[str, dict]]:
     """The (name, metrics) pairs of a file written by evaluate.py --json. Raises: utils.UserError naming it."""
     result = utils.load_json(path)
     try:
@@ -51,7 +52,7 @@ def read_results(path):
     raise utils.UserError(f"{path} holds no results of evaluate.py --json")
 
 
-def differences(results):
+def differences(results: list[tuple[str, dict]]) -> list[str]:
     """Lines that say why the numbers of `results`, (name, metrics) pairs, are not to be compared with the first's."""
     (first, reference), *others = results
     return [
@@ -61,7 +62,7 @@ def differences(results):
     ]
 
 
-def incomparable(one, other):
+def incomparable(one: dict, other: dict) -> list[str]:
     """The lines of `compare_protocols` about what both protocols record.
 
     Of images from files nobody knows the batch norm; the order of the images decides only which split of IS has which.

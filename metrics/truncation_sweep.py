@@ -2,21 +2,21 @@
 
 import argparse
 import math
+from collections.abc import Iterable
+from pathlib import Path
 
 import utils
+from torch_utils.distributed import Ranks
 
 MAX_POINTS = 1000
 
 
-def add_sweep_args(parser):
+def add_sweep_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("truncation sweep")
     group.add_argument(
-        "--truncation_sweep",
-        nargs=3,
-        type=_positive,
-        metavar=("FROM", "TO", "STEP"),
+        "--truncation_sweep", nargs=3, type=_positive, metavar=("FROM", "TO", "STEP"),
         help="evaluate a checkpoint at each of these truncations, with the same seeds: 0.2 1.0 0.1",
-    )
+    )  # fmt: skip
     group.add_argument("--out", help="folder for plot and numbers; None: samples/ in the checkpoint's run folder")
 
 
@@ -27,21 +27,22 @@ def _positive(text):
     return value
 
 
-def limits(start, stop, step):
+def limits(start: float, stop: float, step: float) -> list[float]:
     """The truncations from start to stop, both included where the step meets it. Raises: utils.UserError."""
+    flag = f"--truncation_sweep {start:g} {stop:g} {step:g}"
     if start > stop:
-        raise utils.UserError(f"--truncation_sweep {start:g} {stop:g} {step:g}: goes from low to high")
+        raise utils.UserError(f"{flag}: goes from low to high")
     count = math.floor((stop - start) / step + 1e-6) + 1
     if count > MAX_POINTS:
-        raise utils.UserError(f"--truncation_sweep {start:g} {stop:g} {step:g}: {count} evaluations are too many")
+        raise utils.UserError(f"{flag}: {count} evaluations are too many")
     return [round(start + i * step, 10) for i in range(count)]
 
 
-def run(points, about, path, ranks):
+def run(points: Iterable[dict], about: dict, path: Path, ranks: Ranks) -> dict:
     """Evaluate, and write a picture to `path` and the numbers beside it (.json), replacing an earlier sweep's.
 
-    Args: points: iterable of metrics with their protocol, evaluated as it is gone through; about: dict, what they are
-        of; path: of a PNG. Returns: dict, as in the JSON file.
+    Args: points: metrics with their protocol, evaluated as it is gone through; about: what they are of; path: of a PNG.
+    Returns: as in the JSON file.
     Raises: utils.UserError, before anything is evaluated, if the folder cannot be written to.
     """
     result = {**about, "plot": str(path), "truncation_sweep": []}
@@ -59,10 +60,10 @@ def run(points, about, path, ranks):
     return result
 
 
-def plot(sweep, path):
+def plot(sweep: list[dict], path: Path) -> None:
     """Draw three panels: Frechet distance and IS, precision and recall against truncation, and IS against distance.
 
-    Args: sweep: metrics with their protocol, by increasing truncation; precision and recall may be missing.
+    sweep: metrics with their protocol, by increasing truncation; precision and recall may be missing.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display

@@ -14,7 +14,6 @@ from torch import nn
 
 import layers
 import utils
-from BigGAN import Generator
 from sampling.latents import Truncation, latents, random_labels
 from utils import Options, option, positive_int
 
@@ -58,9 +57,7 @@ RUNNING = BatchNormMode()
 
 
 @contextlib.contextmanager
-def prepared(
-    G: Generator, mode: BatchNormMode, seed: int, truncation: Truncation | None = None
-) -> Iterator[Generator]:
+def prepared(G: nn.Module, mode: BatchNormMode, seed: int, truncation: Truncation | None = None) -> Iterator[nn.Module]:
     """Yield the network to make images with: G itself, or for standing statistics a copy of it, in eval mode.
 
     seed, truncation: of the images that standing statistics are made from. Under `batch` the caller makes the images
@@ -108,7 +105,7 @@ def batch_statistics(module: nn.Module, accumulate: bool = False) -> Iterator[No
 
 
 @torch.no_grad()
-def standing_copy(G: Generator, mode: BatchNormMode, seed: int, truncation: Truncation | None = None) -> Generator:
+def standing_copy(G: nn.Module, mode: BatchNormMode, seed: int, truncation: Truncation | None = None) -> nn.Module:
     """A copy of G, in eval mode, whose running statistics are made afresh (Brock et al. 2019, appendix C).
 
     They are the plain averages of mean and (unbiased) variance over the mode's number of batches of images with random

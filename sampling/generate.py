@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import utils
-from BigGAN import Generator
 from sampling.latents import TRUNCATION_KINDS, Truncation, latents
 from torch_utils.distributed import device_option
 from torch_utils.images import to_uint8
@@ -50,7 +49,7 @@ class SamplingOptions(Options):
 
 
 def generate(
-    G: Generator,
+    G: nn.Module,
     y: Tensor,
     seed: int,
     batch_size: int,
@@ -71,7 +70,7 @@ def generate(
 
 
 @torch.no_grad()
-def make_images(G: Generator, z: Tensor, y: Tensor, device: torch.device | None = None) -> Tensor:
+def make_images(G: nn.Module, z: Tensor, y: Tensor, device: torch.device | None = None) -> Tensor:
     """Images of z (N,dim_z) and y, ids (N,) or weights (N,K), in one forward: uint8 (N,3,R,R) on the CPU.
 
     Raises: utils.UserError if the GPU's memory is too small for them.
@@ -83,7 +82,7 @@ def make_images(G: Generator, z: Tensor, y: Tensor, device: torch.device | None 
         raise utils.UserError(f"{device} has too little free memory for {len(z)} images at a time") from error
 
 
-def describe(G: Generator, meta: dict, device: torch.device) -> str:
+def describe(G: nn.Module, meta: dict, device: torch.device) -> str:
     """One line about a loaded generator, for the user to read."""
     weights = "moving average of G" if meta["ema"] else "G"
     config = G.config

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import nn
 
-from BigGAN import Generator
 from sampling.generate import make_images
 from sampling.latents import Truncation, balanced_labels, latents, random_labels
 from torch_utils.images import image_grid
@@ -33,7 +32,7 @@ def spread_classes(num_classes: int) -> list[int]:
 
 
 def class_sheet(
-    G: Generator,
+    G: nn.Module,
     rows: int,
     seed: int,
     truncation: Truncation | None = None,
@@ -55,7 +54,7 @@ def class_sheet(
 
 
 def random_sheet(
-    G: Generator, rows: int, seed: int, truncation: Truncation | None = None, classes: Sequence[int] | None = None
+    G: nn.Module, rows: int, seed: int, truncation: Truncation | None = None, classes: Sequence[int] | None = None
 ) -> Image.Image:
     """Rows of 10 images with a z each and classes drawn from `classes`, all if None."""
     num_images = rows * COLUMNS
@@ -64,7 +63,7 @@ def random_sheet(
 
 
 def z_interpolation_sheet(
-    G: Generator, rows: int, seed: int, truncation: Truncation | None = None, classes: Sequence[int] | None = None
+    G: nn.Module, rows: int, seed: int, truncation: Truncation | None = None, classes: Sequence[int] | None = None
 ) -> Image.Image:
     """From one z to another along each row, whose class is fixed; the rows take turns through `classes`.
 
@@ -80,7 +79,7 @@ def z_interpolation_sheet(
 
 
 def class_interpolation_sheet(
-    G: Generator, rows: int, seed: int, truncation: Truncation | None = None, classes: Sequence[int] | None = None
+    G: nn.Module, rows: int, seed: int, truncation: Truncation | None = None, classes: Sequence[int] | None = None
 ) -> Image.Image:
     """From one class to the next of `classes` along each row, whose z is fixed.
 
