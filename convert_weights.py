@@ -4,8 +4,7 @@
     python convert_weights.py --from huggingface biggan-deep-128/ deep128.pth --truncation 0.4
     python sample.py biggan128.pth
 
-The architecture is read off the names and shapes of the weights (`infer_generator`, `infer_discriminator`), which
-conversion/peers.py has brought into one scheme; then each layer of our networks takes its weights (`fill`).
+conversion/peers.py knows the other codebases' names, and conversion/convert.py reads the architecture off the weights.
 """
 
 import argparse
@@ -16,19 +15,8 @@ from conversion.convert import convert
 from model_config import ModelConfig
 from torch_utils import checkpoints
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The architecture
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The weights
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The script
-
-
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = utils.ArgumentParser("Convert a checkpoint of another codebase to one of ours.", "IN OUT")
     about = "; ".join(f"{name}: {text}" for name, text in peers.SOURCES.items())
     parser.add_argument("--from", dest="source", required=True, choices=peers.SOURCES, help=about)
@@ -41,12 +29,9 @@ def parse_args(argv=None):
         "D_relu_shortcut=true where act_cfg has inplace=True, BN_eps where norm_eps is given",
     )  # fmt: skip
     group.add_argument(
-        "--truncation",
-        type=_truncation,
-        default=1.0,
-        metavar="T",
+        "--truncation", type=_truncation, default=1.0, metavar="T",
         help="huggingface: whose batch-norm statistics; 0 < T <= 1",
-    )
+    )  # fmt: skip
     group.add_argument("--bgr", action="store_true", help="its images are BGR, as in mmgeneration's own training")
     group.add_argument(
         "--gain_offset", type=int, choices=(0, 1), default=None,
@@ -62,7 +47,7 @@ def _truncation(text):
     return value
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.truncation != 1 and args.source != "huggingface":
         raise utils.UserError("--truncation: only huggingface's batch-norm statistics depend on it")

@@ -17,10 +17,9 @@ from model_config import D_MULTIPLIERS, G_MULTIPLIERS, ModelConfig
 from torch_utils import checkpoints
 
 
-def infer_generator(weights, fields):
+def infer_generator(weights: peers.Weights, fields: dict) -> dict:
     """Fields of ModelConfig that a generator's weights determine, given those set by hand."""
     blocks, attention = weights.blocks()
-    first = weights.layers["blocks.0.conv1"]
     deep = "blocks.0.conv3" in weights.layers
     outputs = [weights.width(f"blocks.{n}.{'conv4' if deep else 'conv2'}") for n in blocks]
     inputs = [weights.width(f"blocks.{n}.conv1", 1) for n in blocks]
@@ -40,15 +39,15 @@ def infer_generator(weights, fields):
         "G_ch": ch,
         "G_ch_mult": mult,
         "G_attn": tuple(bottom_width * 2 ** (i + 1) for i, n in enumerate(ends) if n in attention),
-        "G_param": "none" if first.u is None else "SN",
+        "G_param": "none" if weights.layers["blocks.0.conv1"].u is None else "SN",
         **_infer_condition(weights, len(ends), deep),
     }
     if deep:
         style = "studiogan" if "blocks.0.conv_sc" in weights.layers else "biggan"
         found |= {"G_depth": depth, "deep_style": style}
     if "ssm.embedding" in weights.layers:
-        found |= {"ssm": _infer_ssm(weights), "shared_dim": weights.width("ssm.embedding", 1)}
-        found |= {"n_classes": weights.width("ssm.embedding")}
+        n_classes, shared_dim = weights.layers["ssm.embedding"].weight.shape
+        found |= {"ssm": _infer_ssm(weights), "shared_dim": shared_dim, "n_classes": n_classes}
     return found
 
 
@@ -61,10 +60,9 @@ def _infer_condition(weights, num_stages, deep):
     if "shared" not in weights.layers:
         return {"dim_z": dim, "n_classes": gain.weight.shape[0]}
     n_classes, shared_dim = weights.layers["shared"].weight.shape
-    hier = weights.joint
-    if hier:
+    if weights.joint:
         dim = dim - shared_dim if deep else dim * (num_stages + 1)
-    return {"dim_z": dim, "n_classes": n_classes, "G_shared": True, "shared_dim": shared_dim, "hier": hier}
+    return {"dim_z": dim, "n_classes": n_classes, "G_shared": True, "shared_dim": shared_dim, "hier": weights.joint}
 
 
 def _infer_ssm(weights):
@@ -90,15 +88,13 @@ def _depth_of_generator(inputs, outputs):
     return max(known or [d for d in fits if len(inputs) // d >= 3] or fits)
 
 
-def infer_discriminator(weights, fields, source):
+def infer_discriminator(weights: peers.Weights, fields: dict, source: str) -> dict:
     """Fields of ModelConfig that a discriminator's weights determine, given those known from G and set by hand."""
     blocks, attention = weights.blocks()
     deep = "input_conv" in weights.layers
     outputs = [weights.width(f"blocks.{n}.{'conv4' if deep else 'conv2'}") for n in blocks]
     k = (fields["resolution"] // fields["bottom_width"]).bit_length() - 1 if "resolution" in fields else None
-    depth = 1
-    if deep:
-        depth = fields.get("D_depth") or (len(blocks) // k if k and len(blocks) % k == 0 else 2)
+    depth = (fields.get("D_depth") or (len(blocks) // k if k and len(blocks) % k == 0 else 2)) if deep else 1
     stages = [blocks[i : i + depth] for i in range(0, len(blocks), depth)]
     ends = [stage[-1] for stage in stages]
     widths = tuple(outputs[depth - 1 :: depth])
@@ -156,7 +152,7 @@ def _multipliers(widths, table):
     return ch, tuple(w // ch for w in widths)
 
 
-def fill(network, weights):
+def fill(network: nn.Module, weights: peers.Weights) -> dict:
     """The state dict of one of our networks (it may be on the meta device) with a foreign network's weights, float32.
 
     Raises: utils.UserError that lists the weights that are missing, of another shape, or left over.
@@ -211,8 +207,15 @@ def _block_numbers(network):
     return {name: f"blocks.{n}" for n, name in enumerate(ours)}
 
 
-def convert(networks, source, overrides, truncation=1.0, gain_offset=None, bgr=False):
-    """A checkpoint of ours, as a dict.
+def convert(
+    networks: dict[str, dict],
+    source: str,
+    overrides: dict,
+    truncation: float = 1.0,
+    gain_offset: int | None = None,
+    bgr: bool = False,
+) -> dict:
+    """A checkpoint of ours.
 
     Args: networks: as from `peers.read_networks`; source: a key of peers.SOURCES; overrides: values of
         fields of ModelConfig; truncation: for which huggingface's batch-norm statistics are taken; gain_offset: see
@@ -229,12 +232,9 @@ def convert(networks, source, overrides, truncation=1.0, gain_offset=None, bgr=F
         else:
             peers.rewrite_generator(weights[kind], source, truncation, gain_offset, bgr)
     fields = {}
-    for kind in weights:
+    for kind, part in weights.items():
         known = fields | overrides
-        if kind == "D":
-            found = infer_discriminator(weights[kind], known, source)
-        else:
-            found = infer_generator(weights[kind], known)
+        found = infer_discriminator(part, known, source) if kind == "D" else infer_generator(part, known)
         for name in found.keys() & fields.keys() - overrides.keys():
             if found[name] != fields[name]:
                 raise utils.UserError(f"the networks disagree: {name} is {fields[name]}, and in {kind} {found[name]}")

@@ -1,11 +1,12 @@
 """How other codebases store, name and compute their networks, and the rewrites that make ours compute the same.
 
 Their keys become names of one scheme, close to ours (`canonical`); each layer becomes a `Layer`; and differences in
-computation become rewrites of the weights, exact up to rounding. convert_weights.py does the rest.
+computation become rewrites of the weights, exact up to rounding. convert.py does the rest.
 """
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ SPECTRAL_NORM = {
 NOT_IN_WEIGHTS = ("BN_eps", "output_BN_eps", "SN_eps", "D_relu_shortcut", "D_num_down", "D_pool")
 
 
-def defaults(source, is_sngan):
+def defaults(source: str, is_sngan: bool) -> dict:
     """Values that these fields have in a codebase. BN_eps is the output's too where `output_BN_eps` is not among them.
 
     is_sngan: whether an mmgeneration model is an SNGAN or SAGAN.
@@ -51,7 +52,7 @@ def defaults(source, is_sngan):
     return {"BN_eps": 1e-5, "output_BN_eps": 1e-5, "SN_eps": 1e-8}
 
 
-# What truncating z means there: a kind of sample.TRUNCATION_KINDS.
+# What truncating z means there: a kind of sampling.latents.TRUNCATION_KINDS.
 TRUNCATION_KIND = {
     "ssm": "scaled_normal",
     "ajbrock": "scaled_normal",
@@ -64,7 +65,7 @@ TRUNCATION_KIND = {
 # Files
 
 
-def read_networks(path, source):
+def read_networks(path: str | Path, source: str) -> dict[str, dict]:
     """State dicts of a codebase's own file or folder, or of a {"G": ..., "D": ...} file: {"G" | "G_ema" | "D": dict}.
 
     Raises: utils.UserError if there is none, or more than one of a kind in the folder.
@@ -110,11 +111,10 @@ def _networks_of_file(file, name, source):
         return {kind: _state(content[kind], file) for kind in kinds if isinstance(content.get(kind), dict)}
     state = _state(content.get("state_dict", content), file)
     prefixes = {"generator.": "G", "generator_ema.": "G_ema", "discriminator.": "D"} if source == "mmgen" else {}
-    networks = {
-        kind: {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-        for prefix, kind in prefixes.items()
-    }
-    networks = {kind: part for kind, part in networks.items() if part}
+    networks = {}
+    for prefix, kind in prefixes.items():
+        if part := {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}:
+            networks[kind] = part
     if networks:
         if ignored := [key for key in state if not key.startswith(tuple(prefixes))]:
             raise utils.UserError(f"{file} holds more than networks: {', '.join(ignored)}")
@@ -150,9 +150,7 @@ _ATTENTION_AND_FAMILY = [
     (r"^(ssm.*\.)global_b_modulation\.1\.", r"\1global_bias."),
 ]
 BLOCKS = {
-    "ssm": r"^blocks\.(\d+)\.(\d+)\.",
-    "ajbrock": r"^blocks\.(\d+)\.(\d+)\.",
-    "studiogan": r"^blocks\.(\d+)\.(\d+)\.",
+    **dict.fromkeys(("ssm", "ajbrock", "studiogan"), r"^blocks\.(\d+)\.(\d+)\."),
     "mmgen": r"^(?:conv_blocks\.(\d+)|from_rgb)\.",
     "huggingface": r"^generator\.layers\.(\d+)\.",
 }
@@ -199,7 +197,7 @@ RENAMES = {
 }
 
 
-def canonical(state, source):
+def canonical(state: dict, source: str) -> tuple[dict, dict]:
     """Foreign keys to names: {module: {leaf: tensor}}, and {(module, leaf): their key}."""
     found = {key: re.match(BLOCKS[source], key) for key in state}
     # mmgeneration's from_rgb has no number: it comes first.
@@ -230,40 +228,40 @@ class Layer:
     bias: torch.Tensor | None = None
 
     @property
-    def sigma(self):
+    def sigma(self) -> float | torch.Tensor:
         return 1.0 if self.u is None else self.u @ (self.weight.flatten(1) @ self.v)
 
-    def iterated(self):
+    def iterated(self) -> "Layer":
         """After one power iteration."""
         v = F.normalize(self.weight.flatten(1).t() @ self.u, dim=0)
         return replace(self, u=F.normalize(self.weight.flatten(1) @ v, dim=0), v=v)
 
-    def baked(self):
+    def baked(self) -> "Layer":
         """Without spectral norm: the weight that it used."""
         return Layer(self.weight / self.sigma, bias=self.bias)
 
-    def scaled_to(self, sigma):
+    def scaled_to(self, sigma: float | torch.Tensor) -> "Layer":
         """With vectors that give this sigma: v the leading one, u not of unit length (as it is not in averages)."""
         W = self.weight.flatten(1)
         v = torch.linalg.svd(W, full_matrices=False)[2][0]
         return replace(self, u=W @ v * (sigma / (W @ v).square().sum()), v=v)
 
-    def transposed(self):
+    def transposed(self) -> "Layer":
         return replace(self, weight=self.weight.t(), u=self.v, v=self.u)
 
-    def rows(self, index):
+    def rows(self, index: slice | list | torch.Tensor) -> "Layer":
         """Rows in another order."""
         u, bias = (None if x is None else x[index] for x in (self.u, self.bias))
         return Layer(self.weight[index], u, self.v, bias)
 
-    def columns(self, index):
+    def columns(self, index: list | torch.Tensor) -> "Layer":
         """Input channels in another order."""
         v = None if self.v is None else self.v.view(self.weight.shape[1:])[index].flatten()
         return replace(self, weight=self.weight[:, index], v=v)
 
 
-def read_layer(leaves, iterate):
-    """A Layer of double precision; the spectral norm's encoding is told by its keys.
+def read_layer(leaves: dict, iterate: bool) -> Layer:
+    """A layer in double precision; the spectral norm's encoding is told by its keys.
 
     torch's: weight_orig, weight_u, weight_v, used as they are, or with `iterate` after one more power iteration.
     BigGAN-PyTorch's: weight and u0 (1,rows), after one power iteration in every forward; sv0 is a log value.
@@ -281,20 +279,15 @@ def read_layer(leaves, iterate):
 class Weights:
     """A foreign network's weights by name: `layers` (Layer), and `others`, the tensors of norms and attention gains."""
 
-    LAYER = (
-        {"weight_orig", "weight_u", "weight_v"},
-        {"weight", "u0", "sv0"},
-        {"weight"},
-    )
+    LAYER = ({"weight_orig", "weight_u", "weight_v"}, {"weight", "u0", "sv0"}, {"weight"})  # leaves of a layer
 
-    def __init__(self, state, source):
+    def __init__(self, state: dict, source: str):
         modules, self.origins = canonical(state, source)
         self.is_sngan = any(key.startswith(("from_rgb.", "to_rgb.")) for key in state)  # or SAGAN, of mmgeneration
         self.layers, self.others = {}, {}
         for name, leaves in modules.items():
             weight = leaves.get("weight_orig", leaves.get("weight"))
-            is_layer = weight is not None and weight.ndim > 1 and leaves.keys() - {"bias"} in self.LAYER
-            if is_layer:
+            if weight is not None and weight.ndim > 1 and leaves.keys() - {"bias"} in self.LAYER:
                 try:
                     self.layers[name] = read_layer(leaves, iterate=source == "studiogan")
                 except RuntimeError as error:
@@ -302,24 +295,23 @@ class Weights:
             else:
                 self.others[name] = dict(leaves)
 
-    def rewrite(self, pattern, function):
+    def rewrite(self, pattern: str, function: Callable[[Layer], Layer]) -> None:
         """Replace each layer whose name matches `pattern` by function(layer)."""
-        for name in [name for name in self.layers if re.search(pattern, name)]:
-            self.layers[name] = function(self.layers[name])
+        self.layers |= {name: function(layer) for name, layer in self.layers.items() if re.search(pattern, name)}
 
-    def blocks(self):
+    def blocks(self) -> tuple[list[int], set[int]]:
         """Numbers of the residual blocks, and of those that attention follows."""
         numbers = {int(name.split(".")[1]) for name in self.layers if name.startswith("blocks.")}
         attention = {n for n in numbers if f"blocks.{n}.theta" in self.layers}
         return sorted(numbers - attention), {n - 1 for n in attention}
 
     @property
-    def joint(self):
+    def joint(self) -> bool:
         """Whether G's conditions hold z beside the shared class embedding."""
         gain, shared = (self.layers.get(name) for name in ("blocks.0.bn1.gain", "shared"))
         return None not in (gain, shared) and gain.weight.shape[1] > shared.weight.shape[1]
 
-    def width(self, name, axis=0):
+    def width(self, name: str, axis: int = 0) -> int:
         """Rows (axis 0) or columns of a layer. Raises: utils.UserError if it is missing."""
         if name not in self.layers:
             theirs = [key for (module, _), key in self.origins.items() if module == name] or ["no part of it is there"]
@@ -333,7 +325,7 @@ class Weights:
 CONDITIONAL = r"\.bn\d\.(gain|bias)$"
 
 
-def rewrite_generator(weights, source, truncation, gain_offset, bgr):
+def rewrite_generator(weights: Weights, source: str, truncation: float, gain_offset: int | None, bgr: bool) -> None:
     """Make the weights compute with our operations what they do with their own.
 
     truncation: for which a table of running statistics (huggingface) is read; gain_offset: mmgeneration's gain of
@@ -390,7 +382,7 @@ def _gain_offset(weights):
     return 0 if gains and torch.stack(gains).mean() > 0.5 else 1
 
 
-def rewrite_discriminator(weights, bgr):
+def rewrite_discriminator(weights: Weights, bgr: bool) -> None:
     if bgr:
         first = r"^input_conv$" if "input_conv" in weights.layers else r"^blocks\.0\.(conv1|conv_sc)$"
         weights.rewrite(first, lambda layer: layer.columns([2, 1, 0]))

@@ -11,6 +11,7 @@ or (n,n) matrix, whichever is smaller.
 import math
 
 import torch
+from torch import Tensor
 
 import prdc
 
@@ -20,7 +21,7 @@ NEIGHBOUR = 5  # the neighbour that the distance is measured to, as published
 CHUNK = 4096  # rows that are held in float64 at once, where n is above d
 
 
-def gaussian_scores(features):
+def gaussian_scores(features: Tensor) -> Tensor:
     """Log-likelihood of each image under the Gaussian fitted to all of them, its variances raised by 1e-5.
 
     Equals scikit-learn's GaussianMixture(1, reg_covar=1e-5).score_samples, in float64.
@@ -43,7 +44,7 @@ def gaussian_scores(features):
     return _log_likelihood(d, log_det, mahalanobis)
 
 
-def ppca_scores(features):
+def ppca_scores(features: Tensor) -> Tensor:
     """Log-likelihood of each image under probabilistic PCA (Tipping and Bishop 1999) of all of them.
 
     As many components as have a cumulative share of the variance below 95 %, and their mean of the rest in all other
@@ -73,7 +74,7 @@ def ppca_scores(features):
     return _log_likelihood(d, log_det, torch.cat(mahalanobis))
 
 
-def nn_dist_scores(features):
+def nn_dist_scores(features: Tensor) -> Tensor:
     """Minus the exact distance of each image to its 5th nearest neighbour, itself not counted.
 
     Args: features: (n,d), any float type, n >= 1; of 5 images or fewer, the farthest other one is measured to.

@@ -17,20 +17,18 @@ import torch
 from tqdm import tqdm
 
 import utils
+from image_datasets.image_sets import ImageSet
 from image_datasets.loading import DataOptions
 from metrics.networks import NETWORK_RESIZE, FeatureNetwork, FeatureOptions, load_feature_network, network_name
 from selection.measures import DENSITY_MEASURES
-from torch_utils.distributed import on_ranks
+from torch_utils.distributed import Ranks, on_ranks
 from utils import Check, Options, option
 
 VERSION = 1  # raised where the same images would get other scores
 PUBLISHED = "inceptionv3"  # torchvision's Inception as the paper embeds with it: see `load_embedding`
 EMBEDDINGS = (PUBLISHED, *NETWORK_RESIZE)
 UNREADABLE = (utils.UserError, KeyError, ValueError)  # what a damaged file of scores raises, or another npz
-
-
-def _is_percent(x):
-    return 0 < x <= 100
+PERCENT = Check(lambda x: 0 < x <= 100, "be a percentage above 0")
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,7 @@ class SelectionOptions(Options):
 
     title = "instance selection (within each class of the data set)"
 
-    retention_ratio: float = option(
-        100.0,
-        "percent of the images that are kept, the densest ones",
-        check=Check(_is_percent, "be a percentage above 0"),
-    )
+    retention_ratio: float = option(100.0, "percent of the images that are kept, the densest ones", check=PERCENT)
     embedding: str = option(
         PUBLISHED,
         "features that the density is measured in: inceptionv3 (the published ones), or a feature network",
@@ -68,20 +62,25 @@ class SelectionOptions(Options):
         shared = network != "classifier" and metrics.feature_network in (network, "classifier")
         return self.embedding_weights or (metrics.inception_weights if shared else None)
 
-    def load_network(self, data_root, dataset_name: str, weights=None, device="cpu") -> FeatureNetwork:
-        """The network behind the embedding, with its own resize rule. Args and Raises: as `load_feature_network`."""
+    def load_network(
+        self, data_root: str | Path, dataset_name: str, weights: str | None = None, device: str | torch.device = "cpu"
+    ) -> FeatureNetwork:
+        """The network behind the embedding. Args and Raises: as `load_feature_network`."""
         return load_embedding(self.embedding, data_root, dataset_name, weights, device)
 
-    def path(self, data_root, dataset_name: str) -> Path:
+    def path(self, data_root: str | Path, dataset_name: str) -> Path:
         """The file of the scores of a data set."""
         return Path(data_root) / f"{dataset_name}_{self.embedding}_{self.density_measure}_scores.npz"
 
 
-def load_embedding(embedding, data_root, dataset_name, weights=None, device="cpu"):
-    """The network behind an --embedding, with its own resize rule: a FeatureNetwork on `device`.
-
-    Args and Raises: as `load_feature_network`.
-    """
+def load_embedding(
+    embedding: str,
+    data_root: str | Path,
+    dataset_name: str,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+) -> FeatureNetwork:
+    """The network behind an --embedding, with its own resize rule. Args and Raises: as `load_feature_network`."""
     # The published code asks torchvision for the pretrained network, which then rescales its input from ImageNet's mean
     # and deviation to [-1, 1]; `inception`, the network of the metrics, has the same weights without that.
     resize = "bilinear_corners_transform_input" if embedding == PUBLISHED else None
@@ -90,18 +89,19 @@ def load_embedding(embedding, data_root, dataset_name, weights=None, device="cpu
     )
 
 
-def class_indices(labels):
-    """The images of each class that has any: a list of increasing int64 arrays, in the order of the classes."""
+def class_indices(labels: np.ndarray) -> list[np.ndarray]:
+    """The images of each class that has any, in the order of the classes: increasing int64 arrays."""
     order = np.argsort(labels, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
-def compute_scores(dataset, network, density_measure, batch_size, ranks):
+def compute_scores(
+    dataset: ImageSet, network: FeatureNetwork, density_measure: str, batch_size: int, ranks: Ranks
+) -> np.ndarray:
     """Density score of every image among those of its class; the classes are divided over the ranks.
 
-    Args: dataset: HDF5Dataset; network: FeatureNetwork on the ranks' device; density_measure: key of DENSITY_MEASURES;
-        batch_size: images a pass.
-    Returns: float64 array (N,), the same on all ranks.
+    Args: network: on the ranks' device; density_measure: key of DENSITY_MEASURES; batch_size: images a pass.
+    Returns: float64 (N,), the same on all ranks.
     Raises: utils.UserError naming the class whose features are unusable.
     """
     scores = torch.zeros(len(dataset), dtype=torch.float64)
@@ -132,12 +132,12 @@ def _class_scores(features, density_measure, class_name):
         ) from error
 
 
-def keep(scores, labels, retention_ratio):
+def keep(scores: np.ndarray, labels: np.ndarray, retention_ratio: float) -> np.ndarray:
     """Which images are kept: of each class those above the (100 - retention_ratio)th percentile of its scores.
 
     The percentile is numpy's (linear) and the comparison strict, as published; where ties leave none above, the class
     keeps its best, so that no class becomes empty.
-    Args: scores: float array (N,); labels: int array (N,); retention_ratio: in (0, 100]. Returns: bool array (N,).
+    Args: scores: float (N,); labels: int (N,); retention_ratio: in (0, 100]. Returns: bool (N,).
     """
     kept = np.full(len(scores), retention_ratio == 100)
     for indices in class_indices(labels) if retention_ratio < 100 else []:
@@ -147,17 +147,13 @@ def keep(scores, labels, retention_ratio):
     return kept
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Scores on disk
-
-
-def scores_key(content, network, density_measure):
+def scores_key(content: str, network: FeatureNetwork, density_measure: str) -> dict:
     """All that the scores of a data set depend on: a dict of plain values, stored with them."""
     about = {"version": VERSION, "content": content, "density_measure": density_measure}
     return about | {"embedding": network.name, "resize": network.resize, "weights_hash": network.weights_hash}
 
 
-def save_scores(path, scores, key):
+def save_scores(path: Path, scores: np.ndarray, key: dict) -> None:
     with utils.atomic_path(path) as temporary:
         np.savez(temporary, scores=scores, key=json.dumps(key))
 
@@ -168,7 +164,7 @@ def _read(path):
     return arrays["scores"], json.loads(arrays["key"].item())
 
 
-def read_scores(path, key):
+def read_scores(path: Path, key: dict) -> np.ndarray | None:
     """The scores (N,) at `path` if they have this key, else None, after a line that says why."""
     if not path.exists():
         return None
@@ -184,7 +180,7 @@ def read_scores(path, key):
     return scores
 
 
-def stored_scores(options: SelectionOptions, data: DataOptions, dataset, content: str):
+def stored_scores(options: SelectionOptions, data: DataOptions, dataset: ImageSet, content: str) -> np.ndarray:
     """The scores (N,) of a data set as they are stored, whatever weights they were made with.
 
     Raises: utils.UserError if there are none, or if they are of other images.
@@ -203,12 +199,22 @@ def stored_scores(options: SelectionOptions, data: DataOptions, dataset, content
     return scores
 
 
-def load_scores(options: SelectionOptions, data_root, dataset, content, ranks, *, weights, batch_size, overwrite=False):
+def load_scores(
+    options: SelectionOptions,
+    data_root: str | Path,
+    dataset: ImageSet,
+    content: str,
+    ranks: Ranks,
+    *,
+    weights: str | None,
+    batch_size: int,
+    overwrite: bool = False,
+) -> tuple[np.ndarray, dict]:
     """The scores of a data set, from data_root, or computed on all ranks and stored there.
 
     Args: content: of the data set, as `doctor.examine` gives it; weights: file of the embedding's; batch_size: images
         a pass.
-    Returns: float64 array (N,) and its key, the same on all ranks.
+    Returns: float64 (N,) and its key, the same on all ranks.
     """
     network = options.load_network(data_root, dataset.name, weights, ranks.device)
     path, measure = options.path(data_root, dataset.name), options.density_measure

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from image_datasets.image_sets import ImageSet, Subset
 from image_datasets.loading import iterate
 from image_datasets.writing import check_disk, write_hdf5
 from metrics.networks import FeatureOptions
 from selection.scores import SelectionOptions, class_indices, keep, load_scores
+from torch_utils.distributed import Ranks
 from torch_utils.images import image_grid
 
 SHEET_CLASSES, SHEET_IMAGES = 10, 5  # of the picture: classes, and images of each at either end
@@ -37,20 +39,19 @@ class Selection:
     @property
     def suffix(self) -> str:
         """What the name under which the statistics of the kept images are stored ends in."""
-        options = self.options
-        return f"rr{options.retention_ratio:g}_{options.embedding}_{options.density_measure}"
+        return f"rr{self.options.retention_ratio:g}_{self.options.embedding}_{self.options.density_measure}"
 
-    def counts(self):
-        """Images of each class that has any, all and kept, and their class ids: three int64 arrays."""
+    def counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The classes that have any images, and how many they have, all and kept: three int64 arrays."""
         classes, images = np.unique(self.dataset.labels, return_counts=True)
         return classes, images, np.bincount(self.subset.labels, minlength=classes[-1] + 1)[classes]
 
-    def record(self):
+    def record(self) -> str:
         """Text that tells this selection from another, by other images or weights too."""
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
         return f"{len(self.subset)} images of {self.dataset.name}_{self.suffix}, scores {digest[:16]}"
 
-    def describe(self):
+    def describe(self) -> str:
         """One line: how many images are kept."""
         _, _, kept = self.counts()
         return (
@@ -59,8 +60,15 @@ class Selection:
         )
 
 
-def select(options: SelectionOptions, metrics: FeatureOptions, data_root, dataset, content, ranks) -> Selection | None:
-    """The Selection that the options ask for, after printing what it keeps, or None if all images are kept.
+def select(
+    options: SelectionOptions,
+    metrics: FeatureOptions,
+    data_root: str | Path,
+    dataset: ImageSet,
+    content: str,
+    ranks: Ranks,
+) -> Selection | None:
+    """The selection that the options ask for, after printing what it keeps, or None if all images are kept.
 
     Args: metrics: for weights and batch size; content: see `load_scores`. Raises: as `load_scores`.
     """
@@ -73,13 +81,13 @@ def select(options: SelectionOptions, metrics: FeatureOptions, data_root, datase
     return selection
 
 
-def make_selection(options: SelectionOptions, dataset: ImageSet, scores, key: dict) -> Selection:
+def make_selection(options: SelectionOptions, dataset: ImageSet, scores: np.ndarray, key: dict) -> Selection:
     """scores (N,) and key: of `load_scores`."""
     kept = keep(scores, dataset.labels, options.retention_ratio)
     return Selection(dataset, Subset(dataset, np.flatnonzero(kept)), options, key)
 
 
-def report(selection):
+def report(selection: Selection) -> str:
     """Two lines: how many images are kept, and of which classes fewest and most."""
     classes, images, kept = selection.counts()
     names = selection.dataset.class_names
@@ -87,7 +95,7 @@ def report(selection):
     return f"{selection.describe()}\nfewest of class {few}, most of class {many}"
 
 
-def table(selection):
+def table(selection: Selection) -> dict:
     """The selection and the counts of each class, for JSON."""
     names = selection.dataset.class_names
     rows = [
@@ -100,10 +108,10 @@ def table(selection):
     return {"dataset": selection.dataset.name, **flags, **counts, "scores_key": selection.key, "classes": rows}
 
 
-def score_sheet(dataset, scores):
+def score_sheet(dataset: ImageSet, scores: np.ndarray) -> tuple[Image.Image, list[int]]:
     """A picture of up to 10 classes, spread over all: in each row the 5 densest images, then the 5 sparsest.
 
-    Returns: PIL image, class ids of the rows.
+    Returns: the picture, class ids of the rows.
     """
     groups = class_indices(dataset.labels)
     groups = [groups[i] for i in np.unique(np.linspace(0, len(groups) - 1, SHEET_CLASSES).astype(int))]
@@ -120,10 +128,10 @@ def score_sheet(dataset, scores):
     return grid, [int(dataset.labels[indices[0]]) for indices in groups]
 
 
-def write_subset(out, selection: Selection):
+def write_subset(out: str | Path, selection: Selection) -> None:
     """Write the kept images as a data set of its own."""
     subset, source = selection.subset, selection.dataset.source or selection.dataset.name
-    check_disk(Path(out), len(subset), subset.resolution)
+    check_disk(out, len(subset), subset.resolution)
     images = (image for block, _ in iterate(subset, 256) for image in block.numpy())
     rule = selection.dataset.crop_resize or "unknown"
     write_hdf5(out, images, subset.labels, subset.class_names, f"{source}; {selection.describe()}", rule)

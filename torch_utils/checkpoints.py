@@ -5,6 +5,7 @@ runs/<name>/weights/best_<step>.pth     the evaluated generator alone, at its be
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ FORMAT = 1  # of the checkpoint file
 KINDS = ("best", "ckpt")
 
 
-def save(obj, path):
+def save(obj: Any, path: str | Path) -> None:
     with utils.atomic_path(path) as temporary:
         try:
             torch.save(obj, temporary)
@@ -22,7 +23,7 @@ def save(obj, path):
             raise utils.UserError(f"cannot write {path}: is the disk full? ({str(error).splitlines()[0]})") from error
 
 
-def load(path):
+def load(path: str | Path) -> Any:
     """Tensors and plain Python values of a .pth file, on the CPU. Raises: utils.UserError naming the file."""
     path = Path(path)
     if path.is_dir() or not path.exists():
@@ -35,7 +36,7 @@ def load(path):
         raise utils.UserError(f"{path} is not a readable checkpoint (damaged, truncated, or another format)") from error
 
 
-def find_checkpoint(path, kinds=KINDS):
+def find_checkpoint(path: str | Path, kinds: tuple[str, ...] = KINDS) -> Path:
     """The checkpoint meant by `path`: a file is itself, a run folder the newest of the first of `kinds` that it has.
 
     Raises: utils.UserError if there is none.
@@ -52,12 +53,12 @@ def find_checkpoint(path, kinds=KINDS):
     raise utils.UserError(f"{path}: no checkpoint in this folder ({' or '.join(f'{kind}_*.pth' for kind in kinds)})")
 
 
-def of_kind(weights, kind):
+def of_kind(weights: Path, kind: str) -> list[Path]:
     """The checkpoints 'ckpt' or 'best' of a folder, oldest first; files under a user's own names are not among them."""
     return sorted(weights.glob(f"{kind}_{'[0-9]' * 8}.pth"))
 
 
-def read_model(path, kinds=KINDS):
+def read_model(path: str | Path, kinds: tuple[str, ...] = KINDS) -> tuple[dict, Path]:
     """A checkpoint of this project, and its path; path, kinds: as for `find_checkpoint`. Raises: utils.UserError."""
     path = find_checkpoint(path, kinds)
     checkpoint = load(path)

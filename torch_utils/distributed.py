@@ -3,13 +3,16 @@
 Under torchrun each process is a rank of one group; alone it is rank 0 of 1, and nothing is communicated.
 """
 
+import argparse
 import contextlib
 import os
 import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -25,10 +28,10 @@ class Ranks:
     device: torch.device
 
     @property
-    def is_main(self):
+    def is_main(self) -> bool:
         return self.rank == 0
 
-    def slice(self, batch):
+    def slice(self, batch: Sequence) -> Sequence:
         """This rank's contiguous part of something drawn for the whole batch."""
         local = len(batch) // self.world_size
         return batch[self.rank * local : (self.rank + 1) * local]
@@ -42,12 +45,12 @@ def device_option():
     return option("auto", DEVICE_HELP, changeable=True)
 
 
-def add_device_arg(parser):
+def add_device_arg(parser: argparse.ArgumentParser) -> None:
     """--device of a script that has no Options for it."""
     parser.add_argument("--device", default="auto", help=DEVICE_HELP)
 
 
-def resolve_device(name):
+def resolve_device(name: str) -> torch.device:
     """The torch device of a `--device` value; `auto` is the GPU if there is one. Raises: UserError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,7 +65,7 @@ def resolve_device(name):
     return device
 
 
-def launch_per_gpu():
+def launch_per_gpu() -> None:
     """Replace this process by one process per visible GPU, all running the same command, if there are several."""
     gpus = torch.cuda.device_count()
     if gpus > 1 and "RANK" not in os.environ:
@@ -71,7 +74,7 @@ def launch_per_gpu():
 
 
 @contextlib.contextmanager
-def process_group(device_name):
+def process_group(device_name: str) -> Iterator[Ranks]:
     """Yield the Ranks of this process, joined to the others if torchrun started it: nccl on GPUs, gloo on the CPU."""
     device = resolve_device(device_name)
     if "RANK" not in os.environ:
@@ -89,7 +92,7 @@ def process_group(device_name):
     torch.distributed.destroy_process_group()  # not after an error: nccl's ranks can only do it together
 
 
-def on_ranks(ranks: Ranks, function, every: bool = False):
+def on_ranks(ranks: Ranks, function: Callable, every: bool = False) -> Any:
     """`function()` on rank 0, or on every rank, with one outcome for all of them.
 
     A UserError of any rank is raised on all: that of the first such rank. Otherwise all return what rank 0 got, small
@@ -111,7 +114,7 @@ def on_ranks(ranks: Ranks, function, every: bool = False):
     return result
 
 
-def data_parallel(module, ranks):
+def data_parallel(module: torch.nn.Module, ranks: Ranks) -> torch.nn.Module:
     """`module`, wrapped so that a backward averages its gradients over the ranks; buffers stay each rank's own."""
     if ranks.world_size == 1:
         return module
@@ -121,15 +124,15 @@ def data_parallel(module, ranks):
         return torch.nn.parallel.DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
 
 
-def mean_over_ranks(terms, ranks):
-    """A dict of 0-dim tensors as floats, each the mean over all ranks."""
+def mean_over_ranks(terms: dict[str, torch.Tensor], ranks: Ranks) -> dict[str, float]:
+    """0-dim tensors as floats, each the mean over all ranks."""
     values = torch.stack(list(terms.values()))
     if ranks.world_size > 1:
         torch.distributed.all_reduce(values)
     return dict(zip(terms, (values / ranks.world_size).tolist(), strict=True))
 
 
-def broadcast_buffers(modules, ranks):
+def broadcast_buffers(modules: Iterable[torch.nn.Module], ranks: Ranks) -> None:
     """Give rank 0's buffers (batch-norm statistics, spectral-norm vectors) to all ranks."""
     if ranks.world_size > 1:
         for module in modules:
@@ -161,7 +164,7 @@ class StopSignal:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def requested(self, ranks):
+    def requested(self, ranks: Ranks) -> bool:
         """Whether any rank has received a signal: the same answer on all of them."""
         if ranks.world_size > 1:
             flag = torch.tensor([self.received or 0])

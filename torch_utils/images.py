@@ -8,26 +8,28 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 import utils
 
 
-def to_uint8(x):
+def to_uint8(x: Tensor) -> Tensor:
     """Images in [-1, 1], float (..., H, W), to uint8 by rounding (never truncation)."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def to_float(images):
+def to_float(images: Tensor) -> Tensor:
     """uint8 images to float32 in [-1, 1]; the inverse of `to_uint8`."""
     return images.float() / 127.5 - 1
 
 
-def image_grid(images, columns, labels=None, scale=None, pad=2):
-    """One picture of many.
+def image_grid(
+    images: Tensor, columns: int, labels: list | None = None, scale: int | None = None, pad: int = 2
+) -> Image.Image:
+    """One picture, RGB, of many.
 
     Args: images: uint8 (N,3,R,R), row by row; columns: images in a row; labels: text above each column, or None;
         scale: whole-number enlargement, or None for about 64 pixels an image; pad: pixels between images.
-    Returns: PIL image, RGB.
     """
     n, _, height, width = images.shape
     scale = scale or max(1, 64 // max(height, width))
@@ -43,6 +45,6 @@ def image_grid(images, columns, labels=None, scale=None, pad=2):
     return sheet
 
 
-def save_image(image, path):
+def save_image(image: Image.Image, path: str | Path) -> None:
     with utils.atomic_path(path) as temporary:
         image.save(temporary, format=Path(path).suffix[1:].upper().replace("JPG", "JPEG"))

@@ -1,12 +1,13 @@
 """What is computed in which type."""
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 
 
 @contextlib.contextmanager
-def full_precision(device_type):
+def full_precision(device_type: str) -> Iterator[None]:
     """Neither autocast nor TF32, whatever training uses: both move features by 1e-3, hence distances."""
     backends = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [backend.allow_tf32 for backend in backends]
