@@ -9,9 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Spectral norm
-
 
 class SpectralNorm:
     """Mixin of a layer with a `weight`: with `sn`, the layer uses weight / sigma (Miyato et al. 2018, equation 8).
@@ -90,11 +87,8 @@ class Embedding(SpectralNorm, nn.Embedding):
         return y @ weight if y.is_floating_point() else F.embedding(y, weight)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Convolutions that resample. Both keep the state dict of the plain 3x3 (or 1x1) convolution; `fused = False` on an
+# The two convolutions that resample keep the state dict of the plain 3x3 (or 1x1) convolution; `fused = False` on an
 # instance computes the plain composition instead, to which the fused form is equal (tests/test_layers.py).
-
-
 def _convolve_with_ones(weight):
     """Full convolution of each 3x3 kernel with ones(2,2): (A,B,3,3) to (A,B,4,4)."""
     w = F.pad(weight, (1, 1, 1, 1))
@@ -142,10 +136,6 @@ def upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Batch norm
-
-
 class BatchNorm2d(nn.BatchNorm2d):
     """Affine batch norm that takes, and ignores, a condition, so that blocks need not ask which norm they hold."""
 
@@ -180,10 +170,6 @@ class ConditionalBatchNorm2d(nn.Module):
         return torch.addcmul(bias[:, :, None, None], x, gain[:, :, None, None])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Attention
-
-
 class SelfAttention(nn.Module):
     """x + gamma * o(softmax(theta' phi) g) over positions (Zhang et al. 2019, section 3), gamma starting at 0.
 
@@ -207,10 +193,6 @@ class SelfAttention(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # (N,HW,C/2)
         attended = attended.transpose(1, 2).unflatten(2, x.shape[2:])  # (N,C/2,H,W)
         return x + self.gamma * self.o(attended)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Residual blocks
 
 
 class GBlock(nn.Module):
@@ -256,10 +238,6 @@ class DBlock(nn.Module):
         activated = x if self.first else F.relu(x)
         h = self.conv2(F.relu(self.conv1(activated)))
         return h + self.conv_sc(activated if self.relu_shortcut else x)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Initialisation
 
 
 def init_weights(module: nn.Module, scheme: str) -> None:

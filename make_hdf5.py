@@ -55,62 +55,45 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("images")
     group.add_argument(
-        "--dataset",
-        required=True,
-        choices=["digits", "folder", *CIFAR, *IMAGENET],
+        "--dataset", required=True, choices=["digits", "folder", *CIFAR, *IMAGENET],
         help="digits: the 1,797 embedded handwritten digits; folder: your own images; C10, C100: CIFAR-10, CIFAR-100; "
         "I64 (I32, I128, I256): an ImageNet train folder at that resolution",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--images",
-        metavar="PATH",
+        "--images", metavar="PATH",
         help="folder with one sub-folder of images per class, or a zip of such; classes are numbered in the order of "
         "their sorted names (default for ImageNet: DATA_ROOT/ImageNet). For CIFAR the folder that holds torchvision's "
         "files, folder or .tar.gz, Python or binary version (default: DATA_ROOT)",
-    )
+    )  # fmt: skip
     group.add_argument("--split", choices=["train", "test"], help="part of CIFAR (default: train)")
     group.add_argument(
         "--resolution", type=utils.positive_int, help="height and width of the result (default for digits, CIFAR: 32)"
     )
+    switch = {"action": argparse.BooleanOptionalAction, "default": False}
     group.add_argument(
-        "--unconditional",
-        action=argparse.BooleanOptionalAction,
-        default=False,
+        "--unconditional", **switch,
         help="images without classes: --images holds them directly, or in a single sub-folder",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--max_bad",
-        type=utils.count,
-        default=10,
+        "--max_bad", type=utils.count, default=10,
         help="unreadable images are left out and listed in OUT.unreadable.txt; with more than this many it stops",
-    )
+    )  # fmt: skip
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--out",
-        metavar="FILE",
+        "--out", metavar="FILE",
         help="file to write, ending in .hdf5 (default: DATA_ROOT/NAME.hdf5 with the name of the data set or folder, "
         "the family's ILSVRC64.hdf5 for I64, C10_test.hdf5 for the test split)",
-    )
+    )  # fmt: skip
     group.add_argument("--data_root", default="data", help="folder of the data sets")
+    group.add_argument("--overwrite", **switch, help="replace an existing or unfinished file")
     group.add_argument(
-        "--overwrite",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="replace an existing or unfinished file",
-    )
-    group.add_argument(
-        "--num_workers",
-        type=utils.positive_int,
-        default=decoding.available_cores(),
+        "--num_workers", type=utils.positive_int, default=decoding.available_cores(),
         help="decoding processes; the result does not depend on it",
-    )
+    )  # fmt: skip
     group.add_argument(
         "--batch_size", type=int, help="accepted from the command lines of other codebases; has no meaning here"
     )
-    return _checked(parser, parser.parse_args(argv))
-
-
-def _checked(parser, args):
+    args = parser.parse_args(argv)
     if args.batch_size is not None:
         print("--batch_size has no meaning here: images are read one by one")
     if args.dataset == "digits" and (args.images or args.unconditional):

@@ -208,10 +208,10 @@ def _block_numbers(network):
 
 
 def convert(
-    networks: dict[str, dict],
+    networks: dict,
     source: str,
     overrides: dict,
-    truncation: float = 1.0,
+    truncation: float = 1,
     gain_offset: int | None = None,
     bgr: bool = False,
 ) -> dict:

@@ -80,7 +80,6 @@ class MappedChunks:
 
     def take(self, indices: np.ndarray, axis: int, out: np.ndarray, mode: str) -> np.ndarray:
         """`numpy.ndarray.take` along axis 0 for indices within range."""
-        del axis, mode
         num_bytes = math.prod(self.shape[1:])
         starts = self.offsets[indices // self.length] + indices % self.length * num_bytes
         for row, start in zip(out.reshape(len(indices), num_bytes), starts.tolist(), strict=True):
@@ -100,7 +99,6 @@ class UnmappedImages:
 
     def take(self, indices: np.ndarray, axis: int, out: np.ndarray, mode: str) -> np.ndarray:
         """`numpy.ndarray.take` along axis 0 for indices within range."""
-        del axis, mode
         # In increasing order each chunk is unpacked once. Runs of neighbours are read one by one, since h5py's own
         # selection by a list of indices is slower by a factor of 3 (LZF) to 100 (plain chunks).
         unique, inverse = np.unique(indices, return_inverse=True)

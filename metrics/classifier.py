@@ -23,6 +23,7 @@ from torch_utils.images import to_float
 
 FEATURES = 128
 HELD_OUT = 0.1  # share of every class that is kept for the accuracy
+BATCH_SIZE, LEARNING_RATE = 64, 2e-3  # of the fit
 
 
 class HalvingBlock(nn.Module):
@@ -49,7 +50,7 @@ class Classifier(nn.Module):
     Args: resolution: R of the images; num_classes: K.
     """
 
-    def __init__(self, resolution, num_classes):
+    def __init__(self, resolution: int, num_classes: int):
         super().__init__()
         self.resolution, self.num_classes, self.feature_dim = resolution, num_classes, FEATURES
         reductions = max(0, math.ceil(math.log2(resolution / 32)))
@@ -140,13 +141,7 @@ def random_shift(images: Tensor, generator: np.random.Generator, reach: int) -> 
 
 
 def fit_classifier(
-    dataset: ImageSet,
-    *,
-    seed: int = 0,
-    epochs: int = 10,
-    batch_size: int = 64,
-    learning_rate: float = 2e-3,
-    device: str | torch.device = "cpu",
+    dataset: ImageSet, *, seed: int = 0, epochs: int = 10, device: str | torch.device = "cpu"
 ) -> tuple[Classifier, float]:
     """Fit a classifier to a data set: AdamW, one cosine cycle, images shifted by up to a sixteenth of their side.
 
@@ -163,9 +158,9 @@ def fit_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(utils.rng(seed, "classifier_init").integers(2**63)))
         network = Classifier(dataset.resolution, dataset.num_classes).to(device).train()
-    batches = math.ceil(len(train) / batch_size)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * batches)
+    batches = math.ceil(len(train) / BATCH_SIZE)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * batches)
     with tqdm(total=epochs * batches, desc="fitting the classifier", unit="batch", disable=None) as bar:
         for epoch in range(epochs):
             generator = utils.rng(seed, "classifier_epoch", epoch)
@@ -180,14 +175,14 @@ def fit_classifier(
                 schedule.step()
                 bar.update()
             bar.set_postfix(loss=f"{loss.item():.3f}")
-    return network.eval(), _held_out_accuracy(network, dataset, held_out, batch_size, device)
+    return network.eval(), _held_out_accuracy(network, dataset, held_out, device)
 
 
 @torch.no_grad()
-def _held_out_accuracy(network, dataset, indices, batch_size, device):
+def _held_out_accuracy(network, dataset, indices, device):
     """Share of the images at `indices` that the network, in eval mode, assigns to their class."""
     right = 0
-    for part in np.array_split(indices, math.ceil(len(indices) / batch_size)):
+    for part in np.array_split(indices, math.ceil(len(indices) / BATCH_SIZE)):
         logits = network(to_float(dataset.read(part).to(device)))[1]
         right += (logits.argmax(1).cpu() == dataset.labels_at(part)).sum().item()
     return right / len(indices)

@@ -209,26 +209,21 @@ def polynomial_mmd(x: Tensor, y: Tensor, degree: int = 3, gamma: float | None = 
 
 
 def kernel_distance(
-    features_1: Tensor,
-    features_2: Tensor,
-    subsets: int = 100,
-    subset_size: int = 1000,
-    seed: int = 0,
-    draws: Iterable[tuple[np.ndarray, np.ndarray]] | None = None,
+    x: Tensor, y: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0, draws: Iterable | None = None
 ) -> tuple[float, float]:
     """KID: `polynomial_mmd`, cubic, of random subsets of two sets of features (N,d) and (M,d), on one device.
 
     Args: subsets: how many; subset_size: images in each, drawn without replacement; seed: of the draws; draws: instead
-        of them, indices into features_1 and into features_2.
+        of them, pairs of index arrays (into x, into y).
     Returns: mean and (population) standard deviation over the subsets.
     Raises: UserError where a set has fewer images than a subset, or a subset fewer than two.
     """
-    smallest = min(len(features_1), len(features_2))
+    smallest = min(len(x), len(y))
     if draws is None:
         if not 2 <= subset_size <= smallest:
             raise utils.UserError(f"KID in subsets of {subset_size} of {smallest} images: 2 to {smallest} are possible")
-        draws = _random_subsets(len(features_1), len(features_2), subsets, subset_size, seed)
-    distances = torch.stack([polynomial_mmd(rows_at(features_1, one), rows_at(features_2, two)) for one, two in draws])
+        draws = _random_subsets(len(x), len(y), subsets, subset_size, seed)
+    distances = torch.stack([polynomial_mmd(rows_at(x, one), rows_at(y, two)) for one, two in draws])
     return distances.mean().item(), distances.std(correction=0).item()
 
 

@@ -27,18 +27,11 @@ from sampling.generate import make_images
 from sampling.latents import Truncation, balanced_labels, latents, shuffled_labels
 from torch_utils import checkpoints
 
-KINDS = {
-    "checkpoint": "a checkpoint or run folder",
-    "folder": "a folder of images",
-    "npz": "an npz with arr_0",
-    "hdf5": "an HDF5 file",
-    "statistics": "an npz of statistics",
-}
-
 
 @dataclass(frozen=True)
 class Source:
-    """A path named on the command line, and which of KINDS it is."""
+    """A path named on the command line, and its kind: `checkpoint` (or run folder), `folder` of images, `npz` with
+    arr_0, `hdf5` or `statistics` (an npz of them)."""
 
     path: Path
     kind: str
@@ -58,7 +51,7 @@ class Source:
 
 
 def kind_of(path: Path) -> str:
-    """Which of KINDS a path is. Raises: utils.UserError if there is nothing there, or nothing to measure."""
+    """Which kind of `Source` a path is. Raises: utils.UserError if there is nothing there, or nothing to measure."""
     if path.is_dir():
         return "checkpoint" if _holds_checkpoints(path) else "folder"
     if not path.exists():
@@ -177,30 +170,29 @@ def _refuse_folder(error):
     raise utils.UserError(f"cannot read the folder {error.filename}: {error.strerror}")
 
 
-def _open_image(path, function):
-    """function(image) of a file, its EXIF rotation obeyed. Raises: utils.UserError naming the file."""
+@contextlib.contextmanager
+def _opened(path):
+    """The image of a file. Raises: utils.UserError naming the file, also for what goes wrong in the block."""
     try:
         with Image.open(path) as image:
-            return function(image)
+            yield image
     except Exception as error:  # damaged files make Pillow raise nearly anything: SyntaxError, struct.error ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise utils.UserError(f"{path} cannot be read as an image ({reason}); repair or remove it") from error
 
 
 def _image_size(path):
-    """(height, width) of a file's image, from its header alone."""
-
-    def size(image):
+    """(height, width) of a file's image, its EXIF rotation obeyed, from its header alone."""
+    with _opened(path) as image:
         # Asked for the EXIF data of a PNG without any before its pixels, Pillow would decode these to look behind them.
         exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
         turned = exif.get(0x0112) in (5, 6, 7, 8)  # Orientation: height and width change places
         return image.size if turned else image.size[::-1]
 
-    return _open_image(path, size)
-
 
 def _read_image(path):
-    return _open_image(path, lambda image: np.array(decoding.to_rgb(ImageOps.exif_transpose(image))))
+    with _opened(path) as image:
+        return np.array(decoding.to_rgb(ImageOps.exif_transpose(image)))
 
 
 class NpzImages(ImageSet):

@@ -125,7 +125,6 @@ class FeatureNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> "FeatureNetwork":
         """Stays in eval mode: running statistics are part of the measure."""
-        del mode
         return super().train(False)
 
     @torch.no_grad()

@@ -65,7 +65,6 @@ def plot(sweep: list[dict], path: Path) -> None:
 
     sweep: metrics with their protocol, by increasing truncation; precision and recall may be missing.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 
     truncations = [metrics["protocol"]["truncation"] for metrics in sweep]
@@ -73,7 +72,6 @@ def plot(sweep: list[dict], path: Path) -> None:
     distance, score = ([metrics[name] for metrics in sweep] for name in (key, "is_mean"))
     supports = "precision" in sweep[0]
     figure = Figure(figsize=(14 if supports else 9.5, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
     both, trade, *others = figure.subplots(1, 3 if supports else 2)
     both.plot(truncations, distance, marker=".", color="tab:blue")
     both.set_ylabel(key.upper(), color="tab:blue")
@@ -86,14 +84,11 @@ def plot(sweep: list[dict], path: Path) -> None:
     for limit, x, y in list(zip(truncations, distance, score, strict=True))[::every]:
         trade.annotate(f"{limit:g}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
     trade.margins(0.1)  # room for the labels
-    trade.set_xlabel(key.upper())
-    trade.set_ylabel("Inception score")
-    trade.set_title("trade-off, by truncation")
+    trade.set(xlabel=key.upper(), ylabel="Inception score", title="trade-off, by truncation")
     for axes in others:
         for name in ("precision", "recall"):
             axes.plot(truncations, [metrics[name] for metrics in sweep], marker=".", label=name)
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_title("precision and recall")
+        axes.set(ylim=(-0.02, 1.02), title="precision and recall")
         axes.legend()
     for axes in (both, *others):
         axes.set_xlabel(f"truncation of z ({sweep[0]['protocol']['truncation_kind']})")

@@ -49,33 +49,27 @@ class SamplingOptions(Options):
 
 
 def generate(
-    G: nn.Module,
-    y: Tensor,
-    seed: int,
-    batch_size: int,
-    truncation: Truncation | None = None,
-    start: int = 0,
-    device: torch.device | None = None,
+    G: nn.Module, y: Tensor, seed: int, batch_size: int, truncation: Truncation | None = None, start: int = 0
 ) -> Iterator[Tensor]:
     """Make images number start to start + N - 1 of a seed, in the mode (train or eval) that G is in.
 
-    Args: y: class ids int64 (N,); truncation: see `latents`; device: G's own if None.
+    Args: y: class ids int64 (N,); truncation: see `latents`.
     Yields: uint8 (b,3,R,R) on the CPU, b being batch_size, or less in the last.
     Raises: utils.UserError if the GPU's memory is too small for the batch.
     """
     for first in range(0, len(y), batch_size):
         y_batch = y[first : first + batch_size]
         indices = range(start + first, start + first + len(y_batch))
-        yield make_images(G, latents(seed, indices, G.config.dim_z, truncation), y_batch, device)
+        yield make_images(G, latents(seed, indices, G.config.dim_z, truncation), y_batch)
 
 
 @torch.no_grad()
-def make_images(G: nn.Module, z: Tensor, y: Tensor, device: torch.device | None = None) -> Tensor:
+def make_images(G: nn.Module, z: Tensor, y: Tensor) -> Tensor:
     """Images of z (N,dim_z) and y, ids (N,) or weights (N,K), in one forward: uint8 (N,3,R,R) on the CPU.
 
     Raises: utils.UserError if the GPU's memory is too small for them.
     """
-    device = device or next(G.parameters()).device
+    device = next(G.parameters()).device
     try:
         return to_uint8(G(z.to(device), y.to(device))).cpu()
     except torch.OutOfMemoryError as error:

@@ -61,12 +61,7 @@ class Selection:
 
 
 def select(
-    options: SelectionOptions,
-    metrics: FeatureOptions,
-    data_root: str | Path,
-    dataset: ImageSet,
-    content: str,
-    ranks: Ranks,
+    options: SelectionOptions, metrics: FeatureOptions, data_root: str, dataset: ImageSet, content: str, ranks: Ranks
 ) -> Selection | None:
     """The selection that the options ask for, after printing what it keeps, or None if all images are kept.
 

@@ -40,7 +40,7 @@ class Ranks:
 DEVICE_HELP = "auto (the GPU if there is one), cpu, cuda or cuda:N"
 
 
-def device_option():
+def device_option() -> Any:
     """The field `device` of an Options class."""
     return option("auto", DEVICE_HELP, changeable=True)
 
