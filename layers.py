@@ -44,7 +44,7 @@ class SpectralNorm:
 
 @torch.no_grad()
 def singular_values(**networks: nn.Module) -> dict[str, float]:
-    """sigma of every layer with spectral norm, as training estimates it, without a power iteration: "G/<layer>" ..."""
+    """sigma = u' W v of every layer with spectral norm, by "G/<layer>": what it divides its weight by, as it stands."""
     sigmas = {
         f"{name}/{path}": layer.u @ (layer.weight.flatten(1) @ layer.v)
         for name, network in networks.items()
@@ -87,14 +87,14 @@ class Embedding(SpectralNorm, nn.Embedding):
         return y @ weight if y.is_floating_point() else F.embedding(y, weight)
 
 
-# The two convolutions that resample keep the state dict of the plain 3x3 (or 1x1) convolution; `fused = False` on an
-# instance computes the plain composition instead, to which the fused form is equal (tests/test_layers.py).
 def _convolve_with_ones(weight):
     """Full convolution of each 3x3 kernel with ones(2,2): (A,B,3,3) to (A,B,4,4)."""
     w = F.pad(weight, (1, 1, 1, 1))
     return w[..., 1:, 1:] + w[..., :-1, 1:] + w[..., 1:, :-1] + w[..., :-1, :-1]
 
 
+# Both convolutions that resample keep the state dict of the plain 3x3 (or 1x1) convolution; `fused = False` on an
+# instance computes the plain composition instead, to which the fused form is equal (tests/test_layers.py).
 class UpConv2d(Conv2d):
     """Nearest-neighbour upsampling by 2, then convolution: (N,C,H,W) to (N,C',2H,2W).
 

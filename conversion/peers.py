@@ -61,9 +61,6 @@ TRUNCATION_KIND = {
     "huggingface": "scaled_truncated_normal",
 }
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-
 
 def read_networks(path: str | Path, source: str) -> dict[str, dict]:
     """State dicts of a codebase's own file or folder, or of a {"G": ..., "D": ...} file: {"G" | "G_ema" | "D": dict}.

@@ -1,4 +1,6 @@
-"""One data set file: HDF5 with `imgs` uint8 (N,3,R,R) and `labels` int64 (N,), read whole batches at a time.
+"""One data set file: HDF5 with `imgs` uint8 (N,3,R,R) and `labels` int64 (N,), as the BigGAN-PyTorch family has it.
+
+It is read whole batches at a time.
 
 Symbols: N images, resolution R, B images in a batch.
 """

@@ -1,7 +1,6 @@
 """Data sets: names and paths, the order of training images, and prefetching loaders.
 
-A data set is one HDF5 file with `imgs` uint8 (N,3,R,R) and `labels` int64 (N,), the layout of the BigGAN-PyTorch
-family; `make_hdf5.py` writes it. Resolution and number of classes come from the file, never from a table.
+Resolution and number of classes come from the file that `make_hdf5.py` wrote (see `hdf5.py`), never from a table.
 
 Symbols: N images, resolution R, B images in a batch over all ranks, b = B / world_size of them on this rank.
 """

@@ -187,10 +187,6 @@ def _check_class(folder, listing):
         raise utils.UserError(f"the class folder {folder} holds no images; fill or remove it")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Zip files
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class ZipMember:
     """A file within a zip, by its place in it, so that any process can read it without reading the table of contents.

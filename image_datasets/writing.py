@@ -127,10 +127,6 @@ def _beside(out, ending):
     return Path(out).with_name(f"{Path(out).name}.{ending}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A writer that can be interrupted
-
-
 class Progress(typing.NamedTuple):
     """How far the pixels are: of the first `done` images all but the `unreadable` (index, reason) are in the file."""
 
