@@ -78,9 +78,9 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -
     if checkpoint := run_folder.newest(folder):
         run_folder.check_same_run(checkpoint, about, TrainOptions.changeable())
         state.load_state_dict(checkpoint, folder)
-    report = (
-        finetune.start_from(source, state.G, state.D, state.average, plan.rows) if source and not state.step else None
-    )
+    report = None
+    if source and not state.step:
+        report = finetune.start_from(source, state.G, state.D, state.average, plan.rows)
     if ranks.is_main:
         messages.print_start(options, plan.dataset, state, folder, num_steps)
     signal = None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import utils
-from torch_utils import checkpoints, distributed
+from torch_utils import checkpoints
 from torch_utils.images import image_grid, to_float, to_uint8
 
 
@@ -30,6 +30,20 @@ def test_random_streams_are_functions_of_seed_stream_and_counters():
     assert len({tuple(draw) for draw in draws}) == 6
     assert utils.rng(0, "z", 5).random() != utils.rng(0, "z", 5, 0).random()
     assert len(set(utils.STREAMS.values())) == len(utils.STREAMS)
+    counters = {
+        name: (1, 2) if name in ("z", "y") else (3,) if ... in utils.STREAMS[name] else () for name in utils.STREAMS
+    }
+    assert len({utils.rng(0, name, *numbers).random() for name, numbers in counters.items()}) == len(utils.STREAMS)
+    with pytest.raises(ValueError, match="takes no counters"):
+        utils.rng(0, "kid", 1)
+
+
+def test_streams_keep_their_draws():
+    """Numbers of before the streams had names: results rest on them."""
+    assert utils.rng(3, "z", 5, 1).integers(10**6) == np.random.default_rng([3, 1, 2, 5, 1]).integers(10**6)
+    assert utils.rng(3, "sample_y", 5).integers(10**6) == np.random.default_rng([3, 6, 2, 5, 1]).integers(10**6)
+    assert utils.rng(3, "kid").integers(10**6) == np.random.default_rng([3, 7, 1, 2]).integers(10**6)
+    assert utils.rng(3, "classifier_epoch", 4).integers(10**6) == np.random.default_rng([3, 8, 2, 2, 4]).integers(10**6)
 
 
 def test_pixels_round_and_round_trip():
@@ -96,13 +110,6 @@ def test_image_grid_places_images_row_by_row():
     assert grid.shape == (2 * 9 + 1, 3 * 9 + 1, 3)
     assert (grid[10:18, 10:18] == 200).all() and (grid[1:9, 1:9] == 0).all()
     assert image_grid(images, columns=3, labels=["a", "b", "c"]).height > image_grid(images, 3).height
-
-
-def test_device_names():
-    assert distributed.resolve_device("cpu").type == "cpu"
-    for name in ("gpu", "cuda:99"):
-        with pytest.raises(utils.UserError, match="--device"):
-            distributed.resolve_device(name)
 
 
 def test_a_reader_that_goes_away_is_no_traceback():

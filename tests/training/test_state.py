@@ -1,0 +1,63 @@
+"""The training state: what a checkpoint holds, how large it is, and that it is all there is."""
+
+import pytest
+import torch
+
+import utils
+from model_config import ModelConfig
+from torch_utils import checkpoints
+from training.options import TrainOptions
+from training.state import TrainingState
+from training.steps import d_step, g_step
+
+CONFIG = ModelConfig(resolution=16, n_classes=3, dim_z=6, G_ch=8, D_ch=8, G_ch_mult=(2, 2, 1), D_ch_mult=(1, 2))
+
+
+def state(*flags, seed=0):
+    parser = utils.ArgumentParser()
+    TrainOptions.add_to(parser)
+    defaults, given = parser.parse_layers(["--dataset", "x", *flags])
+    torch.manual_seed(seed)
+    return TrainingState(CONFIG, TrainOptions.of(defaults | given), torch.device("cpu"))
+
+
+def train(made, steps):
+    g = torch.Generator().manual_seed(made.step)
+    for step in range(made.step + 1, made.step + 1 + steps):
+        x, z = torch.randn(4, 3, 16, 16, generator=g), torch.randn(4, 6, generator=g)
+        y = torch.tensor([0, 1, 2, 0])
+        d_step(made.G, made.D, made.D, made.opt_D, [(x, y, z, y)], 1, 0)
+        g_step(made.G, made.D, made.G, made.opt_G, [(z, y)], 1, 0)
+        made.finish_step(step)
+
+
+@pytest.mark.parametrize("flags", [["--ema"], []])
+def test_a_loaded_state_goes_on_as_the_saved_one(flags, tmp_path):
+    one, other = state(*flags), state(*flags, seed=1)
+    train(one, 2)
+    one.best = {"step": 1, "metric": "FD", "value": 2.0}
+    checkpoints.save(one.state_dict(), tmp_path / "c.pth")
+    other.load_state_dict(checkpoints.load(tmp_path / "c.pth"), tmp_path)
+    assert (other.step, other.best) == (2, one.best)
+    for made in (one, other):
+        train(made, 1)
+    for name, part in one.parts.items():
+        if part is not None:
+            a, b = part.state_dict(), other.parts[name].state_dict()
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_checkpoint_without_a_part_is_one_line(tmp_path):
+    made = state("--ema")
+    with pytest.raises(utils.UserError, match="holds no G_ema"):
+        made.load_state_dict(state().state_dict(), tmp_path)
+
+
+@pytest.mark.parametrize("flags", [["--ema"], []])
+def test_the_estimated_size_is_that_of_the_file(flags, tmp_path):
+    made = state(*flags)
+    train(made, 1)
+    for content, size in zip((made.state_dict(), made.best_state_dict()), made.checkpoint_bytes(), strict=True):
+        checkpoints.save(content, tmp_path / "c.pth")
+        written = (tmp_path / "c.pth").stat().st_size
+        assert size <= written < size + 200_000  # names, and a frame for each tensor
