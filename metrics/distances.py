@@ -17,7 +17,7 @@ from torch_utils.precision import full_precision
 
 MEMORY_MB = 1024  # working memory of PRDC, unless said otherwise
 LARGEST = 1e150  # features whose squared distance float64 can hold
-DIRECT_BYTES = 2**18 - 1  # of differences at once: so few (below 2^15) torch computes without waking other threads
+DIRECT_BYTES = 2**19  # of differences at once: they stay in the cache, and are enough for threads to be worth waking
 
 
 class Frame(NamedTuple):
