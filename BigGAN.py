@@ -180,7 +180,8 @@ def _restore(network, state, device, meta):
 
 
 def load_state(module: nn.Module, state: dict, path: str | Path) -> None:
-    """Load a state dict; another architecture's is one clear line. Raises: utils.UserError."""
+    """Load a state dict; another architecture's, or a diverged one's, is one clear line. Raises: utils.UserError."""
+    checkpoints.check_finite(state, path, type(module).__name__)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

@@ -65,13 +65,15 @@ TRUNCATION_KIND = {
 def read_networks(path: str | Path, source: str) -> dict[str, dict]:
     """State dicts of a codebase's own file or folder, or of a {"G": ..., "D": ...} file: {"G" | "G_ema" | "D": dict}.
 
-    Raises: utils.UserError if there is none, or more than one of a kind in the folder.
+    Raises: utils.UserError if there is none, more than one of a kind in the folder, or a weight that is not finite.
     """
     path = Path(path)
     files = _files_of_folder(path, source) if path.is_dir() else {None: path}
     networks = {}
     for name, file in files.items():
         networks |= _networks_of_file(file, name, source)
+    for kind, state in networks.items():
+        checkpoints.check_finite(state, path, kind)
     return networks
 
 

@@ -67,13 +67,22 @@ def generate(
 def make_images(G: nn.Module, z: Tensor, y: Tensor) -> Tensor:
     """Images of z (N,dim_z) and y, ids (N,) or weights (N,K), in one forward: uint8 (N,3,R,R) on the CPU.
 
-    Raises: utils.UserError if the GPU's memory is too small for them.
+    Raises: utils.UserError if the GPU's memory is too small for them, or if they are not finite.
     """
     device = next(G.parameters()).device
     try:
-        return to_uint8(G(z.to(device), y.to(device))).cpu()
+        images = G(z.to(device), y.to(device))
+        pixels = to_uint8(images).cpu()
     except torch.OutOfMemoryError as error:
         raise utils.UserError(f"{device} has too little free memory for {len(z)} images at a time") from error
+    check_finite(images)
+    return pixels
+
+
+def check_finite(images: Tensor) -> None:
+    """Raise utils.UserError where images are not finite: as uint8 they would be black, and look like images."""
+    if not images.isfinite().all():
+        raise utils.UserError("the generator's images are not finite (NaN or infinite): has its training diverged?")
 
 
 def describe(G: nn.Module, meta: dict, device: torch.device) -> str:

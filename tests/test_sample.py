@@ -1,5 +1,6 @@
 """sample.py: what an image depends on, the geometry of sheets, the written files, and the script's errors."""
 
+import copy
 import subprocess
 import sys
 import zipfile
@@ -21,6 +22,7 @@ from sampling.generate import SamplingOptions, generate
 from sampling.latents import Truncation, balanced_labels, latents, random_labels
 from torch_utils import checkpoints
 from torch_utils.images import to_uint8
+from training import finetune
 
 
 @pytest.fixture(scope="module")
@@ -268,3 +270,22 @@ def test_samples_under_a_batch_norm_mode_are_the_images_that_evaluation_sees(run
     for pixels, y in made:
         assert np.abs(pixels[:40] - made[0][0]).max() <= 1 and np.array_equal(y[:40], made[0][1])
         assert np.abs(pixels[:40] - running).max() > 5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(G, run, tmp_path, value):
+    path = run / "weights" / "best_00000007.pth"
+    checkpoint = checkpoints.load(path)
+    checkpoint["G_ema"]["stages.1.0.conv1.weight"][0, 0, 0, 0] = value
+    checkpoints.save(checkpoint, path)
+    with pytest.raises(utils.UserError, match=r"best_00000007.*stages\.1\.0\.conv1\.weight of Generator .* not finite"):
+        sample.main([str(run), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    with pytest.raises(utils.UserError, match=r"stages\.1\.0\.conv1\.weight of G_ema"):
+        finetune.read_source(path)
+
+
+def test_images_that_are_not_finite_do_not_become_black_ones(G):
+    broken = copy.deepcopy(G)
+    broken.output_conv.bias += float("nan")
+    with pytest.raises(utils.UserError, match="images are not finite"):
+        next(generate(broken, torch.tensor([0, 1]), seed=0, batch_size=2))

@@ -70,6 +70,19 @@ def read_model(path: str | Path, kinds: tuple[str, ...] = KINDS) -> tuple[dict, 
     return checkpoint, path
 
 
+def check_finite(state: dict[str, torch.Tensor], path: str | Path, network: str) -> None:
+    """Raise utils.UserError that names the first tensor of a state dict with a value that is not finite.
+
+    path: of the file; network: whose weights they are.
+    """
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise utils.UserError(
+                f"{path}: {name} of {network} holds values that are not finite (NaN or infinite), as a diverged run "
+                "leaves them; use an earlier checkpoint"
+            )
+
+
 def samples_folder(checkpoint: Path) -> Path:
     """Where samples of a checkpoint file go: its run's samples/, or a folder beside a file outside of a run."""
     if checkpoint.parent.name == "weights":

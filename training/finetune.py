@@ -67,6 +67,8 @@ def read_source(path: str | Path) -> Source:
     G, G_ema = checkpoint.get("G"), checkpoint.get("G_ema")
     if G is None and G_ema is None:
         raise utils.UserError(f"--init_from {path}: the checkpoint holds no generator")
+    for name in ("G", "G_ema", "D"):
+        checkpoints.check_finite(checkpoint.get(name) or {}, path, name)
     config = ModelConfig.from_dict(checkpoint["model_config"])
     names = checkpoint.get("class_names") or [str(i) for i in range(config.n_classes)]
     return Source(str(path), checkpoint.get("step", 0), config, names, G or G_ema, checkpoint.get("D"), G_ema)

@@ -299,6 +299,7 @@ def test_what_does_not_fit_is_one_clear_line(small, tmp_path):
         ),
         ({"G": {"x.weight": torch.zeros(2, 2)}}, "G is not a network of"),
         ({"weights": 3}, "holds no state dict"),
+        (with_("D", "blocks.1.0.conv1.bias", torch.tensor([torch.nan])), r"blocks.1.0.conv1.bias of D .* not finite"),
     ]
     for content, message in cases:
         checkpoints.save(content, tmp_path / "in.pth")
