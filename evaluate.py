@@ -33,7 +33,7 @@ from inception_utils import (
 from metrics import tables, truncation_sweep
 from metrics.images import GeneratedImages, Source
 from metrics.protocol import MetricOptions
-from metrics.reference import load_reference
+from metrics.reference import load_reference, with_moments_of_file
 from sampling import batch_norm
 from sampling.batch_norm import BatchNormMode
 from sampling.generate import SamplingOptions, describe
@@ -226,6 +226,8 @@ def _load_measure(args, resolution, source, second, ranks):
     elif second:
         _check_resolution(network, real_images.resolution, second)
         reference = _reference_of(args, options, real_images, network, ranks)
+        if second.kind == "npz":
+            reference = with_moments_of_file(reference, second.path)
     return Measure(network, reference, options, ranks, real_images if args.intra_fid else None)
 
 

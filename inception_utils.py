@@ -139,8 +139,8 @@ def compute_metrics(
     """All metrics of N generated images.
 
     Args: features (N,d) and logits (N,K): of `network`, in an order that does not follow the class; labels: int64 (N,),
-        the classes that were asked for, or None; reference: of the same network; options: a KID subset is cut to the
-        images that there are; seed: of KID's draws.
+        the classes that were asked for, or None; reference: of the same network; options: KID's subsets as
+        `functional.kid_subset_size` has them; seed: of KID's draws.
     Returns: dict of floats: `fid` or `fd`, `is_mean`, `is_std`; where there are real features, `kid_mean` and `kid_std`
         of all of them, and `precision`, `recall`, `density`, `coverage` of as many real and generated images (the first
         of each); `accuracy` where there are labels and the network's classes are the data set's.
@@ -156,7 +156,7 @@ def compute_metrics(
     values["is_mean"], values["is_std"] = functional.inception_score(scored, options.is_splits)
     if reference.real_features is not None:
         real = reference.real_features.to(features.device)
-        size = min(options.kid_subset_size, len(real), len(features))
+        size = functional.kid_subset_size(options.kid_subset_size, min(len(real), len(features)))
         kid = functional.kernel_distance(real, features, options.kid_subsets, size, seed)
         values["kid_mean"], values["kid_std"] = kid
         n = min(len(real), len(features))

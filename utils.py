@@ -386,11 +386,11 @@ def load_json(path: str | Path):
         raise UserError(f"{path} is not valid JSON ({error})") from error
 
 
-def load_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file, by name; no pickled objects. Raises: UserError naming the file."""
+def load_npz(path: str | Path, only: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, by name, all or those named; no pickled objects. Raises: UserError naming the file."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+            return {key: file[key] for key in (only or file.files) if key in file.files}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (TypeError, AttributeError, *DAMAGED_NPZ) as error:  # the first two: a single array, an .npy file

@@ -227,6 +227,14 @@ def kernel_distance(
     return distances.mean().item(), distances.std(correction=0).item()
 
 
+def kid_subset_size(wanted: int, smallest: int) -> int:
+    """Images in each subset of KID, of sets of which the smaller has so many.
+
+    As many as wanted where that leaves a choice; else half, as subsets that are the whole set all give one value.
+    """
+    return wanted if wanted < smallest else max(2, smallest // 2)
+
+
 def _random_subsets(n, m, subsets, subset_size, seed):
     random = utils.rng(seed, "kid")
     for _ in range(subsets):

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from metrics.distances import MEMORY_MB
+from metrics.functional import kid_subset_size
 from metrics.networks import FeatureOptions
 from utils import option, positive_int
 
@@ -26,7 +27,7 @@ class MetricOptions(FeatureOptions):
     prdc_k: int | None = option(None, "neighbours of PRDC's radii", kind=positive_int)
     prdc_memory_mb: int = option(MEMORY_MB, "working memory of PRDC, in MiB", kind=positive_int, changeable=True)
     kid_subsets: int = option(100, "random subsets that KID averages", kind=positive_int)
-    kid_subset_size: int = option(1000, "images in each, or all where there are fewer", kind=positive_int)
+    kid_subset_size: int = option(1000, "images in each; where there are no more, half of these", kind=positive_int)
     reference_file: str | None = option(
         None, "reference statistics: an npz of ours, of the family or of pytorch-fid", metavar="FILE"
     )
@@ -46,7 +47,7 @@ class Protocol:
 
     ema: whether G was the moving average; bn_mode: `running`, `batch` or `standing`; truncation: threshold or None,
     truncation_kind: its meaning; seed: of the latents; fake_num: generated images. Of images in files, ema, bn_mode and
-    truncation are None. The last three are stored only where they mean something.
+    truncation are None. The last four are stored only where they mean something.
     """
 
     network: str
@@ -74,6 +75,7 @@ class Protocol:
     bn_batch_size: int | None = None
     num_standing_accumulations: int | None = None
     order: str | None = None
+    reference_moments: str | None = None
 
     @classmethod
     def of(
@@ -112,7 +114,9 @@ class Protocol:
             k=options.prdc_k,
             kid_real_num=num_real_features,
             kid_subsets=options.kid_subsets,
-            kid_subset_size=min(options.kid_subset_size, num_real_features, fake_num),
+            kid_subset_size=kid_subset_size(options.kid_subset_size, min(num_real_features, fake_num))
+            if num_real_features
+            else 0,
             splits=options.is_splits,
             is_outputs=1000 if options.is_outputs == "1000" else network.num_classes,
             ema=ema,
@@ -120,6 +124,7 @@ class Protocol:
             truncation=truncation and truncation.limit,
             truncation_kind=truncation and truncation.kind,
             seed=seed,
+            reference_moments=real.moments,
             **further,
         )
 

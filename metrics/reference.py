@@ -28,7 +28,8 @@ class ReferenceProtocol:
     seed: of all random choices; k, splits, is_outputs: of PRDC and the Inception score; reference_num: size of the
     random subset that was measured, None for the whole data set; imagenet_classes: whether its classes are ImageNet's
     1000, in WordNet's order; selection: which images instance selection has left, None for all; assumed: whether all
-    this is a guess about a file of another codebase. Fields with defaults were added after the first files.
+    this is a guess about a file of another codebase; moments: where mu and sigma come from, None: the measured images.
+    Fields with defaults were added after the first files.
     """
 
     network: str
@@ -44,6 +45,7 @@ class ReferenceProtocol:
     imagenet_classes: bool = False
     selection: str | None = None
     assumed: bool = False
+    moments: str | None = None
 
     @classmethod
     def of(cls, network: FeatureNetwork, **others) -> "ReferenceProtocol":
@@ -176,6 +178,29 @@ def _foreign_reference(arrays, path, network):
         )
     mu, sigma = (torch.from_numpy(arrays[key]).double() for key in ("mu", "sigma"))
     return Reference(mu, sigma, features, None, None, None, protocol)
+
+
+def with_moments_of_file(reference: Reference, path: Path) -> Reference:
+    """Statistics of the images in an npz, with the `mu` and `sigma` beside them: those of the whole set, of which the
+    images are a sample, as guided-diffusion (ADM) publishes its references. Says so; without them `reference` itself.
+    """
+    arrays = utils.load_npz(path, only=("mu", "sigma"))
+    if not arrays:
+        return reference
+    d, number = len(reference.mu), reference.protocol.num_images
+    found = [(key, array.shape, array.dtype.kind) for key, array in arrays.items()]
+    fits = found == [("mu", (d,), "f"), ("sigma", (d, d), "f")]
+    if utils.is_main_process():
+        use = f"are not of {d} features: its {number} images count for all"
+        if fits:
+            network = reference.protocol.network
+            use = f"count for the Frechet distance, its {number} images for the rest; {network} is assumed"
+        print(f"{path}: its mu and sigma {use}")
+    if not fits:
+        return reference
+    mu, sigma = (torch.from_numpy(arrays[key]).double() for key in ("mu", "sigma"))
+    protocol = dataclasses.replace(reference.protocol, moments="mu and sigma of the file, network assumed")
+    return dataclasses.replace(reference, mu=mu, sigma=sigma, protocol=protocol)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -270,6 +270,32 @@ def test_one_source_against_another(run, samples, data_root, files, capsys):
     assert intra["intra_fd"] == pytest.approx(np.mean(list(intra["intra_fd_per_class"].values())))
 
 
+def test_an_npz_of_images_and_of_the_whole_sets_moments(samples, data_root, files, tmp_path, capsys):
+    """As ADM publishes references: mu and sigma of the whole set count for FD, the sample of images for the rest."""
+    npz, statistics = samples / "samples.npz", data_root / "small_classifier_native_reference.npz"
+    images = np.load(npz)["arr_0"]
+    with np.load(statistics) as whole:
+        np.savez(tmp_path / "adm.npz", images[:60], mu=whole["mu"], sigma=whole["sigma"], mu_s=np.zeros(7))
+    np.savez(tmp_path / "few.npz", images[:60])
+    np.savez(tmp_path / "other.npz", images[:60], mu=np.zeros(9), sigma=np.eye(9))
+    capsys.readouterr()
+    results = {}
+    for name in ("adm.npz", "few.npz", "other.npz"):
+        evaluate.main([str(npz), str(tmp_path / name), *files, "--json"])
+        out, err = capsys.readouterr()
+        results[name] = json.loads(out)
+        told = f"{tmp_path / name}: its mu and sigma"
+        words = {"adm.npz": "count for the Frechet distance, its 60 images for the rest", "other.npz": "are not of 128"}
+        assert (f"{told} {words[name]}" in err) if name in words else "its mu and sigma" not in err
+    adm, few = results["adm.npz"], results["few.npz"]
+    assert adm["fd"] == evaluated(capsys, npz, statistics, *files)["fd"] != few["fd"]
+    assert {name: adm[name] for name in ("precision", "kid_mean")} == {
+        name: few[name] for name in ("precision", "kid_mean")
+    }
+    assert "of the file" in adm["protocol"]["reference_moments"] and "reference_moments" not in few["protocol"]
+    assert results["other.npz"]["fd"] == few["fd"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Sweeps and comparisons
 

@@ -137,6 +137,18 @@ def test_compute_metrics(tmp_path):
     assert torch.load(tmp_path / "m.pth", weights_only=True)["protocol"] == json.loads(json.dumps(protocol))
 
 
+def test_kid_of_few_images_has_a_spread():
+    """Subsets that are the whole set are all the same one: 100 equal values, whose deviation of 0 says nothing."""
+    network = small_network()
+    reference = made_reference(network)
+    features, logits = torch.randn(200, network.feature_dim), torch.randn(200, 3)
+    values = inception_utils.compute_metrics(features, logits, None, network, reference, MetricOptions())
+    whole = functional.polynomial_mmd(reference.real_features, features).item()
+    assert values["kid_std"] > 0 and values["kid_mean"] == pytest.approx(whole, abs=3 * values["kid_std"])
+    assert [functional.kid_subset_size(wanted, 200) for wanted in (199, 200, 1000)] == [199, 100, 100]
+    assert functional.kid_subset_size(1000, 3) == 2
+
+
 def test_inception_is_reported_as_fid():
     network = small_network("inception")
     reference = made_reference(network)
@@ -154,7 +166,7 @@ def test_flags_reach_metrics_and_protocol():
     reference = made_reference(network)
     protocol = protocol_of(network, reference, MetricOptions.of(parser.parse_args([])))
     assert (protocol["splits"], protocol["k"], protocol["is_outputs"], protocol["kid_subsets"]) == (10, 5, 3, 100)
-    assert protocol["kid_subset_size"] == protocol["kid_real_num"] == 200  # fewer than the 1000 that were asked for
+    assert (protocol["kid_subset_size"], protocol["kid_real_num"]) == (100, 200)  # no 1000 images as asked for: half
     flags = "--is_splits 4 --prdc_k 3 --kid_subsets 6 --kid_subset_size 30 --is_outputs 1000".split()
     options = MetricOptions.of(parser.parse_args(flags))
     features, logits = reference.real_features, torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
