@@ -21,6 +21,7 @@ import utils
 from BigGAN import Generator
 from image_datasets.image_sets import ImageSet
 from metrics import classifier, functional
+from metrics.distances import MEMORY_MB
 from metrics.features import check_classes, features_of, intra_class
 from metrics.images import GeneratedImages
 from metrics.networks import FeatureNetwork
@@ -295,7 +296,7 @@ def compute_reference(
     protocol: ReferenceProtocol,
     ranks: Ranks,
     batch_size: int = 64,
-    memory_mb: int = prdc.MEMORY_MB,
+    memory_mb: int = MEMORY_MB,
 ) -> Reference:
     """Statistics of an ImageSet, streaming.
 
@@ -343,7 +344,7 @@ def compute_reference(
     return Reference(mu, sigma, real_features, *score.finalize(), ceiling, protocol)
 
 
-def coverage_ceiling(real_features: Tensor, k: int, memory_mb: int = prdc.MEMORY_MB, device="cpu") -> float:
+def coverage_ceiling(real_features: Tensor, k: int, memory_mb: int = MEMORY_MB, device="cpu") -> float:
     """Coverage between two halves of the real features (n,d): about the most that a generator can reach."""
     half = len(real_features) // 2
     one, other = (part.to(device) for part in (real_features[:half], real_features[half : 2 * half]))

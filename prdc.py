@@ -17,7 +17,6 @@ import torch
 
 import utils
 from metrics import distances
-from metrics.distances import MEMORY_MB
 
 SPARE = 5  # neighbours looked at beyond the k-th, so that near ties seldom need a second look
 # A larger tile leaves the cache, and of a set's distances to itself computes more pairs twice; a smaller one is slower.
@@ -25,7 +24,7 @@ LARGEST_TILE = 1024
 DOUBTS = 16  # pairs per row of a tile whose differences cost about as much as the tile in float64
 
 
-def prdc(*, real, fake, k: int = 5, memory_mb: int = MEMORY_MB) -> dict[str, float]:
+def prdc(*, real, fake, k: int = 5, memory_mb: int = distances.MEMORY_MB) -> dict[str, float]:
     """Precision, recall, density and coverage; the sets are passed by name, so that they cannot be swapped.
 
     Args: real: (n,d) features; fake: (m,d) features on the same device, tensors or arrays; k: neighbours that set a
@@ -69,7 +68,7 @@ def tiling(d: int, memory_mb: int) -> tuple[int, int]:
     return size, max(2, (budget * 3 // 4 - working) // (4 * size * d))  # the allocator holds a share of its own
 
 
-def radii(points, k: int, memory_mb: int = MEMORY_MB) -> torch.Tensor:
+def radii(points, k: int, memory_mb: int = distances.MEMORY_MB) -> torch.Tensor:
     """Squared distance (n,) float64 of each of the points (n,d) to its k-th nearest other one. Raises: as prdc."""
     points = as_features(points)
     n, (size, keep) = len(points), tiling(points.shape[1], memory_mb)
@@ -133,7 +132,7 @@ def _settle(points, rows, found, k, frame, size):
     return best[:, -1]
 
 
-def ball_counts(*, real, fake, real_radii, fake_radii, memory_mb: int = MEMORY_MB) -> tuple[torch.Tensor, ...]:
+def ball_counts(*, real, fake, real_radii, fake_radii, memory_mb: int = distances.MEMORY_MB) -> tuple:
     """How often the points of one set lie inside the balls of the other.
 
     Args: real: (n,d); fake: (m,d); real_radii: (n,) and fake_radii: (m,), squared, float64.

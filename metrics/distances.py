@@ -17,7 +17,7 @@ from torch_utils.precision import full_precision
 
 MEMORY_MB = 1024  # working memory of PRDC, unless said otherwise
 LARGEST = 1e150  # features whose squared distance float64 can hold
-DIRECT_BYTES = 2**19  # of differences at once: they stay in the cache, and are enough for threads to be worth waking
+DIRECT_BYTES = 2**18 - 1  # of differences at once: so few (below 2^15) torch computes without waking other threads
 
 
 class Frame(NamedTuple):
@@ -53,8 +53,9 @@ def make_blocks(points: torch.Tensor, frame: Frame, dtype: torch.dtype, size: in
 
 def direct_pairs(a: torch.Tensor, b: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
     """Squared distances (p,) float64 of the points a[i] to b[j], i and j int64 (p,), some pairs at a time."""
-    some = max(1, DIRECT_BYTES // (8 * a.shape[1]))
-    return torch.cat([direct_squared(a[x], b[y]) for x, y in zip(i.split(some), j.split(some), strict=True)])
+    some = max(1, DIRECT_BYTES // (8 * a.shape[1]))  # index_select wakes no thread either, unlike a[x]
+    parts = zip(i.split(some), j.split(some), strict=True)
+    return torch.cat([direct_squared(a.index_select(0, x), b.index_select(0, y)) for x, y in parts])
 
 
 def make_block(points: torch.Tensor, frame: Frame, dtype: torch.dtype) -> Block:
