@@ -11,8 +11,7 @@ import argparse
 
 import utils
 from conversion import peers
-from conversion.convert import convert
-from model_config import ModelConfig
+from conversion.convert import convert, parse_field
 from torch_utils import checkpoints
 
 
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         name, equals, text = setting.partition("=")
         if not equals:
             raise utils.UserError(f"--set {setting}: not of the form FIELD=VALUE")
-        overrides[name] = utils.parse_option(ModelConfig, name, text)
+        overrides[name] = parse_field(name, text)
     networks = peers.read_networks(args.path, args.source)
     checkpoint = convert(networks, args.source, overrides, args.truncation, args.gain_offset, args.bgr)
     checkpoints.save(checkpoint, args.out)

@@ -226,27 +226,6 @@ def _argument_type(field):
     return {"type": field.metadata["kind"] or own} | names
 
 
-def parse_option(cls: type[Options], name: str, text: str):
-    """The value of a field of an Options class from text, as its flag reads it; booleans are true or false.
-
-    Raises: UserError.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    if name not in fields:
-        raise UserError(f"{name} is not a field of {cls.__name__}; those are {', '.join(fields)}")
-    kind, choices = fields[name].type, fields[name].metadata.get("choices")
-    try:
-        if kind is bool:
-            value = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        else:
-            value = number_list(text) if kind is tuple else kind(text)
-    except (KeyError, ValueError, argparse.ArgumentTypeError) as error:
-        raise UserError(f"{name}={text}: not a value of this field") from error
-    if choices and value not in choices:
-        raise UserError(f"{name}={text}: choose from {', '.join(choices)}")
-    return value
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Running a script
 

@@ -4,6 +4,8 @@ The architecture is read off the names and shapes of the weights (`infer_generat
 peers.py has brought into one scheme; then each layer of our networks takes its weights (`fill`).
 """
 
+import argparse
+import dataclasses
 import math
 
 import torch
@@ -265,3 +267,24 @@ def convert(
         },
         **{kind: states.get(kind) for kind in ("G", "G_ema", "D")},
     }
+
+
+def parse_field(name: str, text: str):
+    """The value of a field of ModelConfig from text, as its flag reads it; booleans are true or false.
+
+    Raises: utils.UserError.
+    """
+    fields = {field.name: field for field in dataclasses.fields(ModelConfig)}
+    if name not in fields:
+        raise utils.UserError(f"{name} is not a field of ModelConfig; those are {', '.join(fields)}")
+    kind, choices = fields[name].type, fields[name].metadata.get("choices")
+    try:
+        if kind is bool:
+            value = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        else:
+            value = utils.number_list(text) if kind is tuple else kind(text)
+    except (KeyError, ValueError, argparse.ArgumentTypeError) as error:
+        raise utils.UserError(f"{name}={text}: not a value of this field") from error
+    if choices and value not in choices:
+        raise utils.UserError(f"{name}={text}: choose from {', '.join(choices)}")
+    return value

@@ -6,7 +6,6 @@ import pytest
 
 import utils
 from model_config import ModelConfig, add_model_args
-from utils import parse_option
 
 
 def parse(*flags):
@@ -87,14 +86,3 @@ def test_stages_say_where_attention_is():
 def test_deep_keeps_z_whole():
     config = ModelConfig(resolution=64, n_classes=10, model="BigGANdeep", dim_z=128, G_shared=True, hier=True)
     assert config.dim_z == 128 and len(config.D_stages) == 4 and config.D_num_down == 4
-
-
-def test_parse_option_reads_fields_as_flags_do():
-    read = {
-        name: parse_option(ModelConfig, name, text)
-        for name, text in {"G_attn": "32_64", "D_wide": "false", "BN_eps": "1e-4", "D_ch": "7", "ssm": "gain"}.items()
-    }
-    assert read == {"G_attn": (32, 64), "D_wide": False, "BN_eps": 1e-4, "D_ch": 7, "ssm": "gain"}
-    for name, text in (("D_wide", "perhaps"), ("ssm", "other"), ("D_ch", "x"), ("nothing", "1")):
-        with pytest.raises(utils.UserError, match=name):
-            parse_option(ModelConfig, name, text)

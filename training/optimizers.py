@@ -6,7 +6,9 @@ from torch import nn
 from torch.optim import Adam
 
 import utils
-from utils import BELOW_1, POSITIVE, SHARE, Options, option
+from utils import BELOW_1, SHARE, Check, Options, option
+
+SMALL = Check(lambda x: 0 < x < 10, "be positive and below 10")
 
 
 @dataclass(frozen=True)
@@ -15,13 +17,13 @@ class OptimizerOptions(Options):
 
     title = "optimizers"
 
-    G_lr: float = option(5e-5, "Adam's learning rate of G", check=POSITIVE)
+    G_lr: float = option(5e-5, "Adam's learning rate of G", check=SMALL)
     G_B1: float = option(0.0, "Adam's beta1 of G", check=BELOW_1)
     G_B2: float = option(0.999, "Adam's beta2 of G", check=BELOW_1)
-    D_lr: float = option(2e-4, "Adam's learning rate of D", check=POSITIVE)
+    D_lr: float = option(2e-4, "Adam's learning rate of D", check=SMALL)
     D_B1: float = option(0.0, "Adam's beta1 of D", check=BELOW_1)
     D_B2: float = option(0.999, "Adam's beta2 of D", check=BELOW_1)
-    adam_eps: float = option(1e-8, "Adam's epsilon", check=POSITIVE)
+    adam_eps: float = option(1e-8, "Adam's epsilon", check=SMALL)
     lr_decay_start: int = option(0, "step from which both learning rates fall")
     lr_decay_end: int = option(0, "step from which they stay again; 0: no decay")
     lr_decay_to: float = option(0.0, "fraction of themselves to which they fall", check=SHARE)

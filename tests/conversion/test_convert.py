@@ -332,3 +332,14 @@ def test_spectral_norm_of_part_of_a_network():
     normed.u, normed.v = scaled.u, scaled.v
     torch.testing.assert_close(normed.eval().normalized_weight(), plain.weight)
     torch.testing.assert_close(layer.scaled_to(2.5).baked().weight, plain.weight / 2.5)
+
+
+def test_fields_are_read_fields_as_flags_do():
+    read = {
+        name: convert.parse_field(name, text)
+        for name, text in {"G_attn": "32_64", "D_wide": "false", "BN_eps": "1e-4", "D_ch": "7", "ssm": "gain"}.items()
+    }
+    assert read == {"G_attn": (32, 64), "D_wide": False, "BN_eps": 1e-4, "D_ch": 7, "ssm": "gain"}
+    for name, text in (("D_wide", "perhaps"), ("ssm", "other"), ("D_ch", "x"), ("nothing", "1")):
+        with pytest.raises(utils.UserError, match=name):
+            convert.parse_field(name, text)

@@ -35,6 +35,7 @@ def test_optimizers_have_the_flags_values():
         (["--lr_decay_end", "5", "--lr_decay_to", "2"], "--lr_decay_to 2.0"),
         (["--D_B1", "1"], "--D_B1"),
         (["--adam_eps", "0"], "--adam_eps"),
+        (["--G_lr", "1000"], "--G_lr 1000.0: must be positive and below 10"),
     ],
 )
 def test_bad_values_are_one_line(flags, words):
