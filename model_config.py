@@ -134,10 +134,15 @@ class ModelConfig(Options):
     def _fill_widths(self, k):
         G_ch_mult = self.G_ch_mult or G_MULTIPLIERS.get(k, ())
         D_ch_mult = self.D_ch_mult or D_MULTIPLIERS.get(k, ())
+        where = f"at resolution {self.resolution}"
+        for name, mult, wanted in (("G_ch_mult", G_ch_mult, f"{k + 1} numbers"), ("D_ch_mult", D_ch_mult, "numbers")):
+            if not mult:  # none given, and none in the tables
+                example = "-".join(str(2 ** max(k - i, 0)) for i in range(k + 1))
+                example = example if name[0] == "G" else "-".join(reversed(example.split("-")))
+                raise utils.UserError(f"there are no usual widths {where}: give --{name} {wanted}, such as {example}")
         if len(G_ch_mult) != k + 1:
-            raise utils.UserError(f"--G_ch_mult needs {k + 1} numbers at resolution {self.resolution}, such as 4-4-2-1")
-        if not D_ch_mult:
-            raise utils.UserError(f"--D_ch_mult must be given at resolution {self.resolution}")
+            given = "-".join(map(str, G_ch_mult))
+            raise utils.UserError(f"--G_ch_mult {given}: {k + 1} numbers are needed {where}")
         table_of_32 = not self.D_ch_mult and k == 3
         D_num_down = self.D_num_down or (2 if table_of_32 else len(D_ch_mult) - 1)
         stages = len(D_ch_mult) - (1 if self.deep else 0)

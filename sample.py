@@ -48,6 +48,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     options, mode = SamplingOptions.of(args), BatchNormMode.of(args)
+    if not args.sheets and not args.num_samples:
+        raise utils.UserError("--no-sheets without --num_samples N: there is nothing to write")
     device = distributed.resolve_device(options.device)
     G, meta = BigGAN.load_generator(args.checkpoint, device, options.ema)
     classes = _checked_classes(args.classes, G.config.n_classes)

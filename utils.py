@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).parent  # of the project
+TORCHRUN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 # What reading a damaged npz file raises.
 DAMAGED_NPZ = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -268,7 +269,15 @@ def bar_interval() -> dict:
 
 def is_main_process() -> bool:
     """Whether this is the process that speaks to the user: the only one, or rank 0 of torchrun's."""
-    return os.environ.get("RANK", "0") == "0"
+    return not is_rank() or os.environ["RANK"] == "0"
+
+
+def is_rank() -> bool:
+    """Whether torchrun has started this process as one of its ranks.
+
+    All of its variables tell: some clusters set RANK for every job, which is no reason to be silent, or to wait.
+    """
+    return os.environ.keys() >= TORCHRUN_VARIABLES
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -277,7 +277,7 @@ def _released_file(release, weights_flag):
         except (OSError, RuntimeError) as error:  # no network; a file that is not the one we asked for
             raise utils.UserError(
                 f"no weights of {release.title}: downloading {release.url} failed ({error}); fetch it elsewhere and "
-                f"put it at {path}, name it with {weights_flag}, or use the classifier instead"
+                f"put it at {path}, name it with {weights_flag}, or use --feature_network classifier instead"
             ) from error
     digest = utils.sha256(path)
     if not digest.startswith(release.sha256):

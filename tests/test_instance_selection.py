@@ -340,7 +340,7 @@ def test_a_dry_run_computes_no_scores(script, capsys):
 
 
 def _score_as_rank(rank, root):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ |= dict.fromkeys(utils.TORCHRUN_VARIABLES, "0") | {"RANK": str(rank), "WORLD_SIZE": "2"}
     store = torch.distributed.FileStore(str(root / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     options = SelectionOptions.of(instance_selection.parse_args(["--dataset", "made", *SELECT]))

@@ -86,3 +86,13 @@ def test_stages_say_where_attention_is():
 def test_deep_keeps_z_whole():
     config = ModelConfig(resolution=64, n_classes=10, model="BigGANdeep", dim_z=128, G_shared=True, hier=True)
     assert config.dim_z == 128 and len(config.D_stages) == 4 and config.D_num_down == 4
+
+
+def test_widths_that_are_missing_are_told_from_widths_that_do_not_fit():
+    for options, line in (
+        ({"resolution": 16}, "no usual widths at resolution 16: give --G_ch_mult 3 numbers, such as 4-2-1"),
+        ({"resolution": 16, "G_ch_mult": (4, 2, 1)}, "give --D_ch_mult numbers, such as 1-2-4"),
+        ({"resolution": 32, "G_ch_mult": (4, 4)}, "--G_ch_mult 4-4: 4 numbers are needed at resolution 32"),
+    ):
+        with pytest.raises(utils.UserError, match=line):
+            ModelConfig(n_classes=2, **options)

@@ -236,6 +236,8 @@ def test_bad_input_is_one_line(run, tmp_path, G, capsys):
         with pytest.raises(utils.UserError, match=words) as caught:
             sample.main([*map(str, arguments), "--device", "cpu"])
         assert "\n" not in str(caught.value)
+    with pytest.raises(utils.UserError, match="--no-sheets without --num_samples N"):
+        sample.main([str(run), "--no-sheets"])
     for value in ("0", "nan"):
         with pytest.raises(utils.UserError, match=f"--truncation {float(value)}: must be positive"):
             sample.main([str(run), "--truncation", value])

@@ -1,5 +1,6 @@
 """Run plumbing: seeding, atomic files, pixel ranges, argument errors, grids."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import utils
-from torch_utils import checkpoints
+from torch_utils import checkpoints, distributed
 from torch_utils.images import image_grid, to_float, to_uint8
 
 
@@ -124,3 +125,23 @@ def test_a_reader_that_goes_away_is_no_traceback():
 def test_a_warning_of_the_project_is_one_line():
     assert utils._one_line_warning("too few", UserWarning, utils.__file__, 1) == "warning: too few\n"
     assert "elsewhere.py:1" in utils._one_line_warning("too few", UserWarning, "/lib/elsewhere.py", 1)
+
+
+def test_only_all_of_torchruns_variables_make_a_rank(monkeypatch):
+    """Clusters set RANK themselves: a process that took itself for rank 1 would say nothing, not even why it ends."""
+    for name in utils.TORCHRUN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "1")
+    assert utils.is_main_process() and not utils.is_rank()
+    with distributed.process_group("cpu") as ranks:
+        assert (ranks.rank, ranks.world_size) == (0, 1)
+    for name in utils.TORCHRUN_VARIABLES - {"RANK"}:
+        monkeypatch.setenv(name, "1")
+    assert utils.is_rank() and not utils.is_main_process()
+
+
+def test_an_error_is_told_where_a_cluster_sets_RANK(tmp_path):
+    command = [sys.executable, "make_hdf5.py", "--dataset", "folder", "--images", str(tmp_path), "--resolution", "8"]
+    environment = {k: v for k, v in os.environ.items() if k not in utils.TORCHRUN_VARIABLES} | {"RANK": "1"}
+    done = subprocess.run(command, cwd=utils.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "holds neither class folders nor images" in done.stderr

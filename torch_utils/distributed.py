@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from utils import UserError, is_main_process, option
+from utils import UserError, is_main_process, is_rank, option
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def resolve_device(name: str) -> torch.device:
 def launch_per_gpu() -> None:
     """Replace this process by one process per visible GPU, all running the same command, if there are several."""
     gpus = torch.cuda.device_count()
-    if gpus > 1 and "RANK" not in os.environ:
+    if gpus > 1 and not is_rank():
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
         os.execv(sys.executable, [*launcher, *sys.argv])
 
@@ -77,7 +77,7 @@ def launch_per_gpu() -> None:
 def process_group(device_name: str) -> Iterator[Ranks]:
     """Yield the Ranks of this process, joined to the others if torchrun started it: nccl on GPUs, gloo on the CPU."""
     device = resolve_device(device_name)
-    if "RANK" not in os.environ:
+    if not is_rank():
         yield Ranks(0, 1, device)
         return
     if device.type == "cuda":

@@ -28,8 +28,15 @@ def print_start(
         f"{config.n_classes} classes; G {num_parameters(state.G):,} and D {num_parameters(state.D):,} parameters; "
         f"dim_z {config.dim_z}\n"
         f"an optimizer step of D sees {options.images_per_D_step} images; "
-        f"{'resuming at' if state.step else 'from'} step {state.step} to {num_steps} in {folder}"
+        f"{_steps(state.step, num_steps)} in {folder}"
     )
+
+
+def _steps(start, end):
+    """From where to where a run goes, as text."""
+    if start >= end:
+        return f"complete at step {start}" + (f", past the {end} that are asked for" if start > end else "")
+    return f"{'resuming at' if start else 'from'} step {start} to {end}"
 
 
 def print_end(folder: Path, step: int) -> None:

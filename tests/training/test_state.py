@@ -6,6 +6,7 @@ import torch
 import utils
 from model_config import ModelConfig
 from torch_utils import checkpoints
+from training import messages
 from training.options import TrainOptions
 from training.state import TrainingState
 from training.steps import d_step, g_step
@@ -61,3 +62,9 @@ def test_the_estimated_size_is_that_of_the_file(flags, tmp_path):
         checkpoints.save(content, tmp_path / "c.pth")
         written = (tmp_path / "c.pth").stat().st_size
         assert size <= written < size + 200_000  # names, and a frame for each tensor
+
+
+def test_where_a_run_goes_from_and_to():
+    told = [messages._steps(*steps) for steps in ((0, 250), (100, 250), (250, 250), (300, 250))]
+    assert told[:2] == ["from step 0 to 250", "resuming at step 100 to 250"]
+    assert told[2:] == ["complete at step 250", "complete at step 300, past the 250 that are asked for"]
