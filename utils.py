@@ -1,6 +1,6 @@
 """What every file may use: errors, flags and typed options, randomness, files.
 
-Nothing here knows of processes, networks, data sets or metrics, or imports another file of the project.
+Nothing here knows of torch.distributed, networks, data sets or metrics, or imports another file of the project.
 """
 
 import argparse

@@ -232,7 +232,7 @@ def kid_subset_size(wanted: int, smallest: int) -> int:
 
     As many as wanted where that leaves a choice; else half, as subsets that are the whole set all give one value.
     """
-    return wanted if wanted < smallest else max(2, smallest // 2)
+    return wanted if wanted < smallest else min(max(2, smallest // 2), smallest)
 
 
 def _random_subsets(n, m, subsets, subset_size, seed):

@@ -114,9 +114,7 @@ class Protocol:
             k=options.prdc_k,
             kid_real_num=num_real_features,
             kid_subsets=options.kid_subsets,
-            kid_subset_size=kid_subset_size(options.kid_subset_size, min(num_real_features, fake_num))
-            if num_real_features
-            else 0,
+            kid_subset_size=kid_subset_size(options.kid_subset_size, min(num_real_features, fake_num)),
             splits=options.is_splits,
             is_outputs=1000 if options.is_outputs == "1000" else network.num_classes,
             ema=ema,

@@ -217,6 +217,7 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path):
         "damaged": tmp_path / "truncated.pth",
         "no model_config": tmp_path / "foreign.pth",
         "unknown fields": tmp_path / "newer.pth",
+        "linear.weight": tmp_path / "number.pth",
     }
     (tmp_path / "empty").mkdir()
     state = torch.load(path, weights_only=True)
@@ -224,6 +225,7 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path):
     checkpoints.save({**state, "model_config": {**state["model_config"], "G_ch": 6}}, cases["does not fit"])
     checkpoints.save({"weights": torch.zeros(1)}, cases["no model_config"])
     checkpoints.save({**state, "model_config": {**state["model_config"], "new": 6}}, cases["unknown fields"])
+    checkpoints.save({**state, "G_ema": None, "G": {**state["G"], "linear.weight": 3}}, cases["linear.weight"])
     for message, bad in cases.items():
         with pytest.raises(utils.UserError, match=message) as error:
             BigGAN.load_generator(bad)

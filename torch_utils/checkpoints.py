@@ -76,7 +76,7 @@ def check_finite(state: dict[str, torch.Tensor], path: str | Path, network: str)
     path: of the file; network: whose weights they are.
     """
     for name, tensor in state.items():
-        if not tensor.isfinite().all():
+        if torch.is_tensor(tensor) and not tensor.isfinite().all():  # what is none is told when it is loaded
             raise utils.UserError(
                 f"{path}: {name} of {network} holds values that are not finite (NaN or infinite), as a diverged run "
                 "leaves them; use an earlier checkpoint"
