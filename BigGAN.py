@@ -17,7 +17,7 @@ import layers
 import utils
 from model_config import ModelConfig
 from sssm import SpatialSelfModulation
-from torch_utils import checkpoints
+from torch_utils import checkpoints, precision
 
 
 class Generator(nn.Module):
@@ -29,6 +29,8 @@ class Generator(nn.Module):
     its first slot for the linear layer and one for each block; or in BigGAN-deep whole, for every block, while the
     linear layer sees the class as well.
     """
+
+    amp: torch.dtype | None = None  # of its feature maps (torch_utils.precision.AMP); None: that of the weights
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -63,6 +65,11 @@ class Generator(nn.Module):
         layers.init_weights(self, config.G_init)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:  # z (N,dim_z) float, y (N,) int64
+        with precision.autocast(z.device.type, self.amp):
+            h = self._last_map(z, y)
+        return torch.tanh(h.to(z.dtype))  # (N,3,R,R)
+
+    def _last_map(self, z, y):
         first, conditions = self._split(z, y)
         h = self.linear(first).view(len(z), -1, self.config.bottom_width, self.config.bottom_width)
         s = self.ssm.start(z, y) if self.ssm else None
@@ -71,7 +78,7 @@ class Generator(nn.Module):
                 h = layer(h, condition)  # (N,C,H,W), at last (N,C',2H,2W)
             if self.ssm:
                 s, h = self.ssm.stages[i](s, h)
-        return torch.tanh(self.output_conv(F.relu(self.output_bn(h, conditions[-1]))))  # (N,3,R,R)
+        return self.output_conv(F.relu(self.output_bn(h, conditions[-1])))
 
     def _split(self, z, y):
         """What the linear layer sees (N,S'), and the condition of each stage: y (N,) or a vector (N,S")."""
@@ -92,6 +99,8 @@ class Discriminator(nn.Module):
 
     The class comes in by projection, or as an embedded label joined to the first stage's features, or not at all.
     """
+
+    amp: torch.dtype | None = None  # as Generator.amp
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -120,17 +129,21 @@ class Discriminator(nn.Module):
         layers.init_weights(self, config.D_init)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # x (N,3,R,R) in [-1,1], y (N,) int64
-        h = self.input_conv(x) if self.input_conv else x
-        h = self.blocks[: self.num_first](h)
-        if self.label_embedding:
-            label = self.label_linear(self.label_embedding(y))  # (N,label channels)
-            h = torch.cat([h, label[:, :, None, None].expand(-1, -1, *h.shape[2:])], dim=1)
-        h = F.relu(self.blocks[self.num_first :](h))  # (N,C,h,w)
+        with precision.autocast(x.device.type, self.amp):
+            h = F.relu(self._last_map(x, y)).to(x.dtype)  # (N,C,h,w)
         h = h.mean(dim=(2, 3)) if self.config.D_pool == "mean" else h.sum(dim=(2, 3))  # (N,C)
         logits = self.linear(h).squeeze(1)  # (N,)
         if self.embed:
             logits = logits + (self.embed(y) * h).sum(dim=1)
         return logits
+
+    def _last_map(self, x, y):
+        h = self.input_conv(x) if self.input_conv else x
+        h = self.blocks[: self.num_first](h)
+        if self.label_embedding:
+            label = self.label_linear(self.label_embedding(y))  # (N,label channels)
+            h = torch.cat([h, label[:, :, None, None].expand(-1, -1, *h.shape[2:])], dim=1)
+        return self.blocks[self.num_first :](h)
 
 
 def build(config: ModelConfig) -> tuple[Generator, Discriminator]:

@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_utils.precision import no_autocast, widened
+
 
 class SpectralNorm:
     """Mixin of a layer with a `weight`: with `sn`, the layer uses weight / sigma (Miyato et al. 2018, equation 8).
 
     sigma = u' W v approximates the largest singular value of W, the weight flattened to (outputs, rest). Each training
     forward runs one power iteration on u and v (their algorithm 1); evaluation uses u and v as they are. Gradients
-    flow through sigma but not through u and v.
+    flow through sigma but not through u and v. All of it has the weight's own type, also under autocast: what u and v
+    lose to 8 bits in one step, the next ones never win back.
     """
 
     def _init_spectral_norm(self, sn, eps):
@@ -38,8 +41,9 @@ class SpectralNorm:
     def normalized_weight(self) -> Tensor:
         if not self.sn:
             return self.weight
-        u, v = self.power_iteration() if self.training else (self.u.clone(), self.v.clone())
-        return self.weight / (u @ (self.weight.flatten(1) @ v))
+        with no_autocast(self.weight.device.type):
+            u, v = self.power_iteration() if self.training else (self.u.clone(), self.v.clone())
+            return self.weight / (u @ (self.weight.flatten(1) @ v))
 
 
 @torch.no_grad()
@@ -87,10 +91,25 @@ class Embedding(SpectralNorm, nn.Embedding):
         return y @ weight if y.is_floating_point() else F.embedding(y, weight)
 
 
-def _convolve_with_ones(weight):
-    """Full convolution of each 3x3 kernel with ones(2,2): (A,B,3,3) to (A,B,4,4)."""
-    w = F.pad(weight, (1, 1, 1, 1))
-    return w[..., 1:, 1:] + w[..., :-1, 1:] + w[..., 1:, :-1] + w[..., :-1, :-1]
+def _sum_of_neighbours(x):
+    """x[i] + x[i + 1] along both of the last dimensions: (...,K,L) to (...,K-1,L-1)."""
+    x = x[..., 1:] + x[..., :-1]
+    return x[..., 1:, :] + x[..., :-1, :]
+
+
+class _ConvolveWithOnes(torch.autograd.Function):
+    """Full convolution of each 3x3 kernel with ones(2,2): (A,B,3,3) to (A,B,4,4).
+
+    Its transpose is the same sum without the padding, which autograd would compute by way of eight padded copies.
+    """
+
+    @staticmethod
+    def forward(ctx, weight):
+        return _sum_of_neighbours(F.pad(weight, (1, 1, 1, 1)))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _sum_of_neighbours(gradient)
 
 
 # Both convolutions that resample keep the state dict of the plain 3x3 (or 1x1) convolution; `fused = False` on an
@@ -110,7 +129,7 @@ class UpConv2d(Conv2d):
             return super().forward(upsample(x))
         if self.kernel_size == (1, 1):
             return upsample(super().forward(x))
-        kernel = _convolve_with_ones(self.normalized_weight()).flip(2, 3).transpose(0, 1)
+        kernel = _ConvolveWithOnes.apply(self.normalized_weight().flip(2, 3)).transpose(0, 1)
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
@@ -127,13 +146,14 @@ class DownConv2d(Conv2d):
             return F.avg_pool2d(super().forward(x), 2)
         if self.kernel_size == (1, 1):
             return super().forward(F.avg_pool2d(x, 2))
-        kernel = _convolve_with_ones(self.normalized_weight()) / 4
+        kernel = _ConvolveWithOnes.apply(self.normalized_weight() / 4)
         return F.conv2d(x, kernel, self.bias, stride=2, padding=1)
 
 
 def upsample(x: Tensor) -> Tensor:
     """Nearest-neighbour upsampling by 2: (N,C,H,W) to (N,C,2H,2W)."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")
+    with no_autocast(x.device.type):  # which on CPUs makes it float32
+        return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -162,12 +182,27 @@ class ConditionalBatchNorm2d(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # x (N,C,H,W), condition (N,) or (N,S)
         gain = 1 + self.gain(condition)  # (N,C)
         bias = self.bias(condition)  # (N,C)
-        if not self.training:  # the normalisation is affine too: one multiply-add per element does both
+        if self.training or x.dtype != self.bn.running_var.dtype:
+            x = self.bn(x)
+        else:  # the normalisation is affine too: one multiply-add per element does both
             gain = gain * torch.rsqrt(self.bn.running_var + self.bn.eps)
             bias = bias - gain * self.bn.running_mean
-        else:
-            x = self.bn(x)
-        return torch.addcmul(bias[:, :, None, None], x, gain[:, :, None, None])
+        gain, bias = (t.to(x.dtype)[:, :, None, None] for t in (gain, bias))  # float32 would make the maps float32
+        return torch.addcmul(bias, x, gain)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query key') value, the softmax in float32: (N,L,d), (N,M,d), (N,M,e) to (N,L,e), d at most e.
+
+    GPUs have kernels that never hold all L x M weights, for d = e: query and key get zeros. On CPUs plain products are
+    faster, in bfloat16 twice.
+    """
+    if query.is_cuda:
+        query, key = (F.pad(x, (0, value.shape[-1] - x.shape[-1])) for x in (query, key))
+        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0).squeeze(1)
+    with no_autocast(query.device.type):
+        scores = widened(query) @ widened(key).transpose(1, 2)  # (N,L,M)
+    return torch.softmax(scores, dim=-1).to(value.dtype) @ value
 
 
 class SelfAttention(nn.Module):
@@ -190,7 +225,7 @@ class SelfAttention(nn.Module):
         query = self.theta(x).flatten(2).transpose(1, 2)  # (N,HW,C/8)
         key = F.max_pool2d(self.phi(x), 2).flatten(2).transpose(1, 2)  # (N,HW/4,C/8)
         value = F.max_pool2d(self.g(x), 2).flatten(2).transpose(1, 2)  # (N,HW/4,C/2)
-        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # (N,HW,C/2)
+        attended = attend(query, key, value)  # (N,HW,C/2)
         attended = attended.transpose(1, 2).unflatten(2, x.shape[2:])  # (N,C/2,H,W)
         return x + self.gamma * self.o(attended)
 

@@ -13,27 +13,51 @@ which the main stream h is modulated:
 Symbols in shape comments: N batch, C and C' channels of the stage before and of this one, H and W this stage's size.
 """
 
-import math
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 import layers
 from model_config import ModelConfig
+from torch_utils.precision import widened
 
 # Guards the division for a constant map, of which the published code makes NaN; below float32's rounding otherwise.
 EPS = 1e-12
 
 
-def standardize(h: Tensor, groups: int) -> Tensor:
-    """h (N,C,H,W) minus its mean, over its unbiased standard deviation, of each sample and group of channels.
+class StandardizeModulate(torch.autograd.Function):
+    """(h - mean) / std * gain + bias: h (N,C,H,W), mean and unbiased standard deviation of each sample over `dims`.
 
-    groups 1: over (C,H,W); groups C: over (H,W).
+    gain and bias have h's shape, or (N,C,1,1). Statistics are float32 at least, whatever the type of h. Plain autograd
+    would keep the standardized map for its backward; it is as soon made again from h.
     """
-    n = h[0].numel() // groups
-    return F.group_norm(h, groups, eps=EPS) * math.sqrt((n - 1) / n)  # group_norm divides by the biased one
+
+    @staticmethod
+    def forward(ctx, h, gain, bias, dims):
+        x = widened(h)
+        mean = x.mean(dims, keepdim=True)
+        centred = x - mean
+        n = h.numel() // mean.numel()
+        square = torch.linalg.vector_norm(centred, 2, dims, keepdim=True).square()
+        rstd = (square / (n - 1) + EPS).rsqrt()
+        ctx.save_for_backward(h, gain, mean, rstd)
+        ctx.dims, ctx.n = dims, n
+        return torch.addcmul(bias, centred.mul_(rstd), gain).to(h.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        h, gain, mean, rstd = ctx.saved_tensors
+        standardized = (widened(h) - mean).mul_(rstd)
+        of_gain = (gradient * standardized).sum_to_size(gain.shape)
+        of_bias = gradient.sum_to_size(gain.shape)
+        g = widened(gradient) * gain  # of the standardized map
+        along = (g * standardized).sum(ctx.dims, keepdim=True) / (ctx.n - 1)
+        of_h = (g - g.mean(ctx.dims, keepdim=True)).sub_(standardized.mul_(along)).mul_(rstd)
+        return of_h.to(h.dtype), of_gain.to(gain.dtype), of_bias.to(gain.dtype), None
 
 
 class Stage(nn.Module):
@@ -65,7 +89,7 @@ class VoxelStage(Stage):
         self.bias = layers.Conv2d(channels, channels, 1, **sn)
 
     def modulate(self, s: Tensor, h: Tensor) -> Tensor:
-        return torch.addcmul(self.scaled(self.bias(s)), standardize(h, 1), 1 + self.scaled(self.gain(s)))
+        return StandardizeModulate.apply(h, 1 + self.scaled(self.gain(s)), self.scaled(self.bias(s)), (1, 2, 3))
 
 
 class GainStage(Stage):
@@ -94,7 +118,7 @@ class GlobalVoxelStage(VoxelStage):
     def modulate(self, s: Tensor, h: Tensor) -> Tensor:
         pooled = s.mean(dim=(2, 3), keepdim=True)  # (N,C',1,1)
         gain, bias = self.scaled(self.global_gain(pooled)), self.scaled(self.global_bias(pooled))
-        return super().modulate(s, torch.addcmul(bias, standardize(h, h.shape[1]), 1 + gain))
+        return super().modulate(s, StandardizeModulate.apply(h, 1 + gain, bias, (2, 3)))
 
 
 STAGES = {"voxel": VoxelStage, "gain": GainStage, "group_gain": GroupGainStage, "global_voxel": GlobalVoxelStage}

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 import utils
+from torch_utils.precision import LossScaler
 from training import losses
 from utils import NOT_NEGATIVE, Options, option
 
@@ -55,6 +56,7 @@ def d_step(
     num_passes: int,
     ortho: float,
     loss=losses.d_hinge,
+    scaler: LossScaler | None = None,
 ) -> dict:
     """One optimizer step of D over accumulated passes; returns the mean of each loss term (0-dim tensors).
 
@@ -69,9 +71,8 @@ def d_step(
             fakes = G(z, y_fake)
         with _reduction(forward_D, i == num_passes - 1):
             logits = forward_D(torch.cat([x, fakes]), torch.cat([y, y_fake]))
-            _backward(loss(*logits.split([len(x), len(fakes)])), num_passes, means)
-    _add_orthogonal_gradient(D.parameters(), ortho)
-    optimizer.step()
+            _backward(loss(*logits.split([len(x), len(fakes)])), num_passes, means, scaler)
+    _update(optimizer, D.parameters(), ortho, scaler)
     return means
 
 
@@ -84,6 +85,7 @@ def g_step(
     num_passes: int,
     ortho: float,
     loss=losses.g_hinge,
+    scaler: LossScaler | None = None,
 ) -> dict:
     """One optimizer step of G over accumulated passes of (z (N,dim_z), y (N,)); returns as `d_step`."""
     D.requires_grad_(False)
@@ -91,10 +93,9 @@ def g_step(
     means = {}
     for i, (z, y) in enumerate(passes):
         with _reduction(forward_G, i == num_passes - 1):
-            _backward(loss(D(forward_G(z, y), y)), num_passes, means)
+            _backward(loss(D(forward_G(z, y), y)), num_passes, means, scaler)
     # As in BigGAN-PyTorch, the shared class embedding is not regularised.
-    _add_orthogonal_gradient((p for name, p in G.named_parameters() if not name.startswith("shared.")), ortho)
-    optimizer.step()
+    _update(optimizer, (p for name, p in G.named_parameters() if not name.startswith("shared.")), ortho, scaler)
     return means
 
 
@@ -103,10 +104,22 @@ def _reduction(forward, last):
     return nullcontext() if last or not isinstance(forward, DistributedDataParallel) else forward.no_sync()
 
 
-def _backward(terms, num_passes, means):
-    (sum(terms.values()) / num_passes).backward()
+def _backward(terms, num_passes, means, scaler):
+    total = sum(terms.values()) / num_passes
+    (scaler.scale(total) if scaler else total).backward()
     for name, value in terms.items():
         means[name] = means.get(name, 0) + value.detach() / num_passes
+
+
+def _update(optimizer, regularised, ortho, scaler):
+    """The optimizer's step, with orthogonal regularisation of some of its parameters."""
+    if scaler:
+        scaler.unscale_(optimizer)
+    _add_orthogonal_gradient(regularised, ortho)
+    if scaler:
+        scaler.finish_step(optimizer)
+    else:
+        optimizer.step()
 
 
 def _add_orthogonal_gradient(parameters, strength):
