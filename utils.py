@@ -19,7 +19,7 @@ import typing
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import NamedTuple
@@ -278,6 +278,15 @@ def is_rank() -> bool:
     All of its variables tell: some clusters set RANK for every job, which is no reason to be silent, or to wait.
     """
     return os.environ.keys() >= TORCHRUN_VARIABLES
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

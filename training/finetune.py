@@ -182,13 +182,9 @@ def describe(source: Source, report: dict, rows: list) -> list[str]:
         lines.append(f"  {network}: {len(parts['loaded'])} tensors loaded")
         if parts["remade"]:
             origin = f"{len(rows) - means} rows copied, {means} the mean of the old ones"
-            lines.append(f"  {network}: made again for {len(rows)} classes ({origin}): {_names(parts['remade'])}")
+            lines.append(f"  {network}: made again for {len(rows)} classes ({origin}): {utils.listed(parts['remade'])}")
         if parts["anew"]:
-            lines.append(f"  {network}: not in the checkpoint, started anew: {_names(parts['anew'])}")
+            lines.append(f"  {network}: not in the checkpoint, started anew: {utils.listed(parts['anew'])}")
         if parts["ignored"]:
-            lines.append(f"  {network}: in the checkpoint only, ignored: {_names(parts['ignored'])}")
+            lines.append(f"  {network}: in the checkpoint only, ignored: {utils.listed(parts['ignored'])}")
     return lines
-
-
-def _names(names, most=6):
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
