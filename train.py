@@ -73,11 +73,15 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -
     state = TrainingState(plan.config, options, ranks.device)
 
     # Resume, or start from another run's weights.
-    copies = options.reports.num_save_copies, options.reports.num_best_copies
-    on_ranks(ranks, lambda: run_folder.prepare(folder, options.run.from_scratch, copies, state.checkpoint_bytes()))
-    if checkpoint := run_folder.newest(folder):
+    checkpoint, passed_over = (None, []) if options.run.from_scratch else run_folder.newest(folder)
+    if checkpoint:
         run_folder.check_same_run(checkpoint, about, TrainOptions.changeable())
         state.load_state_dict(checkpoint, folder)
+    if ranks.is_main:
+        print("".join(f"note: {line}\n" for line in passed_over), end="")
+    copies = options.reports.num_save_copies, options.reports.num_best_copies
+    prepared = (folder, options.run.from_scratch, state.step, copies, state.checkpoint_bytes())
+    on_ranks(ranks, lambda: run_folder.prepare(*prepared))
     report = None
     if source and not state.step:
         report = finetune.start_from(source, state.G, state.D, state.average, plan.rows)

@@ -203,6 +203,23 @@ def test_a_run_cannot_be_resumed_on_other_data(where, data_root, tmp_path):
         train.main([*flags, "--num_iters", "2"])
 
 
+def test_a_run_resumes_from_the_newest_checkpoint_that_is_finite(where, tmp_path, capsys):
+    flags = [*FLAGS, *where, "--test_every", "0", "--sample_every", "0", "--save_every", "1", "--num_iters"]
+    train.main([*flags, "2"])
+    newest = tmp_path / "runs" / "run" / "weights" / "ckpt_00000002.pth"
+    whole = torch.load(newest, weights_only=True)
+    poisoned = torch.load(newest, weights_only=True)
+    poisoned["opt_G"]["state"][0]["exp_avg_sq"][:] = torch.inf
+    checkpoints.save(poisoned, newest)
+    capsys.readouterr()
+    train.main([*flags, "2"])
+    out = capsys.readouterr().out
+    assert "ckpt_00000002.pth is passed over: opt_G.state.0.exp_avg_sq" in out and "resuming at step 1 to 2" in out
+    assert newest.with_stem("ckpt_00000002_not_finite").exists()
+    again = torch.load(newest, weights_only=True)
+    assert all(torch.equal(again["G"][name], whole["G"][name]) for name in whole["G"])
+
+
 @pytest.mark.slow
 def test_options_of_the_step_resume_exactly(where, tmp_path):
     """Every option that draws or depends on the step, stopped at its checkpoint, and not."""

@@ -13,6 +13,7 @@ from torch_utils import checkpoints
 from torch_utils.checkpoints import FORMAT, of_kind
 from torch_utils.distributed import Ranks
 
+IF_DIVERGED = "a lower --G_lr and --D_lr, or --D_param SN, usually helps"  # what a user is told to try
 # --which_best -> the metric's keys, and whether more is better
 BEST = {
     "FID": (("fid", "fd"), False),
@@ -31,22 +32,42 @@ def _step(path):
     return int(path.stem.rpartition("_")[2])
 
 
-def newest(folder: Path) -> dict | None:
-    """The newest full checkpoint of a run folder, loaded on the CPU, or None if there is none. Raises: UserError."""
-    found = of_kind(folder / "weights", "ckpt")
-    if not found:
-        return None
-    try:
-        checkpoint = checkpoints.load(found[-1])
-    except utils.UserError as error:
-        raise utils.UserError(f"{error}; delete it to go on from the one before") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-        raise utils.UserError(f"{found[-1]} is not a checkpoint of this version; use --from_scratch or another name")
-    return checkpoint
+def newest(folder: Path) -> tuple[dict | None, list[str]]:
+    """The newest full checkpoint of a run folder that can be resumed, loaded on the CPU, or None if the run has none.
+
+    One with a value that is not finite, as older versions wrote them, is passed over; returned is also a line on each.
+    Raises: utils.UserError if one is damaged or of another version, or if all are passed over.
+    """
+    found, lines = of_kind(folder / "weights", "ckpt"), []
+    for path in reversed(found):
+        try:
+            checkpoint = checkpoints.load(path)
+        except utils.UserError as error:
+            raise utils.UserError(f"{error}; delete it to go on from the one before") from error
+        if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+            raise utils.UserError(f"{path} is not a checkpoint of this version; use --from_scratch or another name")
+        bad = checkpoints.not_finite(checkpoint)
+        if not bad:
+            return checkpoint, lines
+        lines.append(f"{path} is passed over: {bad} holds values that are not finite, as a diverged run leaves them")
+    if found:
+        raise utils.UserError(
+            f"{folder}: none of its checkpoints can be resumed, all hold values that are not finite ({bad} of "
+            f"{path.name}). Start anew with --from_scratch, which moves the run aside; {IF_DIVERGED}"
+        )
+    return None, []
 
 
 def save(state: dict, folder: Path, kind: str, copies: int) -> None:
-    """Write a checkpoint of `kind` 'ckpt' or 'best' at state["step"], then delete all but the newest `copies`."""
+    """Write a checkpoint of `kind` 'ckpt' or 'best' at state["step"], then delete all but the newest `copies`.
+
+    Raises: utils.UserError where a tensor holds a value that is not finite; nothing is written or deleted then.
+    """
+    if bad := checkpoints.not_finite(state):
+        raise utils.UserError(
+            f"{bad} holds values that are not finite at step {state['step']}: no checkpoint is written, and those of "
+            f"before are kept in {folder}. The run has diverged; {IF_DIVERGED}"
+        )
     weights = folder / "weights"
     checkpoints.save({"format": FORMAT, **state}, weights / f"{kind}_{state['step']:08d}.pth")
     for old in of_kind(weights, kind)[:-copies]:
@@ -92,12 +113,12 @@ def move_aside(folder: Path) -> None:
         print(f"moved the earlier run to {aside}")
 
 
-def prepare(folder: Path, from_scratch: bool, copies: tuple[int, int], num_bytes: tuple[int, int]) -> None:
+def prepare(folder: Path, from_scratch: bool, step: int, copies: tuple[int, int], num_bytes: tuple[int, int]) -> None:
     """Make the run folder ready to write to, on rank 0, before anything is computed.
 
     Moved aside is an earlier run under --from_scratch, and one that left no checkpoint to resume from but a best one.
-    Removed is what a killed run left behind: half-written files, and best checkpoints of later steps than the one that
-    the run resumes at, since it gets there again.
+    Renamed are full checkpoints of later steps than `step`, at which the run resumes: they were passed over. Removed is
+    what a killed run left behind: half-written files, and best checkpoints of later steps, where it gets again.
     Args: copies: how many full and best checkpoints are kept; num_bytes: the size of each.
     Raises: utils.UserError if the folder cannot be written to, or its disk has no room for the checkpoints.
     """
@@ -108,7 +129,10 @@ def prepare(folder: Path, from_scratch: bool, copies: tuple[int, int], num_bytes
         full, best = [], []
     for path in [*weights.glob(".ckpt_*"), *weights.glob(".best_*")]:
         path.unlink()
-    kept = [path for path in best if _step(path) <= _step(full[-1])]
+    for path in [path for path in full if _step(path) > step]:
+        full.remove(path)
+        path.rename(path.with_stem(f"{path.stem}_not_finite"))
+    kept = [path for path in best if _step(path) <= step]
     for path in set(best) - set(kept):
         path.unlink()
     there = sum(path.stat().st_size for path in full + kept)
