@@ -65,6 +65,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def launch_per_gpu() -> None:
     """Replace this process by one process per visible GPU, all running the same command, if there are several."""
     gpus = torch.cuda.device_count()

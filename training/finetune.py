@@ -17,7 +17,7 @@ from image_datasets.image_sets import ImageSet
 from model_config import ModelConfig
 from torch_utils import checkpoints
 from training.ema import MovingAverage
-from utils import Options, option
+from utils import Options, counted, option
 
 POWER_ITERATIONS = 100  # on the spectral-norm vectors of a matrix that was made again
 
@@ -173,16 +173,17 @@ def _refuse(network, name, old, new, source):
 
 def describe(source: Source, report: dict, rows: list) -> list[str]:
     """Lines for the user: what was loaded, made again, started anew and ignored."""
-    lines = [f"start from {source.path}: step {source.step}, {source.config.n_classes} classes"]
+    lines = [f"start from {source.path}: step {source.step}, {counted(source.config.n_classes, 'class')}"]
     means = rows.count(None)
     for network, parts in report.items():
         if not parts["loaded"] and not parts["remade"]:
             lines.append(f"  {network}: the checkpoint has none, it starts anew")
             continue
-        lines.append(f"  {network}: {len(parts['loaded'])} tensors loaded")
+        lines.append(f"  {network}: {counted(len(parts['loaded']), 'tensor')} loaded")
         if parts["remade"]:
-            origin = f"{len(rows) - means} rows copied, {means} the mean of the old ones"
-            lines.append(f"  {network}: made again for {len(rows)} classes ({origin}): {utils.listed(parts['remade'])}")
+            origin = f"{counted(len(rows) - means, 'row')} copied, {means} the mean of the old ones"
+            classes = counted(len(rows), "class")
+            lines.append(f"  {network}: made again for {classes} ({origin}): {utils.listed(parts['remade'])}")
         if parts["anew"]:
             lines.append(f"  {network}: not in the checkpoint, started anew: {utils.listed(parts['anew'])}")
         if parts["ignored"]:

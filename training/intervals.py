@@ -81,7 +81,7 @@ def log_losses(run: Run, state: TrainingState, terms: dict, images_per_s: float,
     """terms: of `finite_means`; the bar shows them too."""
     if run.log:
         rates = {f"{name}_lr": state.parts[f"opt_{name}"].param_groups[0]["lr"] for name in "GD"}
-        seen = {"images_seen": _images_seen(run, state)}
+        seen = {"images_seen": state.images_seen}
         resources = {"images_per_s": round(images_per_s, 1), "memory_mb": peak_memory_mb(run.ranks.device)}
         run.log.write("train", state.step, {**terms, **rates, **seen, **resources})
         shown = {name: f"{value:.3f}" for name, value in terms.items()}
@@ -101,7 +101,7 @@ def evaluate(run: Run, state: TrainingState, bar: tqdm) -> dict:
     metrics = evaluate_generator(state.evaluated, run.measure, number, seed, **how)
     state.best = run_folder.better(which, state.step, metrics, state.best)
     if state.best and state.best["step"] == state.step:
-        _save(run, "best", options.reports.num_best_copies, state.best_state_dict(), state, metrics)
+        _save(run, "best", options.reports.num_best_copies, state.best_state_dict(), metrics)
     if run.log:
         run.log.write("eval", state.step, metrics)
         bar.write(f"step {state.step}: {summary(metrics)}")
@@ -119,19 +119,14 @@ def draw_sheet(run: Run, state: TrainingState) -> None:
 
 def save(run: Run, state: TrainingState, metrics: dict | None) -> None:
     """metrics: of this step, None where it was not evaluated."""
-    _save(run, "ckpt", run.options.reports.num_save_copies, state.state_dict(), state, metrics)
+    _save(run, "ckpt", run.options.reports.num_save_copies, state.state_dict(), metrics)
 
 
-def _save(run, kind, copies, content, state, metrics):
+def _save(run, kind, copies, content, metrics):
     """Write a checkpoint on rank 0; all ranks end where it must not be written."""
-    checkpoint = {"images_seen": _images_seen(run, state), **run.about, "metrics": metrics, **content}
-    on_ranks(run.ranks, lambda: run_folder.save(checkpoint, run.folder, kind, copies))
+    on_ranks(run.ranks, lambda: run_folder.save({**run.about, "metrics": metrics, **content}, run.folder, kind, copies))
 
 
 def draw_curves(run: Run) -> None:
     if run.log:
         plot_curves(run.folder / "log.jsonl", run.folder / "curves.png")
-
-
-def _images_seen(run, state):
-    return state.step * run.options.images_per_step

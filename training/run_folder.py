@@ -4,14 +4,16 @@ import itertools
 import math
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import utils
 from torch_utils import checkpoints
 from torch_utils.checkpoints import FORMAT, of_kind
-from torch_utils.distributed import Ranks
+from torch_utils.distributed import Ranks, device_name
 
 IF_DIVERGED = "a lower --G_lr and --D_lr, or --D_param SN, usually helps"  # what a user is told to try
 # --which_best -> the metric's keys, and whether more is better
@@ -83,13 +85,14 @@ def check_which_best(which: str, keys: list[str]) -> None:
 def better(which: str, step: int, metrics: dict, best: dict | None) -> dict | None:
     """The record of the better one: of these metrics if they beat `best` in --which_best, else `best` itself.
 
-    A record is a dict of `step`, `metric` and `value`; `best` is None before the first evaluation.
+    A record is a dict of `step`, `metric` and `value`; `best` is None before the first evaluation, and counts for
+    nothing where it is of another metric.
     """
     keys, more = BEST[which]
     value = next((metrics[key] for key in keys if key in metrics), None)
     if value is None or not math.isfinite(value):
         return best
-    if best is not None and not (value > best["value"] if more else value < best["value"]):
+    if best and best["metric"] == which and not (value > best["value"] if more else value < best["value"]):
         return best
     return {"step": step, "metric": which, "value": value}
 
@@ -113,14 +116,42 @@ def move_aside(folder: Path) -> None:
         print(f"moved the earlier run to {aside}")
 
 
-def prepare(folder: Path, from_scratch: bool, step: int, copies: tuple[int, int], num_bytes: tuple[int, int]) -> None:
-    """Make the run folder ready to write to, on rank 0, before anything is computed.
+def check_writable(folder: Path) -> None:
+    """Raise utils.UserError unless all that a run writes can be written; the folder need not be there, nor is made."""
+    for part in ("", "weights", "samples", "tensorboard"):
+        utils.check_writable(folder / part)
+    for name in ("config.json", "log.jsonl", "curves.png"):
+        if (folder / name).is_dir():
+            raise utils.UserError(f"cannot write {folder / name}: it is a folder")
+
+
+def check_room(folder: Path, step: int, copies: tuple[int, int], num_bytes: tuple[int, int]) -> None:
+    """Raise utils.UserError unless the folder's disk has room for the checkpoints.
+
+    Args: step: at which the run resumes, 0: none of its files counts; copies: how many full and best checkpoints are
+        kept; num_bytes: the size of each.
+    """
+    there = [path for kind in checkpoints.KINDS for path in of_kind(folder / "weights", kind) if _step(path) <= step]
+    missing = room(copies, num_bytes) - sum(path.stat().st_size for path in there)
+    free = shutil.disk_usage(utils.existing_parent(folder)).free
+    if free < missing:
+        raise utils.UserError(
+            f"{folder}: the disk has {free / 2**30:.1f} GiB free, the checkpoints need {missing / 2**30:.1f} GiB; "
+            "make room, or lower --num_save_copies"
+        )
+
+
+def room(copies: tuple[int, int], num_bytes: tuple[int, int]) -> int:
+    """Bytes that a run's checkpoints take at most: a new one is written before the oldest is deleted."""
+    return sum((number + 1) * size for number, size in zip(copies, num_bytes, strict=True))
+
+
+def prepare(folder: Path, from_scratch: bool, step: int) -> None:
+    """Make the run folder ready to write to, on rank 0.
 
     Moved aside is an earlier run under --from_scratch, and one that left no checkpoint to resume from but a best one.
     Renamed are full checkpoints of later steps than `step`, at which the run resumes: they were passed over. Removed is
     what a killed run left behind: half-written files, and best checkpoints of later steps, where it gets again.
-    Args: copies: how many full and best checkpoints are kept; num_bytes: the size of each.
-    Raises: utils.UserError if the folder cannot be written to, or its disk has no room for the checkpoints.
     """
     weights = folder / "weights"
     full, best = (of_kind(weights, kind) for kind in ("ckpt", "best"))
@@ -130,59 +161,57 @@ def prepare(folder: Path, from_scratch: bool, step: int, copies: tuple[int, int]
     for path in [*weights.glob(".ckpt_*"), *weights.glob(".best_*")]:
         path.unlink()
     for path in [path for path in full if _step(path) > step]:
-        full.remove(path)
         path.rename(path.with_stem(f"{path.stem}_not_finite"))
-    kept = [path for path in best if _step(path) <= step]
-    for path in set(best) - set(kept):
+    for path in [path for path in best if _step(path) > step]:
         path.unlink()
-    there = sum(path.stat().st_size for path in full + kept)
-    needed = sum((number + 1) * size for number, size in zip(copies, num_bytes, strict=True))
-    _check_writable(folder, needed - there)
 
 
-def _check_writable(folder, needed):
-    """Raise utils.UserError unless `folder` can be written to and its disk has room for `needed` bytes."""
-    utils.save_json({}, folder / ".writable")
-    (folder / ".writable").unlink()
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise utils.UserError(
-            f"{folder}: the disk has {free / 2**30:.1f} GiB free, the checkpoints need {needed / 2**30:.1f} GiB; "
-            "make room, or lower --num_save_copies"
-        )
+def check_same_run(
+    checkpoint: dict,
+    about: dict,
+    changeable: Collection[str],
+    by_name: Collection[str] = (),
+    allowed: Collection[str] = (),
+) -> dict[str, list]:
+    """What differs from the run's checkpoint with --allow_change's permission: {flag: [before, now]}.
 
-
-def check_same_run(checkpoint: dict, about: dict, changeable: set[str]) -> None:
-    """Raise utils.UserError that lists what a run may not change and what differs from its checkpoint.
-
-    about: the entries `args`, `model_config` and `data` that the run would write into a checkpoint now; changeable:
-    names of the flags that may differ.
+    Args: about: the entries `args`, `model_config` and `data` that the run would write into a checkpoint now, None or
+        left out where they are not known; changeable: names of the flags that may differ; by_name: of those that may
+        where they are among `allowed`. Other metric weights are a matter of `feature_network`.
+    Raises: utils.UserError that lists what a run may not change and what differs.
     """
     old, new = checkpoint["args"], about["args"]
-    pairs = {f"--{k}": (old[k], new[k]) for k in new if k in old and k not in changeable}
+    pairs = {k: (f"--{k}", old[k], new[k], k) for k in new if k in old and k not in changeable}
     old, new = checkpoint["model_config"] | checkpoint["data"], about["model_config"] | about["data"]
-    keys = ("resolution", "n_classes", *about["data"])
-    pairs |= {f"the data's {k}": (old.get(k), new[k]) for k in keys if None not in (old.get(k), new[k])}
-    differences = [f"{name} was {_shown(a)} and is now {_shown(b)}" for name, (a, b) in pairs.items() if a != b]
-    if differences:
-        raise utils.UserError(
-            f"cannot resume from step {checkpoint['step']}: {'; '.join(differences)}. "
-            "Use another --experiment_name, or --from_scratch to move the old run aside"
-        )
+    known = [k for k in ("resolution", "n_classes", *about["data"]) if None not in (old.get(k), new.get(k))]
+    flags = {"metric_weights": "feature_network"}
+    pairs |= {k: (f"the data's {k}", old[k], new[k], flags.get(k)) for k in known}
+    differing = {name: pair for name, pair in pairs.items() if pair[1] != pair[2]}
+    refused = {name: pair for name, pair in differing.items() if pair[3] not in set(by_name) & set(allowed)}
+    if not refused:
+        return {name: [before, now] for name, (_, before, now, _) in differing.items()}
+    permitted = list(dict.fromkeys(flag for *_, flag in refused.values() if flag in by_name))
+    remedy = "use another --experiment_name, or --from_scratch to move the old run aside"
+    if permitted:
+        what = "all the same" if len(permitted) == len(refused) else "with that alone"
+        remedy = f"add --allow_change {' '.join(permitted)} to go on {what}, or {remedy}"
+    differences = [f"{title} was {shown(before)} and is now {shown(now)}" for title, before, now, _ in refused.values()]
+    remedy = remedy[0].upper() + remedy[1:]
+    raise utils.UserError(f"cannot resume from step {checkpoint['step']}: {'; '.join(differences)}. {remedy}")
 
 
-def _shown(value):
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value  # a SHA-256
+def shown(value: Any) -> Any:
+    """A value of a flag or of the data as it is told: a SHA-256 by its first digits."""
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value
 
 
 def provenance(ranks: Ranks) -> dict:
     """Where and with what a run is made: commit, PyTorch, device, number of processes."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
-    cuda = ranks.device.type == "cuda"
     return {
         "commit": commit or "unknown",
         "torch": str(torch.__version__),
-        "device": torch.cuda.get_device_name(ranks.device) if cuda else "cpu",
+        "device": device_name(ranks.device),
         "world_size": ranks.world_size,
     }

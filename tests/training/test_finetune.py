@@ -162,7 +162,12 @@ def test_the_script_takes_the_models_options_from_the_checkpoint(data_root, tmp_
     (tmp_path / "map.json").write_text('{"cat": "cat"}')
     arguments = flags(data_root, tmp_path, "--class_mapping", tmp_path / "map.json", "--num_iters")
     train.main([*arguments, "1"])
-    assert "made again for 3 classes (1 rows copied, 2 the mean" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "made again for 3 classes (1 row copied, 2 the mean" in told
+    train.main([*arguments, "1", "--experiment_name", "dry", "--dry_run"])
+    report = [line for line in told.splitlines() if line.startswith(("start from", "  G:", "  D:"))]
+    assert len(report) >= 3 and "\n".join(report) in capsys.readouterr().out
+    assert not (tmp_path / "runs" / "dry").exists()
     G, meta = BigGAN.load_generator(tmp_path / "runs" / "run")
     assert G.config == dataclasses.replace(SMALL, ssm="voxel", n_classes=3) and meta["step"] == 1
     train.main([*arguments, "2"])  # resumes: the checkpoint of the run, not the one it started from
@@ -184,4 +189,4 @@ def test_bad_input_is_one_line(data_root, tmp_path, more, words):
     save(tmp_path / "a.pth")
     with pytest.raises(utils.UserError) as error:
         train.main([*flags(data_root, tmp_path, "--num_iters", "1"), *more])
-    assert words in str(error.value) and "\n" not in str(error.value)
+    assert words in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "runs").exists()
