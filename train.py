@@ -56,11 +56,11 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -
     # Build; go on from the run's newest checkpoint, or start from another run's weights.
     torch.manual_seed(options.run.seed)  # of the initial weights; everything later draws from utils.rng
     state = TrainingState(plan.config, options, ranks.device)
-    report, changes = begin(state, options, about, folder, command.checkpoint, source, plan.rows)
+    report, changes = begin(state, options, about, folder, command.checkpoint, source, plan.class_rows)
     on_ranks(ranks, lambda: prepare(options, command, state))
     num_steps = options.run_length(len(reals), state.step, state.images_seen)
     if ranks.is_main:
-        steps = f"{messages.steps_text(state.step, num_steps)} in {folder}"
+        steps = messages.steps_text(state.step, num_steps, folder)
         messages.print_start(options, plan.dataset, state.G, state.D, steps, ranks)
     signal = None
     if state.step < num_steps:
@@ -69,8 +69,8 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -
             utils.save_json(about, folder / "config.json")
             log = RunLog(folder, state.step or None)
             if report:
-                log.write("init_from", 0, {"checkpoint": source.path, "class_rows": plan.rows, **report})
-                print("\n".join(finetune.describe(source, report, plan.rows)))
+                log.write("init_from", 0, {"checkpoint": source.path, "class_rows": plan.class_rows.rows, **report})
+                print("\n".join(finetune.describe(source, report, plan.class_rows)))
             if changes:
                 log.write("change", state.step, {"flags": changes})
                 print(f"changed from step {state.step} on: {change_text(changes)}")

@@ -117,12 +117,12 @@ def _try_start(options, source, command, ranks):
     known = (len(plan.dataset) if whole else None, _kept_content(plan.dataset), None)
     about = about_run(options, plan, command.measure, *known, ranks)
     state = TrainingState(plan.config, options, ranks.device)
-    report, changes = begin(state, options, about, command.folder, checkpoint, source, plan.rows)
+    report, changes = begin(state, options, about, command.folder, checkpoint, source, plan.class_rows)
     if report:
-        print("\n".join(finetune.describe(source, report, plan.rows)))
+        print("\n".join(finetune.describe(source, report, plan.class_rows)))
     else:
         num_steps = options.run_length(len(plan.dataset), state.step, state.images_seen)
-        print(f"{steps_text(state.step, num_steps)} in {command.folder}")
+        print(steps_text(state.step, num_steps, command.folder))
     if changes:
         print(f"changed from step {state.step} on: {change_text(changes)}")
 

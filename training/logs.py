@@ -107,7 +107,8 @@ def plot_curves(log_path: Path, path: Path) -> None:
         axes.grid(alpha=0.3)
         for step, text in _changes(events):
             axes.axvline(step, color="0.4", linestyle="--", linewidth=1)
-            axes.annotate(text, (step, 0.02), xycoords=axes.get_xaxis_transform(), rotation=90, fontsize=6, color="0.4")
+            place = {"xycoords": axes.get_xaxis_transform(), "xytext": (3, 0), "textcoords": "offset points"}
+            axes.annotate(text, (step, 0.03), **place, rotation=90, fontsize=6, color="0.4")
         if len(names) > 1:
             axes.legend(fontsize=8)
     for axes in figure.axes[len(panels) :]:

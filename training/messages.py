@@ -46,11 +46,12 @@ def print_start(
     )
 
 
-def steps_text(start: int, end: int) -> str:
-    """From which step to which a run goes."""
+def steps_text(start: int, end: int, folder: Path) -> str:
+    """From which step to which a run goes, and where it is."""
     if start >= end:
-        return f"complete at step {start}" + (f", past the {end} that are asked for" if start > end else "")
-    return f"{'resuming at' if start else 'from'} step {start} to {end}"
+        past = f", past the {end} that are asked for" if start > end else ""
+        return f"complete at step {start} in {folder}{past}"
+    return f"{'resuming at' if start else 'from'} step {start} to {end} in {folder}"
 
 
 def print_end(folder: Path, step: int) -> None:

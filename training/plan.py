@@ -70,14 +70,14 @@ class Plan:
     """The data set and the model of a command.
 
     `dataset` is what D is shown, `reference` what metrics compare with: other than `dataset` where training crops;
-    `rows`: of `finetune.class_rows`, None without --init_from.
+    `class_rows`: those of --init_from, None without it.
     """
 
     dataset: HDF5Dataset
     reference: ImageSet
     class_names: list
     config: ModelConfig
-    rows: list | None
+    class_rows: finetune.ClassRows | None
 
 
 def make_plan(options: TrainOptions, source: finetune.Source | None) -> Plan:
@@ -90,12 +90,12 @@ def make_plan(options: TrainOptions, source: finetune.Source | None) -> Plan:
     reference = data.reference_part(dataset)
     check_augmentation(options, dataset)
     class_names = ["all"] if unconditional else dataset.class_names
-    rows = None
+    class_rows = None
     if source:
         finetune.check_resolution(source, reference)
-        rows = finetune.class_rows(source, class_names, options.finetune.class_mapping)
+        class_rows = finetune.class_rows(source, class_names, options.finetune.class_mapping)
     config = make_config(options, reference.resolution, len(class_names))
-    return Plan(dataset, reference, class_names, config, rows)
+    return Plan(dataset, reference, class_names, config, class_rows)
 
 
 def check_classes(dataset: ImageSet) -> None:

@@ -95,12 +95,12 @@ def begin(
     folder: Path,
     checkpoint: dict | None,
     source: finetune.Source | None,
-    rows: list | None,
+    class_rows: finetune.ClassRows | None,
 ) -> Beginning:
     """Give a fresh state what it starts from, in place; nothing is written.
 
     Args: about: see `run_folder.check_same_run`; checkpoint: the one that the run in `folder` goes on from, or None;
-        source, rows: of --init_from, which counts where there is no such checkpoint.
+        source, class_rows: of --init_from, which counts where there is no such checkpoint.
     Raises: utils.UserError where one of them does not fit the command.
     """
     if checkpoint:
@@ -110,8 +110,9 @@ def begin(
         if changes.keys() & measure:  # the best so far is of other numbers
             state.best = None
         return Beginning(None, changes)
-    report = finetune.start_from(source, state.G, state.D, state.average, rows) if source else None
-    return Beginning(report, {})
+    if source:
+        return Beginning(finetune.start_from(source, state.G, state.D, state.average, class_rows.rows), {})
+    return Beginning(None, {})
 
 
 def _num_bytes(part):

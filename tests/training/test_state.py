@@ -97,6 +97,6 @@ def test_the_estimated_size_is_that_of_the_file(flags, tmp_path):
 
 
 def test_where_a_run_goes_from_and_to():
-    told = [messages.steps_text(*steps) for steps in ((0, 250), (100, 250), (250, 250), (300, 250))]
-    assert told[:2] == ["from step 0 to 250", "resuming at step 100 to 250"]
-    assert told[2:] == ["complete at step 250", "complete at step 300, past the 250 that are asked for"]
+    told = [messages.steps_text(*steps, "x") for steps in ((0, 250), (100, 250), (250, 250), (300, 250))]
+    assert told[:2] == ["from step 0 to 250 in x", "resuming at step 100 to 250 in x"]
+    assert told[2:] == ["complete at step 250 in x", "complete at step 300 in x, past the 250 that are asked for"]
