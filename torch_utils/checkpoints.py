@@ -4,6 +4,7 @@ runs/<name>/weights/ckpt_<step>.pth     everything a run needs to go on, the new
 runs/<name>/weights/best_<step>.pth     the evaluated generator alone, at its best evaluations, the newest few
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ def load(path: str | Path) -> Any:
     except PermissionError as error:
         raise utils.UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # of damaged files torch raises RuntimeError, OSError, UnpicklingError ...
+        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+            raise utils.UserError(
+                f"{path} holds {foreign[1]}, which is not read, as reading it could run anything; convert_weights.py "
+                "takes the weights alone out of another codebase's file"
+            ) from error
         raise utils.UserError(f"{path} is not a readable checkpoint (damaged, truncated, or another format)") from error
 
 
