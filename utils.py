@@ -223,7 +223,7 @@ def _argument_type(field):
     if field.type is tuple:
         return {"type": number_list, "metavar": "N-N"}
     if field.type == tuple[str, ...]:
-        return {"nargs": "+", "metavar": field.metadata["metavar"]}
+        return {"nargs": "+", "type": field.metadata["kind"], "metavar": field.metadata["metavar"]}
     own = next(kind for kind in (typing.get_args(field.type) or (field.type,)) if kind is not NoneType)
     names = {name: field.metadata[name] for name in ("choices", "metavar") if field.metadata[name] is not None}
     return {"type": field.metadata["kind"] or own} | names

@@ -46,6 +46,7 @@ class RunOptions(Options):
         (),
         "flags that may be others than before when the run is resumed: learning rates, batches, steps, regularisation, "
         "evaluation; not the model's and the data's",
+        kind=lambda name: name.removeprefix("--"),
         metavar="FLAG",
         changeable=True,
     )

@@ -46,6 +46,7 @@ def test_what_may_change_where_it_is_named():
     assert {"G_lr", "batch_size", "G_ortho", "ema_decay", "bn_mode", "feature_network", "which_best", "flip"} <= named
     fixed = {"dataset", "crop_size", "seed", "ema", "unconditional", "retention_ratio", "init_from"}
     assert not named & (fixed | {field.name for field in ModelConfig.fields()} | TrainOptions.changeable())
+    assert parsed("--allow_change=--G_lr")[0].run.allow_change == ["G_lr"]
     assert parsed("--allow_change", "G_lr", "num_iters", "--ema")[0].run.allow_change == ["G_lr", "num_iters"]
 
 
