@@ -136,7 +136,9 @@ def _class_id(value, names, owner):
         return names.index(text)
     if text.isdecimal() and int(text) < len(names):
         return int(text)
-    raise utils.UserError(f"{owner} has no class {text!r}; it has {len(names)}: {', '.join(names[:5])} ...")
+    raise utils.UserError(
+        f"{owner} has no class {text!r}; it has {counted(len(names), 'class')}: {utils.listed(names)}"
+    )
 
 
 def start_from(source: Source, G: nn.Module, D: nn.Module, average: MovingAverage | None, rows: list) -> dict:

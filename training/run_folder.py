@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -166,6 +166,15 @@ def prepare(folder: Path, from_scratch: bool, step: int) -> None:
         path.unlink()
 
 
+class Difference(NamedTuple):
+    """Between a checkpoint and a command: what differs, both values, and the flag to name to --allow_change."""
+
+    title: str
+    before: Any
+    now: Any
+    flag: str | None
+
+
 def check_same_run(
     checkpoint: dict,
     about: dict,
@@ -181,23 +190,30 @@ def check_same_run(
     Raises: utils.UserError that lists what a run may not change and what differs.
     """
     old, new = checkpoint["args"], about["args"]
-    pairs = {k: (f"--{k}", old[k], new[k], k) for k in new if k in old and k not in changeable}
+    found = {
+        name: Difference(f"--{name}", old[name], new[name], name)
+        for name in new
+        if name in old and name not in changeable
+    }
     old, new = checkpoint["model_config"] | checkpoint["data"], about["model_config"] | about["data"]
-    known = [k for k in ("resolution", "n_classes", *about["data"]) if None not in (old.get(k), new.get(k))]
-    flags = {"metric_weights": "feature_network"}
-    pairs |= {k: (f"the data's {k}", old[k], new[k], flags.get(k)) for k in known}
-    differing = {name: pair for name, pair in pairs.items() if pair[1] != pair[2]}
-    refused = {name: pair for name, pair in differing.items() if pair[3] not in set(by_name) & set(allowed)}
+    for name in ("resolution", "n_classes", *about["data"]):
+        if None not in (old.get(name), new.get(name)):
+            flag = "feature_network" if name == "metric_weights" else None
+            found[name] = Difference(f"the data's {name}", old[name], new[name], flag)
+    found = {name: difference for name, difference in found.items() if difference.before != difference.now}
+    refused = [difference for difference in found.values() if difference.flag not in set(by_name) & set(allowed)]
     if not refused:
-        return {name: [before, now] for name, (_, before, now, _) in differing.items()}
-    permitted = list(dict.fromkeys(flag for *_, flag in refused.values() if flag in by_name))
-    remedy = "use another --experiment_name, or --from_scratch to move the old run aside"
+        return {name: [difference.before, difference.now] for name, difference in found.items()}
+    differences = [f"{it.title} was {shown(it.before)} and is now {shown(it.now)}" for it in refused]
+    permitted = list(dict.fromkeys(it.flag for it in refused if it.flag in by_name))
+    remedy = "Use"
     if permitted:
-        what = "all the same" if len(permitted) == len(refused) else "with that alone"
-        remedy = f"add --allow_change {' '.join(permitted)} to go on {what}, or {remedy}"
-    differences = [f"{title} was {shown(before)} and is now {shown(now)}" for title, before, now, _ in refused.values()]
-    remedy = remedy[0].upper() + remedy[1:]
-    raise utils.UserError(f"cannot resume from step {checkpoint['step']}: {'; '.join(differences)}. {remedy}")
+        extent = "all the same" if len(permitted) == len(refused) else "with that alone"
+        remedy = f"Add --allow_change {' '.join(permitted)} to go on {extent}, or use"
+    raise utils.UserError(
+        f"cannot resume from step {checkpoint['step']}: {'; '.join(differences)}. {remedy} another --experiment_name, "
+        "or --from_scratch to move the old run aside"
+    )
 
 
 def shown(value: Any) -> Any:
