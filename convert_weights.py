@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     config = checkpoint["model_config"]
     print(
         f"{args.out}: {', '.join(networks)} of a {config['model']} at {config['resolution']}x{config['resolution']} "
-        f"with {config['n_classes']} classes"
+        f"with {utils.counted(config['n_classes'], 'class')}"
     )
     shown = {name: value for name, value in config.items() if name in overrides or name in peers.NOT_IN_WEIGHTS}
     print("not determined by the weights: " + ", ".join(f"{name}={value}" for name, value in shown.items()))

@@ -27,11 +27,11 @@ from training import finetune, intervals, messages, run_folder
 from training.batches import Batches
 from training.dry_run import dry_run
 from training.intervals import Run
-from training.logs import RunLog, Speedometer
+from training.logs import RunLog, Speedometer, change_text
 from training.optimizers import set_learning_rates
 from training.options import TrainOptions
-from training.plan import Plan, load_measure, make_plan
-from training.state import TrainingState
+from training.plan import Command, Plan, about_run, check_command
+from training.state import TrainingState, begin
 from training.steps import d_step, g_step
 
 
@@ -46,43 +46,22 @@ def parse_args(argv: list[str] | None = None) -> tuple[TrainOptions, finetune.So
 
 def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -> None:
     # Plan: everything that can be wrong with flags and files is found here, before anything is computed.
-    plan = make_plan(options, source)
-    options.batches.check_ranks(ranks.world_size)
-    measure = load_measure(options, plan, ranks)
-    folder = run_folder.path_of(options.run.runs_root, options.run_name)
+    command = check_command(options, source, ranks)
+    plan, folder, measure = command.plan, command.folder, command.measure
     content = on_ranks(ranks, lambda: doctor.introduce(plan.dataset))["content"]
     selection = select(options.selection, options.metrics, options.data.data_root, plan.dataset, content, ranks)
     reals = selection.subset if selection else plan.dataset  # what D sees; the metrics compare with the whole data set
-    num_steps = options.run_length(len(reals))
-    about = {  # what every checkpoint says of the run
-        "model_config": plan.config.to_dict(),
-        "class_names": plan.class_names,
-        "data": {
-            "num_images": len(reals),
-            "content": content,
-            "metric_weights": measure and measure.network.weights_hash,
-            "selection": selection and selection.record(),
-        },
-        "args": options.record(),
-        "images_per_D_step": options.images_per_D_step,
-        "run": run_folder.provenance(ranks),
-    }
+    about = about_run(options, plan, measure, len(reals), content, selection and selection.record(), ranks)
 
-    # Build.
+    # Build; go on from the run's newest checkpoint, or start from another run's weights.
     torch.manual_seed(options.run.seed)  # of the initial weights; everything later draws from utils.rng
     state = TrainingState(plan.config, options, ranks.device)
-
-    # Resume, or start from another run's weights.
-    copies = options.reports.num_save_copies, options.reports.num_best_copies
-    on_ranks(ranks, lambda: run_folder.prepare(folder, options.run.from_scratch, copies, state.checkpoint_bytes()))
-    if checkpoint := run_folder.newest(folder):
-        run_folder.check_same_run(checkpoint, about, TrainOptions.changeable())
-        state.load_state_dict(checkpoint, folder)
-    report = None
-    if source and not state.step:
-        report = finetune.start_from(source, state.G, state.D, state.average, plan.rows)
+    report, changes = begin(state, options, about, folder, command.checkpoint, source, plan.class_rows)
+    on_ranks(ranks, lambda: prepare(options, command, state))
+    num_steps = options.run_length(len(reals), state.step, state.images_seen)
     if ranks.is_main:
-        messages.print_start(options, plan.dataset, state, folder, num_steps)
+        steps = messages.steps_text(state.step, num_steps, folder)
+        messages.print_start(options, plan.dataset, state.G, state.D, steps, ranks)
     signal = None
     if state.step < num_steps:
         log = None
@@ -90,8 +69,11 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -
             utils.save_json(about, folder / "config.json")
             log = RunLog(folder, state.step or None)
             if report:
-                log.write("init_from", 0, {"checkpoint": source.path, "class_rows": plan.rows, **report})
-                print("\n".join(finetune.describe(source, report, plan.rows)))
+                log.write("init_from", 0, {"checkpoint": source.path, "class_rows": plan.class_rows.rows, **report})
+                print("\n".join(finetune.describe(source, report, plan.class_rows)))
+            if changes:
+                log.write("change", state.step, {"flags": changes})
+                print(f"changed from step {state.step} on: {change_text(changes)}")
         with closing(log) if log else nullcontext():
             signal = loop(Run(options, folder, about, measure, ranks, log), plan, state, reals, num_steps)
     if ranks.is_main and state.step < num_steps:
@@ -102,11 +84,20 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -
         sys.exit(128 + signal)
 
 
+def prepare(options: TrainOptions, command: Command, state: TrainingState) -> None:
+    """Make the run folder ready, on rank 0: from here on a command leaves traces."""
+    copies, from_scratch = options.reports.copies, options.run.from_scratch
+    run_folder.check_room(command.folder, state.step, copies, state.checkpoint_bytes())
+    for line in command.passed_over:
+        print(f"note: {line}")
+    run_folder.prepare(command.folder, from_scratch, state.step)
+
+
 def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps: int) -> int | None:
     """Train on `reals` to step num_steps, or until a signal comes, whose number is returned."""
     options, steps, ranks, G, D = run.options, run.options.steps, run.ranks, state.G, state.D
     forward_G, forward_D = (distributed.data_parallel(net, ranks) for net in (G, D))
-    batches, speed = make_batches(run, plan, state.step, reals), Speedometer(state.step, options.images_per_step)
+    batches, speed = make_batches(run, plan, state, reals), Speedometer(state.step, options.images_per_step)
     shown = {"disable": not ranks.is_main, "dynamic_ncols": True, **utils.bar_interval()}
     bar = tqdm(total=num_steps, initial=state.step, **shown)
     with closing(batches.loader), bar, distributed.StopSignal() as stop:
@@ -145,14 +136,14 @@ def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps:
     return stop.received
 
 
-def make_batches(run: Run, plan: Plan, step: int, reals: ImageSet) -> Batches:
-    """What the steps after `step` see; its loader is to be closed."""
+def make_batches(run: Run, plan: Plan, state: TrainingState, reals: ImageSet) -> Batches:
+    """What the steps after the state's see; its loader is to be closed."""
     options, ranks = run.options, run.ranks
     loader = BatchLoader(
         reals,
         options.batches.batch_size,
         options.run.seed,
-        start=step * options.steps.D_passes,
+        start=state.images_seen // options.batches.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
         num_workers=options.data.num_workers,

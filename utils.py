@@ -19,7 +19,7 @@ import typing
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import NamedTuple
@@ -222,6 +222,8 @@ def _argument_type(field):
         return {"action": "store_true" if field.metadata["switch"] else argparse.BooleanOptionalAction}
     if field.type is tuple:
         return {"type": number_list, "metavar": "N-N"}
+    if field.type == tuple[str, ...]:
+        return {"nargs": "+", "type": field.metadata["kind"], "metavar": field.metadata["metavar"]}
     own = next(kind for kind in (typing.get_args(field.type) or (field.type,)) if kind is not NoneType)
     names = {name: field.metadata[name] for name in ("choices", "metavar") if field.metadata[name] is not None}
     return {"type": field.metadata["kind"] or own} | names
@@ -278,6 +280,29 @@ def is_rank() -> bool:
     All of its variables tell: some clusters set RANK for every job, which is no reason to be silent, or to wait.
     """
     return os.environ.keys() >= TORCHRUN_VARIABLES
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 class, 2 classes, 1,797 images."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: in seconds, minutes, hours or days, to three figures."""
+    for unit, length in (("day", 24 * 60 * 60), ("hour", 60 * 60), ("minute", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}s"
+    return f"{seconds:.3g} seconds"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -351,6 +376,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def existing_parent(path: str | Path) -> Path:
+    """The path itself if there is such a file or folder, else the nearest folder above it that there is."""
+    path = Path(path)
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise UserError unless files can be made in a folder, which need not be there yet, nor is made."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".writable.", dir=existing_parent(folder)):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from error
 
 
 def _umask():

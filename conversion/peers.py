@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 import utils
+from conversion import reading
 from torch_utils import checkpoints
 
 SOURCES = {
@@ -24,6 +24,9 @@ SOURCES = {
     "mmgen": "mmgeneration's SNGAN, SAGAN, BigGAN and BigGANDeep",
     "huggingface": "pytorch-pretrained-BigGAN's generators",
 }
+# What DataParallel, torch.compile, FSDP and activation checkpointing put into the keys of what they wrap, anywhere and
+# in any order; averages (torch.optim.swa_utils) also store how often they were updated, as `n_averaged`.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # What spectral norm divides by there, and what our u and v therefore are.
 _PLAIN = "u'Wv of the stored vectors, which evaluation uses as they are"
 _ONE_STEP = "one power iteration from the stored vector in every forward: done once, its u and v stored"
@@ -97,14 +100,11 @@ def _files_of_folder(folder, source):
 
 
 def _networks_of_file(file, name, source):
-    # StudioGAN stores its best score as a number of numpy's: harmless, and all that is allowed beside torch's own.
-    scalar = np.float64(0).__reduce__()[0]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    dtypes = [np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i8")}]
-    with torch.serialization.safe_globals([*((scalar, name) for name in names), *dtypes]):
-        content = checkpoints.load(file)
+    content, unread = reading.load(file)
+    if unread:
+        print(f"note: of {file} only tensors are read, nothing of {utils.listed(unread)}")
     if not isinstance(content, dict):
-        raise utils.UserError(f"{file} holds no state dict")
+        raise utils.UserError(f"{file} holds no state dict, but {_kind(content)}; {reading.REMEDY}")
     kinds = ("G", "G_ema", "D")
     if any(isinstance(content.get(kind), dict) for kind in kinds):
         return {kind: _state(content[kind], file) for kind in kinds if isinstance(content.get(kind), dict)}
@@ -122,13 +122,25 @@ def _networks_of_file(file, name, source):
     return {name or ("D" if is_D else "G_ema" if "ema" in file.stem.lower() else "G"): state}
 
 
-def _state(state, file):
-    """A state dict without DataParallel's prefix. Raises: utils.UserError if it holds other things than tensors."""
-    if not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise utils.UserError(f"{file} holds no state dict of tensors")
-    if all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    return dict(state)
+def _state(content, file):
+    """The tensors of a state dict, by their keys without what wrappers of modules put into these.
+
+    Raises: utils.UserError if there are none, or two of one key.
+    """
+    entries = content if isinstance(content, dict) else {}
+    tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        found = [f"{key} ({_kind(value)})" for key, value in entries.items()] or [_kind(content)]
+        raise utils.UserError(f"{file} holds no state dict of tensors, but {utils.listed(found)}; {reading.REMEDY}")
+    state = {".".join(part for part in str(key).split(".") if part not in WRAPPERS): key for key in tensors}
+    if len(state) < len(tensors):
+        twice = next(key for key in tensors if key not in state.values())
+        raise utils.UserError(f"{file}: {twice} is there a second time, but for {' or '.join(WRAPPERS)} in its name")
+    return {key: tensors[theirs] for key, theirs in state.items() if key != "n_averaged"}
+
+
+def _kind(value):
+    return type(value).__name__
 
 
 # ---------------------------------------------------------------------------------------------------------------------

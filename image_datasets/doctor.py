@@ -54,13 +54,12 @@ def examine(dataset: HDF5Dataset, folder: str | Path | None = None, overwrite: b
 
 
 def introduce(dataset: HDF5Dataset) -> dict:
-    """Examine a data set, print its report if that took a pass over it and one line if not, and return the findings."""
+    """Examine a data set, print its report if that took a pass over it, else how many warnings it has, if any."""
     findings = examine(dataset)
     if findings["fresh"]:
         print_report(findings)
-    else:
-        warned = f"{len(warnings(findings))} warning(s), see " if warnings(findings) else ""
-        print(f"{dataset.name} was examined before: {warned}{findings['picture']}")
+    elif warned := warnings(findings):
+        print(f"{dataset.name}: {utils.counted(len(warned), 'warning')}, see {findings['picture']}")
     return findings
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ def data_root(tmp_path_factory):
     noise = np.random.default_rng(0).integers(0, 60, (150, 3, 16, 16))
     images = (noise + 80 * labels[:, None, None, None]).astype(np.uint8)
     writing.write_hdf5(root / "made.hdf5", images, labels, ["a", "b", "c"], "made", "none")
+    writing.write_hdf5(root / "other.hdf5", 255 - images, labels, ["a", "b", "c"], "made", "none")
     writing.write_hdf5(root / "single.hdf5", images, np.zeros_like(labels), ["a"], "made", "none")
     flags = ["--dataset", "made", "--data_root", str(root), "--device", "cpu", "--feature_network", "classifier"]
     calculate_inception_moments.main([*flags, "--classifier_epochs", "1"])
@@ -203,6 +205,23 @@ def test_a_run_cannot_be_resumed_on_other_data(where, data_root, tmp_path):
         train.main([*flags, "--num_iters", "2"])
 
 
+def test_a_run_resumes_from_the_newest_checkpoint_that_is_finite(where, tmp_path, capsys):
+    flags = [*FLAGS, *where, "--test_every", "0", "--sample_every", "0", "--save_every", "1", "--num_iters"]
+    train.main([*flags, "2"])
+    newest = tmp_path / "runs" / "run" / "weights" / "ckpt_00000002.pth"
+    whole = torch.load(newest, weights_only=True)
+    poisoned = torch.load(newest, weights_only=True)
+    poisoned["opt_G"]["state"][0]["exp_avg_sq"][:] = torch.inf
+    checkpoints.save(poisoned, newest)
+    capsys.readouterr()
+    train.main([*flags, "2"])
+    out = capsys.readouterr().out
+    assert "ckpt_00000002.pth is passed over: opt_G.state.0.exp_avg_sq" in out and "resuming at step 1 to 2" in out
+    assert newest.with_stem("ckpt_00000002_not_finite").exists()
+    again = torch.load(newest, weights_only=True)
+    assert all(torch.equal(again["G"][name], whole["G"][name]) for name in whole["G"])
+
+
 @pytest.mark.slow
 def test_options_of_the_step_resume_exactly(where, tmp_path):
     """Every option that draws or depends on the step, stopped at its checkpoint, and not."""
@@ -350,10 +369,81 @@ def test_a_run_cannot_be_resumed_as_another(whole, data_root):
     assert "--from_scratch" in str(error.value)
 
 
-def test_an_unwritable_run_folder_is_refused(where, tmp_path):
-    (tmp_path / "runs").write_text("a file in the way")
-    with pytest.raises(utils.UserError, match="cannot write"):
+@pytest.mark.parametrize("part", ["", "run/weights"])
+def test_an_unwritable_run_folder_is_refused_before_data_are_read(where, tmp_path, monkeypatch, part):
+    path = tmp_path / "runs" / part
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("a file in the way")
+    monkeypatch.setattr(train.doctor, "introduce", lambda dataset: pytest.fail("the data were read"))
+    with pytest.raises(utils.UserError, match=f"cannot write {path}"):
         train.main([*FLAGS, *where, "--num_iters", "2"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--G_lr", "1e-3"], "--allow_change G_lr"),
+        (["--num_iters", "20", "--D_lr", "1e-3", "--ssm", "none"], "--ssm was voxel and is now none; --D_lr was"),
+        (["--dataset", "other"], "--dataset was made and is now other"),
+        (["--feature_network", "inception"], "--feature_network was classifier and is now inception"),
+        (["--allow_change", "ssm", "--ssm", "none"], "--allow_change ssm: --ssm cannot change"),
+        (["--experiment_name", "new", "--num_inception_images", "5"], "--num_inception_images 5"),
+        (["--experiment_name", "new", "--which_best", "fid", "--unconditional", "--dataset", "single"], "classifier"),
+        (["--experiment_name", "new", "--which_best", "accuracy", "--unconditional"], "--which_best ACCURACY"),
+        (["--experiment_name", "new", "--init_from", "{whole}", "--G_ch", "4"], "--G_ch was 8 and is 4"),
+        (["--experiment_name", "new", "--device", "cuda:77"], "--device cuda:77"),
+        (["--experiment_name", "new", "--runs_root", "{data}/made.hdf5"], "cannot write"),
+        (["--experiment_name", "new", "--batch_size", "0"], "positive"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_command_refuses(whole, data_root, capsys, flags, words):
+    """In the same words first, then what else is missing; and neither leaves anything behind."""
+    flags = [flag.format(whole=whole, data=data_root) for flag in flags]
+    where = ["--data_root", str(data_root), "--runs_root", str(whole.parent), "--experiment_name", "run"]
+    before = sorted(path for root in (whole.parent, data_root) for path in root.rglob("*"))
+    told = []
+    for dry in ([], ["--dry_run"]):
+        with pytest.raises((SystemExit, utils.UserError)) as stop:
+            train.main([*FLAGS, *where, "--num_iters", "8", *flags, *dry])
+        text = str(stop.value) if isinstance(stop.value, utils.UserError) else capsys.readouterr().err.strip()
+        told.append(text.removeprefix("train.py: error: "))
+    assert told[0] == told[1].splitlines()[0] and words in told[0] and "\n" not in told[0]
+    assert sorted(path for root in (whole.parent, data_root) for path in root.rglob("*")) == before
+
+
+def test_a_dry_run_says_where_a_run_goes_on_and_what_its_checkpoints_take(whole, data_root, capsys):
+    flags = ["--data_root", str(data_root), "--runs_root", str(whole.parent), "--experiment_name", "run", "--dry_run"]
+    train.main([*FLAGS, *flags, "--num_iters", "20", "--G_lr", "1e-3", "--allow_change", "G_lr"])
+    out = capsys.readouterr().out
+    assert "resuming at step 8 to 20" in out and "changed from step 8 on: G_lr 5e-05 → 0.001" in out
+    size = float(re.search(r"disk: ([\d.]+) MiB a checkpoint", out)[1]) * 2**20
+    written = (whole / "weights" / "ckpt_00000008.pth").stat().st_size
+    assert size == pytest.approx(written, rel=0.35)  # the names and frames of tensors count in a model so small
+
+
+def test_flags_that_are_named_may_change(where, tmp_path, capsys):
+    flags = [*FLAGS, *where, "--test_every", "0", "--sample_every", "0", "--num_iters"]
+    train.main([*flags, "2"])
+    changed = [*flags, "3", "--G_lr", "1e-3", "--batch_size", "4"]
+    with pytest.raises(utils.UserError, match="--allow_change (G_lr batch_size|batch_size G_lr)"):
+        train.main(changed)
+    for _ in range(2):  # as after a kill before the next checkpoint
+        train.main([*changed, "--allow_change", "G_lr", "batch_size"])
+        (tmp_path / "runs" / "run" / "weights" / "ckpt_00000003.pth").unlink()
+    assert "changed from step 2 on: " in capsys.readouterr().out
+    log = events(tmp_path / "runs" / "run")
+    assert [(e["event"], e["step"]) for e in log] == [("train", 1), ("train", 2), ("change", 2), ("train", 3)]
+    assert log[2]["flags"] == {"batch_size": [8, 4], "G_lr": [5e-5, 1e-3]}
+    assert [e["images_seen"] for e in log if e["event"] == "train"] == [32, 64, 80]  # 2 steps of D, 2 passes each
+    assert log[3]["G_lr"] == 1e-3
+
+
+def test_the_start_says_where_and_on_how_many_images(where, capsys):
+    train.main([*FLAGS, *where, "--test_every", "0", "--num_iters", "1", "--G_shared", "--hier", "--dim_z", "10"])
+    out = capsys.readouterr().out
+    assert "on cpu, 1 process: 8 images of a pass on each" in out
+    assert "examined" not in out  # at every start: the data set has no warnings
+    assert "note: --dim_z 10 is 9 here: --hier splits z into equal parts" in out
 
 
 def test_unconditional_training_on_one_class(where, tmp_path):

@@ -145,3 +145,27 @@ def test_an_error_is_told_where_a_cluster_sets_RANK(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in utils.TORCHRUN_VARIABLES} | {"RANK": "1"}
     done = subprocess.run(command, cwd=utils.ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "holds neither class folders nor images" in done.stderr
+
+
+def test_counts_and_durations_read_as_people_say_them():
+    told = [utils.counted(n, noun) for n, noun in ((1, "class"), (2, "class"), (0, "image"), (1797, "image"))]
+    assert told == ["1 class", "2 classes", "0 images", "1,797 images"]
+    seconds = (0.031, 59.94, 200, 60 * 60 * 5, 86400 * 3.14159, 200 * 86400)
+    expected = ["0.031 seconds", "59.9 seconds", "3.33 minutes", "5 hours", "3.14 days", "200 days"]
+    assert [utils.duration(number) for number in seconds] == expected
+    assert utils.listed(list("abc"), 2) == "a, b and 1 more" and utils.listed(["a"]) == "a"
+
+
+def test_what_cannot_be_written_is_told_and_nothing_is_left(tmp_path):
+    utils.check_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a").write_text("a file in the way")
+    with pytest.raises(utils.UserError, match=f"cannot write {tmp_path}/a/b: Not a directory"):
+        utils.check_writable(tmp_path / "a" / "b")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_told(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(utils.UserError, match="cannot write .*: Permission denied"):
+        utils.check_writable(tmp_path / "runs")

@@ -4,6 +4,7 @@ runs/<name>/weights/ckpt_<step>.pth     everything a run needs to go on, the new
 runs/<name>/weights/best_<step>.pth     the evaluated generator alone, at its best evaluations, the newest few
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ def load(path: str | Path) -> Any:
     except PermissionError as error:
         raise utils.UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # of damaged files torch raises RuntimeError, OSError, UnpicklingError ...
+        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+            raise utils.UserError(
+                f"{path} holds {foreign[1]}, which is not read, as reading it could run anything; convert_weights.py "
+                "takes the weights alone out of another codebase's file"
+            ) from error
         raise utils.UserError(f"{path} is not a readable checkpoint (damaged, truncated, or another format)") from error
 
 
@@ -75,12 +81,20 @@ def check_finite(state: dict[str, torch.Tensor], path: str | Path, network: str)
 
     path: of the file; network: whose weights they are.
     """
-    for name, tensor in state.items():
-        if torch.is_tensor(tensor) and not tensor.isfinite().all():  # what is none is told when it is loaded
-            raise utils.UserError(
-                f"{path}: {name} of {network} holds values that are not finite (NaN or infinite), as a diverged run "
-                "leaves them; use an earlier checkpoint"
-            )
+    if name := not_finite(state):
+        raise utils.UserError(
+            f"{path}: {name} of {network} holds values that are not finite (NaN or infinite), as a diverged run "
+            "leaves them; use an earlier checkpoint"
+        )
+
+
+def not_finite(entry: Any, name: str = "") -> str | None:
+    """The name of the first tensor with a value that is not finite, or None; within dicts and lists, joined by dots."""
+    if torch.is_tensor(entry):
+        return None if entry.isfinite().all() else name
+    parts = entry.items() if isinstance(entry, dict) else enumerate(entry) if isinstance(entry, (list, tuple)) else ()
+    found = (not_finite(part, f"{name}.{key}" if name else str(key)) for key, part in parts)
+    return next((text for text in found if text), None)
 
 
 def samples_folder(checkpoint: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from utils import UserError, is_main_process, is_rank, option
+from utils import UserError, counted, is_main_process, is_rank, option
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,13 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this PyTorch sees no GPU; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} GPUs here")
+        raise UserError(f"--device {name}: this machine has {counted(torch.cuda.device_count(), 'GPU')}")
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def launch_per_gpu() -> None:
@@ -83,7 +88,7 @@ def process_group(device_name: str) -> Iterator[Ranks]:
     if device.type == "cuda":
         gpus, needed = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
         if needed > gpus:
-            raise UserError(f"--nproc_per_node {needed}: there are only {gpus} GPUs here")
+            raise UserError(f"--nproc_per_node {needed}: this machine has {counted(gpus, 'GPU')}")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     # gloo beside nccl lets the ranks agree on small things without waiting for their GPUs

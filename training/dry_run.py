@@ -1,4 +1,7 @@
-"""`train.py --dry_run`: what a command needs and costs, without training: flags, data, weights, sizes, memory, time."""
+"""`train.py --dry_run`: what a command needs and costs, without training: flags, data, weights, sizes, memory, time.
+
+What can be wrong with a command is found by the functions that `train.py` itself calls (`check_command`, `begin`).
+"""
 
 import os
 import re
@@ -9,44 +12,60 @@ from types import SimpleNamespace
 import torch
 
 import utils
+from image_datasets import doctor
 from inception_utils import evaluation_reference_path
-from metrics import classifier, networks
+from metrics import networks
 from metrics.reference import load_reference
 from model_config import ModelConfig
-from torch_utils.distributed import resolve_device
-from training import finetune, model_size
+from torch_utils.distributed import Ranks, device_name, resolve_device
+from training import finetune, model_size, run_folder
+from training.logs import change_text
+from training.messages import notes, steps_text
 from training.options import TrainOptions
-from training.plan import make_config, make_plan
-from training.state import TrainingState
+from training.plan import about_run, check_command, make_config
+from training.state import TrainingState, begin
 from training.steps import d_step, g_step
 
 MAX_SECONDS = 20  # of the passes of a batch size; the time of larger batches follows from it
-DAY = 24 * 60 * 60
 
 
 def dry_run(options: TrainOptions, source: finetune.Source | None) -> None:
     """Print what is missing and what the command would cost; ends with status 2 if anything is missing."""
     problems = []
-    plan = _attempt(problems, make_plan, options, source)
-    _attempt(problems, options.batches.check_ranks, _num_processes(options))
-    if options.reports.test_every:
-        _check_metrics(problems, options, plan)
+
+    def attempt(function, *arguments):
+        """The function's result, or None after noting the one line of its UserError."""
+        try:
+            return function(*arguments)
+        except utils.UserError as error:
+            problems.append(str(error))
+
+    attempt(resolve_device, options.run.device)
+    ranks = Ranks(0, _num_processes(options), torch.device("cpu"))  # nothing is computed here
+    command = check_command(options, source, ranks, attempt)
+    plan = command.plan
+    if options.reports.test_every and not command.measure:
+        _check_statistics(problems, options, attempt)
     if not options.selection.keeps_all:
-        _check_embedding(problems, options)
-    config = plan.config if plan else _attempt([], assumed_config, options)
+        weights = options.selection.weights(options.metrics)
+        attempt(options.selection.load_network, options.data.data_root, options.data.path.stem, weights)
+    config = plan.config if plan else _or_none(assumed_config, options)
     num_images = _num_images(options, plan) if plan else None
-    for note in [*(options.legacy_notes or []), *(config.notes() if config else [])]:
+    for note in notes(options, config) if config else options.legacy_notes or []:
         print(f"note: {note}")
     if config:
         origin = plan.dataset.path if plan else f"no data, its size assumed from the name {options.data.dataset}"
-        print(f"{config.resolution}x{config.resolution} images, {config.n_classes} classes ({origin})")
+        classes = utils.counted(config.n_classes, "class")
+        print(f"{config.resolution}x{config.resolution} images, {classes} ({origin})")
         if num_images and not options.selection.keeps_all:
             how = f"{options.selection.embedding}, {options.selection.density_measure}"
-            print(
-                f"instance selection keeps about {num_images:,} of {len(plan.dataset):,} images ({how}); "
-                "their scores are not computed here"
-            )
+            images = utils.counted(len(plan.dataset), "image")
+            print(f"instance selection keeps about {num_images:,} of {images} ({how}); scores are not computed here")
         _print_sizes(options, config, num_images)
+    if command.folder and config:
+        attempt(_print_disk, options, command, config)
+    if plan and (source or command.checkpoint):
+        attempt(_try_start, options, source, command, ranks)
     for problem in problems:
         print(f"train.py: error: {problem}", file=sys.stderr)
     if problems:
@@ -56,12 +75,10 @@ def dry_run(options: TrainOptions, source: finetune.Source | None) -> None:
     print("dry run: nothing is missing")
 
 
-def _attempt(problems, function, *arguments):
-    """The function's result, or None after noting the one line of its UserError."""
+def _or_none(function, *arguments):
     try:
         return function(*arguments)
-    except utils.UserError as error:
-        problems.append(str(error))
+    except utils.UserError:
         return None
 
 
@@ -69,25 +86,52 @@ def _num_processes(options):
     return max(1, torch.cuda.device_count()) if options.run.parallel else 1
 
 
-def _check_metrics(problems, options, plan):
-    """Note what evaluation lacks: the feature network, the reference statistics."""
-    name, root, metrics = options.data.reference_name, options.data.data_root, options.metrics
-    rule = metrics.resize or networks.NETWORK_RESIZE[metrics.feature_network][0]
-    network = _attempt(problems, metrics.load_network, root, name)
-    if network and plan and network.name == "classifier":
-        fitted = classifier.classifier_path(root, name)
-        _attempt(problems, classifier.check_fits, network, plan.reference, fitted)
-    statistics = evaluation_reference_path(metrics, root, name, metrics.feature_network, rule)
-    if network or not statistics.exists():
-        unknown = SimpleNamespace(name=metrics.feature_network, resize=rule, feature_dim=2048, weights_hash="unknown")
-        _attempt(problems, load_reference, statistics, network or unknown)
+def _check_statistics(problems, options, attempt):
+    """Note that the reference statistics are missing where the feature network was, and they were not looked at."""
+    metrics = options.metrics
+    name, rule = metrics.feature_network, metrics.resize or networks.NETWORK_RESIZE[metrics.feature_network][0]
+    path = evaluation_reference_path(metrics, options.data.data_root, options.data.reference_name, name, rule)
+    if not path.exists() and not any(str(path) in problem for problem in problems):
+        attempt(load_reference, path, SimpleNamespace(name=name, resize=rule, feature_dim=2048, weights_hash="unknown"))
 
 
-def _check_embedding(problems, options):
-    """Note what instance selection lacks: the network that embeds the images."""
-    selection, data = options.selection, options.data
-    weights = selection.weights(options.metrics)
-    _attempt(problems, selection.load_network, data.data_root, data.path.stem, weights)
+def _print_disk(options, command, config):
+    """What the checkpoints of the run take. Raises: utils.UserError where the disk has no room for them."""
+    sizes = model_size.checkpoint_bytes(config, options.ema.ema)
+    full, best = options.reports.copies
+    total = run_folder.room((full, best), sizes)
+    print(
+        f"disk: {sizes[0] / 2**20:,.1f} MiB a checkpoint, {sizes[1] / 2**20:,.1f} MiB a best one; up to "
+        f"{total / 2**30:.2f} GiB for {full} and {best} of them and the one that is being written"
+    )
+    step = command.checkpoint["step"] if command.checkpoint else 0
+    run_folder.check_room(command.folder, step, options.reports.copies, sizes)
+
+
+def _try_start(options, source, command, ranks):
+    """Start as the real command does, and say from where. Raises: utils.UserError where it could not."""
+    plan, checkpoint = command.plan, command.checkpoint
+    for line in command.passed_over:
+        print(f"note: {line}")
+    whole = options.selection.keeps_all  # else which images are seen is not known here
+    known = (len(plan.dataset) if whole else None, _kept_content(plan.dataset), None)
+    about = about_run(options, plan, command.measure, *known, ranks)
+    state = TrainingState(plan.config, options, ranks.device)
+    report, changes = begin(state, options, about, command.folder, checkpoint, source, plan.class_rows)
+    if report:
+        print("\n".join(finetune.describe(source, report, plan.class_rows)))
+    else:
+        num_steps = options.run_length(len(plan.dataset), state.step, state.images_seen)
+        print(steps_text(state.step, num_steps, command.folder))
+    if changes:
+        print(f"changed from step {state.step} on: {change_text(changes)}")
+
+
+def _kept_content(dataset):
+    """The hash of a data set's content where the doctor has examined it, else None: no pixels are read here."""
+    findings = _or_none(utils.load_json, doctor.paths(dataset)[0])
+    same = isinstance(findings, dict) and findings.get("key") == doctor.file_key(dataset)
+    return findings.get("content") if same else None
 
 
 def _num_images(options, plan):
@@ -117,10 +161,10 @@ def _print_sizes(options, config, num_images):
     # gradients of its input only.
     step = D_images * (macs[0] + 6 * macs[1]) + G_images * (3 * macs[0] + 2 * macs[1])
     num_D_steps = options.steps.num_D_steps
-    line = f"a step of G with {num_D_steps} of D: {D_images} real images, {step:.3g} multiply-adds"
+    line = f"a step of G with {num_D_steps} of D: {utils.counted(D_images, 'real image')}, {step:.3g} multiply-adds"
     if num_images or options.length.num_iters:
         steps = _num_steps(options, num_images)
-        line += f"; {steps:,} steps: {steps * step:.3g}"
+        line += f"; {utils.counted(steps, 'step')}: {steps * step:.3g}"
     print(line)
     processes = sorted({1, 2, 4, 8, _num_processes(options)})
     needs = ", ".join(f"{n}: {training_memory(options, config, n):.1f}" for n in processes)
@@ -154,11 +198,13 @@ def _print_time(options, config, num_images):
     G_passes = options.steps.num_G_accumulations * options.batches.G_images / batch
     seconds = D_passes * d_seconds + G_passes * g_seconds
     steps = _num_steps(options, num_images)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    threads = f", {utils.counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
+    name = device_name(device) + threads
     print(
-        f"timed on {name}: {batch} images a pass ({reason}), {d_seconds:.3g} s a pass of D, {g_seconds:.3g} s of G\n"
-        f"extrapolated from that: {seconds:.3g} s a step, {steps * seconds / DAY:.3g} days for {steps:,} steps on one "
-        "such device, without evaluation and reading of data"
+        f"timed on {name}: {utils.counted(batch, 'image')} a pass ({reason}), {d_seconds:.3g} s a pass of D, "
+        f"{g_seconds:.3g} s of G\n"
+        f"extrapolated from that: {seconds:.3g} s a step, {utils.duration(steps * seconds)} for "
+        f"{utils.counted(steps, 'step')} on one such device, without evaluation and reading of data"
     )
 
 

@@ -2,11 +2,12 @@
 
 Only weights are taken over; optimizers, steps and best scores start anew. Whatever has a row per class (every
 `layers.Embedding`, with its spectral-norm vectors) is made again where the classes are others: each row is the old row
-that --class_mapping names, or else the mean of the old rows.
+that --class_mapping names, without it that of the class of the same name, or else the mean of the old rows.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from image_datasets.image_sets import ImageSet
 from model_config import ModelConfig
 from torch_utils import checkpoints
 from training.ema import MovingAverage
-from utils import Options, option
+from utils import Options, counted, option
 
 POWER_ITERATIONS = 100  # on the spectral-norm vectors of a matrix that was made again
 
@@ -35,7 +36,8 @@ class FinetuneOptions(Options):
     )
     class_mapping: str | None = option(
         None,
-        "JSON object {new class: old class}, each by name or number; classes it leaves out start from the mean",
+        "JSON object {new class: old class}, each by name or number; classes it leaves out start from the mean "
+        "(without it, classes of the same name are taken over)",
         metavar="FILE",
     )
 
@@ -83,15 +85,38 @@ def check_resolution(source: Source, dataset: ImageSet) -> None:
         )
 
 
-def class_rows(source: Source, class_names: list, mapping_path: str | None = None) -> list:
-    """Which old class each new one starts from: a list of old ids, None for the mean of all.
+class ClassRows(NamedTuple):
+    """Which old class each new one starts from: a list of old ids, None for the mean of all; and why these."""
 
-    The same number of classes without a mapping means the same classes. Raises: utils.UserError for a mapping file that
-    is not an object of known classes.
+    rows: list
+    how: str
+
+
+def class_rows(source: Source, class_names: list, mapping_path: str | None = None) -> ClassRows:
+    """The rows that a mapping file names, else those of the classes of the same name.
+
+    Where none has the same name, or the classes of one side are only numbered, as many classes are taken for the same
+    ones, in their order; of another number all start from the mean.
+    Raises: utils.UserError for a mapping file that is not an object of known classes.
     """
-    if mapping_path is None:
-        n = len(class_names)
-        return list(range(n)) if n == source.config.n_classes else [None] * n
+    if mapping_path is not None:
+        return ClassRows(_mapped_rows(source, class_names, mapping_path), f"by {mapping_path}")
+    n = len(class_names)
+    if _are_names(class_names) and _are_names(source.class_names):
+        rows = [source.class_names.index(name) if name in source.class_names else None for name in class_names]
+        if found := n - rows.count(None):
+            return ClassRows(rows, f"by name, {found:,} of {n:,} found")
+    if n == source.config.n_classes:
+        return ClassRows(list(range(n)), "by number, as there are as many; --class_mapping says otherwise")
+    return ClassRows([None] * n, "none; --class_mapping names those to take over")
+
+
+def _are_names(class_names):
+    """Whether classes have names, and not only their numbers."""
+    return class_names != [str(i) for i in range(len(class_names))]
+
+
+def _mapped_rows(source, class_names, mapping_path):
     mapping = utils.load_json(mapping_path)
     if not isinstance(mapping, dict):
         raise utils.UserError(f"--class_mapping {mapping_path}: not a JSON object such as {{'new class': 'old class'}}")
@@ -111,13 +136,15 @@ def _class_id(value, names, owner):
         return names.index(text)
     if text.isdecimal() and int(text) < len(names):
         return int(text)
-    raise utils.UserError(f"{owner} has no class {text!r}; it has {len(names)}: {', '.join(names[:5])} ...")
+    raise utils.UserError(
+        f"{owner} has no class {text!r}; it has {counted(len(names), 'class')}: {utils.listed(names)}"
+    )
 
 
 def start_from(source: Source, G: nn.Module, D: nn.Module, average: MovingAverage | None, rows: list) -> dict:
     """Load what fits of a Source into G, D and the moving average of G (ema.MovingAverage or None), in place.
 
-    Args: rows: of `class_rows`. A network of which the source has nothing stays as it is.
+    Args: rows: those of `class_rows`. A network of which the source has nothing stays as it is.
     Returns: {"G": report, "D": report}, a report being a dict of the state dict's names that were `loaded`, `remade`
         (a row per class), started `anew` (not in the source) and, of the source's own, `ignored`.
     Raises: utils.UserError if a tensor of the same name has another shape, with the flags that differ.
@@ -171,24 +198,24 @@ def _refuse(network, name, old, new, source):
     )
 
 
-def describe(source: Source, report: dict, rows: list) -> list[str]:
+def describe(source: Source, report: dict, classes: ClassRows) -> list[str]:
     """Lines for the user: what was loaded, made again, started anew and ignored."""
-    lines = [f"start from {source.path}: step {source.step}, {source.config.n_classes} classes"]
-    means = rows.count(None)
+    rows, means = classes.rows, classes.rows.count(None)
+    lines = [
+        f"start from {source.path}: step {source.step}, {counted(source.config.n_classes, 'class')}",
+        f"  classes taken over: {classes.how}",
+    ]
     for network, parts in report.items():
         if not parts["loaded"] and not parts["remade"]:
             lines.append(f"  {network}: the checkpoint has none, it starts anew")
             continue
-        lines.append(f"  {network}: {len(parts['loaded'])} tensors loaded")
+        lines.append(f"  {network}: {counted(len(parts['loaded']), 'tensor')} loaded")
         if parts["remade"]:
-            origin = f"{len(rows) - means} rows copied, {means} the mean of the old ones"
-            lines.append(f"  {network}: made again for {len(rows)} classes ({origin}): {_names(parts['remade'])}")
+            origin = f"{counted(len(rows) - means, 'row')} copied, {means} the mean of the old ones"
+            number = counted(len(rows), "class")
+            lines.append(f"  {network}: made again for {number} ({origin}): {utils.listed(parts['remade'])}")
         if parts["anew"]:
-            lines.append(f"  {network}: not in the checkpoint, started anew: {_names(parts['anew'])}")
+            lines.append(f"  {network}: not in the checkpoint, started anew: {utils.listed(parts['anew'])}")
         if parts["ignored"]:
-            lines.append(f"  {network}: in the checkpoint only, ignored: {_names(parts['ignored'])}")
+            lines.append(f"  {network}: in the checkpoint only, ignored: {utils.listed(parts['ignored'])}")
     return lines
-
-
-def _names(names, most=6):
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -16,7 +16,7 @@ import utils
 from inception_utils import Measure, evaluate_generator, summary
 from sampling import batch_norm
 from sampling.sheets import class_sheet
-from torch_utils.distributed import Ranks, mean_over_ranks
+from torch_utils.distributed import Ranks, mean_over_ranks, on_ranks
 from torch_utils.images import save_image
 from training import run_folder
 from training.logs import RunLog, peak_memory_mb, plot_curves
@@ -72,7 +72,7 @@ def finite_means(run: Run, state: TrainingState, terms: dict[str, torch.Tensor])
     if not all(math.isfinite(value) for value in means.values()):
         raise utils.UserError(
             f"the losses are no longer finite at step {state.step} ({means}); {run.folder} keeps the checkpoints of "
-            "before. A lower --G_lr and --D_lr, or --D_param SN, usually helps"
+            f"before. The run has diverged; {run_folder.IF_DIVERGED}"
         )
     return means
 
@@ -81,7 +81,7 @@ def log_losses(run: Run, state: TrainingState, terms: dict, images_per_s: float,
     """terms: of `finite_means`; the bar shows them too."""
     if run.log:
         rates = {f"{name}_lr": state.parts[f"opt_{name}"].param_groups[0]["lr"] for name in "GD"}
-        seen = {"images_seen": _images_seen(run, state)}
+        seen = {"images_seen": state.images_seen}
         resources = {"images_per_s": round(images_per_s, 1), "memory_mb": peak_memory_mb(run.ranks.device)}
         run.log.write("train", state.step, {**terms, **rates, **seen, **resources})
         shown = {name: f"{value:.3f}" for name, value in terms.items()}
@@ -100,10 +100,9 @@ def evaluate(run: Run, state: TrainingState, bar: tqdm) -> dict:
     how = {"ema": options.ema.ema, "mode": options.batch_norm}
     metrics = evaluate_generator(state.evaluated, run.measure, number, seed, **how)
     state.best = run_folder.better(which, state.step, metrics, state.best)
+    if state.best and state.best["step"] == state.step:
+        _save(run, "best", options.reports.num_best_copies, state.best_state_dict(), metrics)
     if run.log:
-        if state.best and state.best["step"] == state.step:
-            best = {**_common(run, state), "metrics": metrics, **state.best_state_dict()}
-            run_folder.save(best, run.folder, "best", options.reports.num_best_copies)
         run.log.write("eval", state.step, metrics)
         bar.write(f"step {state.step}: {summary(metrics)}")
     return metrics
@@ -120,19 +119,14 @@ def draw_sheet(run: Run, state: TrainingState) -> None:
 
 def save(run: Run, state: TrainingState, metrics: dict | None) -> None:
     """metrics: of this step, None where it was not evaluated."""
-    if run.log:
-        checkpoint = {**_common(run, state), "metrics": metrics, **state.state_dict()}
-        run_folder.save(checkpoint, run.folder, "ckpt", run.options.reports.num_save_copies)
+    _save(run, "ckpt", run.options.reports.num_save_copies, state.state_dict(), metrics)
+
+
+def _save(run, kind, copies, content, metrics):
+    """Write a checkpoint on rank 0; all ranks end where it must not be written."""
+    on_ranks(run.ranks, lambda: run_folder.save({**run.about, "metrics": metrics, **content}, run.folder, kind, copies))
 
 
 def draw_curves(run: Run) -> None:
     if run.log:
         plot_curves(run.folder / "log.jsonl", run.folder / "curves.png")
-
-
-def _common(run, state):
-    return {"images_seen": _images_seen(run, state), **run.about}
-
-
-def _images_seen(run, state):
-    return state.step * run.options.images_per_step

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import utils
+from training.run_folder import shown
 
 
 class RunLog:
@@ -16,14 +17,15 @@ class RunLog:
 
     Each line of log.jsonl is an object with `event`, `step`, `time` (Unix seconds) and then the event's own entries.
     A run that goes on from step `step` drops the lines of later steps that the interrupted run had still written, so
-    that the finished log is that of a run that was never interrupted; `step` None starts the log afresh.
+    that the finished log is that of a run that was never interrupted; `step` None starts the log afresh. What changed
+    as it went on from that very step is dropped too: it will be written again, if it is still so.
     """
 
     def __init__(self, folder: Path, step: int | None = None):
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import: only a run that trains pays
 
         self.path = Path(folder) / "log.jsonl"
-        kept = [] if step is None else [line for line in read_log(self.path) if line["step"] <= step]
+        kept = [] if step is None else [line for line in read_log(self.path) if _is_past(line, step)]
         with utils.atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(self.path, "a")  # noqa: SIM115  (open for the life of the run; `close` closes it)
@@ -45,6 +47,11 @@ class RunLog:
     def close(self) -> None:
         self.file.close()
         self.board.close()
+
+
+def _is_past(event, step):
+    """Whether a run that goes on from a step has the event behind it."""
+    return event["step"] < step or (event["step"] == step and event["event"] != "change")
 
 
 def read_log(path: str | Path) -> list[dict]:
@@ -98,6 +105,10 @@ def plot_curves(log_path: Path, path: Path) -> None:
         axes.set_xlabel("generator step", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
+        for step, text in _changes(events):
+            axes.axvline(step, color="0.4", linestyle="--", linewidth=1)
+            place = {"xycoords": axes.get_xaxis_transform(), "xytext": (3, 0), "textcoords": "offset points"}
+            axes.annotate(text, (step, 0.03), **place, rotation=90, fontsize=6, color="0.4")
         if len(names) > 1:
             axes.legend(fontsize=8)
     for axes in figure.axes[len(panels) :]:
@@ -108,6 +119,17 @@ def plot_curves(log_path: Path, path: Path) -> None:
 
 def _curve(events, name):
     return [(event["step"], event[name]) for event in events if isinstance(event.get(name), (int, float))]
+
+
+def _changes(events, most=60):
+    """The step and the text of each change of flags (--allow_change)."""
+    told = [(event["step"], change_text(event["flags"])) for event in events if event["event"] == "change"]
+    return [(step, text if len(text) <= most else f"{text[: most - 3]}...") for step, text in told]
+
+
+def change_text(changes: dict[str, list]) -> str:
+    """What changed, of {flag: [before, now]}."""
+    return ", ".join(f"{name} {shown(before)} \u2192 {shown(now)}" for name, (before, now) in changes.items())
 
 
 class Speedometer:

@@ -2,41 +2,56 @@
 
 from pathlib import Path
 
+from BigGAN import Discriminator, Generator
 from image_datasets.hdf5 import HDF5Dataset
 from inception_utils import summary
+from model_config import ModelConfig
+from torch_utils.distributed import Ranks, device_name
 from training.ema import EMAOptions
 from training.logs import read_log
 from training.model_size import num_parameters
 from training.options import TrainOptions
-from training.state import TrainingState
+from utils import counted
+
+
+def notes(options: TrainOptions, config: ModelConfig) -> list[str]:
+    """Lines on flags that do nothing here, or something else than they say."""
+    lines = [*(options.legacy_notes or []), *config.notes()]
+    if options.model["dim_z"] != config.dim_z:
+        lines.append(f"--dim_z {options.model['dim_z']} is {config.dim_z} here: --hier splits z into equal parts")
+    if not options.ema.ema and options.ema != EMAOptions():
+        lines.append("without --ema there is no moving average: --ema_start and --ema_decay do nothing")
+    return lines
 
 
 def print_start(
-    options: TrainOptions, dataset: HDF5Dataset, state: TrainingState, folder: Path, num_steps: int
+    options: TrainOptions, dataset: HDF5Dataset, G: Generator, D: Discriminator, steps: str, ranks: Ranks
 ) -> None:
-    config = state.G.config
-    notes = [*(options.legacy_notes or []), *config.notes()]
-    if not options.ema.ema and options.ema != EMAOptions():
-        notes.append("without --ema there is no moving average: --ema_start and --ema_decay do nothing")
+    """steps: from where to where the run goes."""
+    config = G.config
+    lines = notes(options, config)
     if not dataset.is_mapped:
-        notes.append(f"{dataset.path} is compressed, hence slow to read image by image: --load_in_mem reads it once")
-    for note in notes:
-        print(f"note: {note}")
+        lines.append(f"{dataset.path} is compressed, hence slow to read image by image: --load_in_mem reads it once")
+    for line in lines:
+        print(f"note: {line}")
     crops = f" in random crops of {config.resolution}x{config.resolution}" if options.batches.augment else ""
+    images, classes = counted(len(dataset), "image"), counted(config.n_classes, "class")
+    each = counted(options.batches.batch_size // ranks.world_size, "image")
     print(
-        f"{dataset.name}: {len(dataset):,} images {dataset.resolution}x{dataset.resolution}{crops}, "
-        f"{config.n_classes} classes; G {num_parameters(state.G):,} and D {num_parameters(state.D):,} parameters; "
+        f"{dataset.name}: {images} {dataset.resolution}x{dataset.resolution}{crops}, "
+        f"{classes}; G {num_parameters(G):,} and D {num_parameters(D):,} parameters; "
         f"dim_z {config.dim_z}\n"
-        f"an optimizer step of D sees {options.images_per_D_step} images; "
-        f"{_steps(state.step, num_steps)} in {folder}"
+        f"on {device_name(ranks.device)}, {counted(ranks.world_size, 'process')}: {each} of a pass on each; "
+        f"an optimizer step of D sees {counted(options.images_per_D_step, 'image')}; {steps}"
     )
 
 
-def _steps(start, end):
-    """From where to where a run goes, as text."""
+def steps_text(start: int, end: int, folder: Path) -> str:
+    """From which step to which a run goes, and where it is."""
     if start >= end:
-        return f"complete at step {start}" + (f", past the {end} that are asked for" if start > end else "")
-    return f"{'resuming at' if start else 'from'} step {start} to {end}"
+        past = f", past the {end} that are asked for" if start > end else ""
+        return f"complete at step {start} in {folder}{past}"
+    return f"{'resuming at' if start else 'from'} step {start} to {end} in {folder}"
 
 
 def print_end(folder: Path, step: int) -> None:

@@ -85,6 +85,18 @@ def training_bytes(config: ModelConfig, ema: bool) -> tuple[int, int, int]:
     return state, *(_saved_bytes(forward, config) for forward in (d_pass, g_pass))
 
 
+@functools.cache
+def checkpoint_bytes(config: ModelConfig, ema: bool) -> tuple[int, int]:
+    """Sizes of a full checkpoint (G, D, Adam's two moments of both, the average) and of a best one: (bytes, bytes).
+
+    Spectral norm's vectors and names, which come on top, are small.
+    """
+    G, D = (
+        sum(t.numel() * t.element_size() for t in network.state_dict().values()) for network in build_on_meta(config)
+    )
+    return 3 * (G + D) + (G if ema else 0), G
+
+
 def _saved_bytes(forward, config):
     """Bytes per image that autograd keeps between the forward and the backward of a pass."""
     n = 1009  # a prime, unlike any number of channels: a tensor that begins with it (or twice it) grows with the batch

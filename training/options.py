@@ -1,5 +1,6 @@
 """All options of train.py: a field for each concern, whose class stands beside the code that uses it."""
 
+import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,14 @@ class RunOptions(Options):
         check=Check(lambda x: x < 2**63, "be below 2^63"),
     )
     deterministic: bool = option(False, "bit-equal results on CUDA too, slower", switch=True)
+    allow_change: tuple[str, ...] = option(
+        (),
+        "flags that may be others than before when the run is resumed: learning rates, batches, steps, regularisation, "
+        "evaluation; not the model's and the data's",
+        kind=lambda name: name.removeprefix("--"),
+        metavar="FLAG",
+        changeable=True,
+    )
     parallel: bool = option(False, "one process per visible GPU", switch=True, changeable=True)
     device: str = device_option()
 
@@ -95,6 +104,17 @@ class ReportOptions(Options):
         changeable=True,
     )
 
+    @property
+    def copies(self) -> tuple[int, int]:
+        """How many full and best checkpoints are kept."""
+        return self.num_save_copies, self.num_best_copies
+
+
+# The concerns whose options may change where --allow_change names them, but for those that decide what the state is.
+EVALUATION = (MetricOptions, BatchNormMode)
+CHANGEABLE_BY_NAME = (BatchOptions, StepOptions, EMAOptions, OptimizerOptions, ReportOptions, *EVALUATION)
+NEVER_CHANGEABLE = {"unconditional", "ema"}
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -144,11 +164,36 @@ class TrainOptions:
             raise utils.UserError("--class_mapping goes with --init_from")
         if self.data.crop_size and not self.batches.augment:
             raise utils.UserError("--crop_size goes with --augment: training crops at random, statistics at the centre")
+        self._check_allowed()
+
+    def _check_allowed(self):
+        """Raise utils.UserError where --allow_change names what is no flag, or one that cannot change."""
+        for name in self.run.allow_change:
+            if name not in self.record():
+                close = difflib.get_close_matches(name, self.record(), n=1)
+                guess = f"; did you mean {close[0]}?" if close else ""
+                raise utils.UserError(f"--allow_change {name}: there is no flag --{name}{guess}")
+            if name not in self.changeable() | self.changeable_by_name():
+                raise utils.UserError(
+                    f"--allow_change {name}: --{name} cannot change within a run, as the model, the data and what it "
+                    "starts from cannot; use another --experiment_name"
+                )
 
     @classmethod
     def changeable(cls) -> set[str]:
         """Names of what may be another when a run is resumed."""
         return {"legacy_notes"}.union(*(kind.changeable() for kind in cls.concerns().values()))
+
+    @classmethod
+    def changeable_by_name(cls) -> set[str]:
+        """Names of what may be another when a run is resumed where --allow_change names it."""
+        names = {field.name for kind in CHANGEABLE_BY_NAME for field in kind.fields()}
+        return names - NEVER_CHANGEABLE - cls.changeable()
+
+    def changes_since(self, checkpoint: dict, about: dict) -> dict[str, list]:
+        """Flags that differ from the run's checkpoint and may, by --allow_change: see `run_folder.check_same_run`."""
+        which = self.changeable(), self.changeable_by_name(), self.run.allow_change
+        return run_folder.check_same_run(checkpoint, about, *which)
 
     def record(self) -> dict[str, Any]:
         """All values by name, for checkpoints and config.json."""
@@ -167,11 +212,14 @@ class TrainOptions:
         """Real images that D sees for each step of G."""
         return self.batches.batch_size * self.steps.D_passes
 
-    def run_length(self, num_images: int) -> int:
-        """The step at which the run ends, on so many images: the first of --num_iters and --num_epochs."""
+    def run_length(self, num_images: int, step: int = 0, images_seen: int = 0) -> int:
+        """The step at which the run ends, on so many images: the first of --num_iters and --num_epochs.
+
+        step, images_seen: where the run is, since steps may have been of other sizes so far.
+        """
         num_iters = self.length.num_iters or math.inf
         num_epochs = self.length.num_epochs or (math.inf if self.length.num_iters else 100)
-        return int(min(num_iters, -(-num_epochs * num_images // self.images_per_step)))
+        return int(min(num_iters, step - (images_seen - num_epochs * num_images) // self.images_per_step))
 
     @property
     def run_name(self) -> str:

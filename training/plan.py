@@ -1,7 +1,9 @@
 """What a training command asks for, checked before anything is computed: its data, model and metrics."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import utils
 from image_datasets.hdf5 import HDF5Dataset
@@ -16,18 +18,66 @@ from training.options import TrainOptions
 
 
 @dataclass(frozen=True)
+class Command:
+    """What a command asks for, checked; None for what could not be had, in a dry run only.
+
+    folder: of the run; checkpoint: the one that the run goes on from, None for a new run; passed_over: lines on newer
+    ones that cannot be resumed; measure: what evaluations measure with, None without evaluations.
+    """
+
+    folder: Path | None
+    checkpoint: dict | None
+    passed_over: list[str]
+    plan: "Plan | None"
+    measure: Measure | None
+
+
+def check_command(
+    options: TrainOptions, source: finetune.Source | None, ranks: Ranks, attempt: Callable | None = None
+) -> Command:
+    """Check a command against its run folder, data and weights, before anything is computed; nothing is written.
+
+    attempt: what calls each check, attempt(function, *arguments); a dry run's notes errors and goes on.
+    Raises: utils.UserError, unless `attempt` does not.
+    """
+    attempt = attempt or (lambda function, *arguments: function(*arguments))
+    folder = attempt(run_folder.path_of, options.run.runs_root, options.run_name)
+    found = attempt(_resumed, options, folder) if folder else None
+    checkpoint, passed_over = found or (None, [])
+    plan = attempt(make_plan, options, source)
+    attempt(options.batches.check_ranks, ranks.world_size)
+    scores = options.selection.path(options.data.data_root, options.data.path.stem)
+    if not options.selection.keeps_all and not scores.exists():
+        attempt(utils.check_writable, scores.parent)
+    measure = attempt(load_measure, options, plan, ranks)
+    return Command(folder, checkpoint, passed_over, plan, measure)
+
+
+def _resumed(options, folder):
+    """The checkpoint that the run in `folder` goes on from and the lines of `run_folder.newest`, None for a new run.
+
+    Other flags are refused first of all: with another data set, say, everything else would be said to be missing.
+    """
+    run_folder.check_writable(folder)
+    checkpoint, passed_over = (None, []) if options.run.from_scratch else run_folder.newest(folder)
+    if checkpoint:
+        options.changes_since(checkpoint, {"args": options.record(), "model_config": {}, "data": {}})
+    return checkpoint, passed_over
+
+
+@dataclass(frozen=True)
 class Plan:
     """The data set and the model of a command.
 
     `dataset` is what D is shown, `reference` what metrics compare with: other than `dataset` where training crops;
-    `rows`: of `finetune.class_rows`, None without --init_from.
+    `class_rows`: those of --init_from, None without it.
     """
 
     dataset: HDF5Dataset
     reference: ImageSet
     class_names: list
     config: ModelConfig
-    rows: list | None
+    class_rows: finetune.ClassRows | None
 
 
 def make_plan(options: TrainOptions, source: finetune.Source | None) -> Plan:
@@ -40,12 +90,12 @@ def make_plan(options: TrainOptions, source: finetune.Source | None) -> Plan:
     reference = data.reference_part(dataset)
     check_augmentation(options, dataset)
     class_names = ["all"] if unconditional else dataset.class_names
-    rows = None
+    class_rows = None
     if source:
         finetune.check_resolution(source, reference)
-        rows = finetune.class_rows(source, class_names, options.finetune.class_mapping)
+        class_rows = finetune.class_rows(source, class_names, options.finetune.class_mapping)
     config = make_config(options, reference.resolution, len(class_names))
-    return Plan(dataset, reference, class_names, config, rows)
+    return Plan(dataset, reference, class_names, config, class_rows)
 
 
 def check_classes(dataset: ImageSet) -> None:
@@ -75,11 +125,45 @@ def make_config(options: TrainOptions, resolution: int, n_classes: int) -> Model
     return dataclasses.replace(config, D_cond="none") if options.batches.unconditional else config
 
 
-def load_measure(options: TrainOptions, plan: Plan, ranks: Ranks) -> Measure | None:
-    """What evaluations measure with, None without evaluations. Raises: utils.UserError as `load_evaluation`."""
+def load_measure(options: TrainOptions, plan: Plan | None, ranks: Ranks) -> Measure | None:
+    """What evaluations measure with, None without evaluations; plan: None where there are no data to compare with.
+
+    Raises: utils.UserError as `load_evaluation`, and where evaluations never give the metric of --which_best.
+    """
     if not options.reports.test_every:
         return None
-    name, root = plan.reference.name, options.data.data_root
-    network, reference = load_evaluation(options.metrics, root, name, ranks.device, plan.reference)
-    run_folder.check_which_best(options.reports.which_best, metric_keys(network, reference, plan.config.n_classes))
+    name, root = options.data.reference_name, options.data.data_root
+    network, reference = load_evaluation(options.metrics, root, name, ranks.device, plan and plan.reference)
+    if plan:
+        keys = metric_keys(network, reference, plan.config.n_classes)
+        run_folder.check_which_best(options.reports.which_best, keys)
     return Measure(network, reference, options.metrics, ranks)
+
+
+def about_run(
+    options: TrainOptions,
+    plan: Plan,
+    measure: Measure | None,
+    num_images: int | None,
+    content: str | None,
+    selection: str | None,
+    ranks: Ranks,
+) -> dict:
+    """What every checkpoint says of the run.
+
+    Args: num_images: that D is shown; content: of the data, as the doctor has it; selection: the record of one, or
+        None. A dry run, which reads no pixels, has None for what it does not know.
+    """
+    return {
+        "model_config": plan.config.to_dict(),
+        "class_names": plan.class_names,
+        "data": {
+            "num_images": num_images,
+            "content": content,
+            "metric_weights": measure and measure.network.weights_hash,
+            "selection": selection,
+        },
+        "args": options.record(),
+        "images_per_D_step": options.images_per_D_step,
+        "run": run_folder.provenance(ranks),
+    }

@@ -4,15 +4,18 @@ import itertools
 import math
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 import utils
 from torch_utils import checkpoints
 from torch_utils.checkpoints import FORMAT, of_kind
-from torch_utils.distributed import Ranks
+from torch_utils.distributed import Ranks, device_name
 
+IF_DIVERGED = "a lower --G_lr and --D_lr, or --D_param SN, usually helps"  # what a user is told to try
 # --which_best -> the metric's keys, and whether more is better
 BEST = {
     "FID": (("fid", "fd"), False),
@@ -31,22 +34,42 @@ def _step(path):
     return int(path.stem.rpartition("_")[2])
 
 
-def newest(folder: Path) -> dict | None:
-    """The newest full checkpoint of a run folder, loaded on the CPU, or None if there is none. Raises: UserError."""
-    found = of_kind(folder / "weights", "ckpt")
-    if not found:
-        return None
-    try:
-        checkpoint = checkpoints.load(found[-1])
-    except utils.UserError as error:
-        raise utils.UserError(f"{error}; delete it to go on from the one before") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-        raise utils.UserError(f"{found[-1]} is not a checkpoint of this version; use --from_scratch or another name")
-    return checkpoint
+def newest(folder: Path) -> tuple[dict | None, list[str]]:
+    """The newest full checkpoint of a run folder that can be resumed, loaded on the CPU, or None if the run has none.
+
+    One with a value that is not finite, as older versions wrote them, is passed over; returned is also a line on each.
+    Raises: utils.UserError if one is damaged or of another version, or if all are passed over.
+    """
+    found, lines = of_kind(folder / "weights", "ckpt"), []
+    for path in reversed(found):
+        try:
+            checkpoint = checkpoints.load(path)
+        except utils.UserError as error:
+            raise utils.UserError(f"{error}; delete it to go on from the one before") from error
+        if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+            raise utils.UserError(f"{path} is not a checkpoint of this version; use --from_scratch or another name")
+        bad = checkpoints.not_finite(checkpoint)
+        if not bad:
+            return checkpoint, lines
+        lines.append(f"{path} is passed over: {bad} holds values that are not finite, as a diverged run leaves them")
+    if found:
+        raise utils.UserError(
+            f"{folder}: none of its checkpoints can be resumed, all hold values that are not finite ({bad} of "
+            f"{path.name}). Start anew with --from_scratch, which moves the run aside; {IF_DIVERGED}"
+        )
+    return None, []
 
 
 def save(state: dict, folder: Path, kind: str, copies: int) -> None:
-    """Write a checkpoint of `kind` 'ckpt' or 'best' at state["step"], then delete all but the newest `copies`."""
+    """Write a checkpoint of `kind` 'ckpt' or 'best' at state["step"], then delete all but the newest `copies`.
+
+    Raises: utils.UserError where a tensor holds a value that is not finite; nothing is written or deleted then.
+    """
+    if bad := checkpoints.not_finite(state):
+        raise utils.UserError(
+            f"{bad} holds values that are not finite at step {state['step']}: no checkpoint is written, and those of "
+            f"before are kept in {folder}. The run has diverged; {IF_DIVERGED}"
+        )
     weights = folder / "weights"
     checkpoints.save({"format": FORMAT, **state}, weights / f"{kind}_{state['step']:08d}.pth")
     for old in of_kind(weights, kind)[:-copies]:
@@ -62,13 +85,14 @@ def check_which_best(which: str, keys: list[str]) -> None:
 def better(which: str, step: int, metrics: dict, best: dict | None) -> dict | None:
     """The record of the better one: of these metrics if they beat `best` in --which_best, else `best` itself.
 
-    A record is a dict of `step`, `metric` and `value`; `best` is None before the first evaluation.
+    A record is a dict of `step`, `metric` and `value`; `best` is None before the first evaluation, and counts for
+    nothing where it is of another metric.
     """
     keys, more = BEST[which]
     value = next((metrics[key] for key in keys if key in metrics), None)
     if value is None or not math.isfinite(value):
         return best
-    if best is not None and not (value > best["value"] if more else value < best["value"]):
+    if best and best["metric"] == which and not (value > best["value"] if more else value < best["value"]):
         return best
     return {"step": step, "metric": which, "value": value}
 
@@ -92,14 +116,42 @@ def move_aside(folder: Path) -> None:
         print(f"moved the earlier run to {aside}")
 
 
-def prepare(folder: Path, from_scratch: bool, copies: tuple[int, int], num_bytes: tuple[int, int]) -> None:
-    """Make the run folder ready to write to, on rank 0, before anything is computed.
+def check_writable(folder: Path) -> None:
+    """Raise utils.UserError unless all that a run writes can be written; the folder need not be there, nor is made."""
+    for part in ("", "weights", "samples", "tensorboard"):
+        utils.check_writable(folder / part)
+    for name in ("config.json", "log.jsonl", "curves.png"):
+        if (folder / name).is_dir():
+            raise utils.UserError(f"cannot write {folder / name}: it is a folder")
+
+
+def check_room(folder: Path, step: int, copies: tuple[int, int], num_bytes: tuple[int, int]) -> None:
+    """Raise utils.UserError unless the folder's disk has room for the checkpoints.
+
+    Args: step: at which the run resumes, 0: none of its files counts; copies: how many full and best checkpoints are
+        kept; num_bytes: the size of each.
+    """
+    there = [path for kind in checkpoints.KINDS for path in of_kind(folder / "weights", kind) if _step(path) <= step]
+    missing = room(copies, num_bytes) - sum(path.stat().st_size for path in there)
+    free = shutil.disk_usage(utils.existing_parent(folder)).free
+    if free < missing:
+        raise utils.UserError(
+            f"{folder}: the disk has {free / 2**30:.1f} GiB free, the checkpoints need {missing / 2**30:.1f} GiB; "
+            "make room, or lower --num_save_copies"
+        )
+
+
+def room(copies: tuple[int, int], num_bytes: tuple[int, int]) -> int:
+    """Bytes that a run's checkpoints take at most: a new one is written before the oldest is deleted."""
+    return sum((number + 1) * size for number, size in zip(copies, num_bytes, strict=True))
+
+
+def prepare(folder: Path, from_scratch: bool, step: int) -> None:
+    """Make the run folder ready to write to, on rank 0.
 
     Moved aside is an earlier run under --from_scratch, and one that left no checkpoint to resume from but a best one.
-    Removed is what a killed run left behind: half-written files, and best checkpoints of later steps than the one that
-    the run resumes at, since it gets there again.
-    Args: copies: how many full and best checkpoints are kept; num_bytes: the size of each.
-    Raises: utils.UserError if the folder cannot be written to, or its disk has no room for the checkpoints.
+    Renamed are full checkpoints of later steps than `step`, at which the run resumes: they were passed over. Removed is
+    what a killed run left behind: half-written files, and best checkpoints of later steps, where it gets again.
     """
     weights = folder / "weights"
     full, best = (of_kind(weights, kind) for kind in ("ckpt", "best"))
@@ -108,57 +160,74 @@ def prepare(folder: Path, from_scratch: bool, copies: tuple[int, int], num_bytes
         full, best = [], []
     for path in [*weights.glob(".ckpt_*"), *weights.glob(".best_*")]:
         path.unlink()
-    kept = [path for path in best if _step(path) <= _step(full[-1])]
-    for path in set(best) - set(kept):
+    for path in [path for path in full if _step(path) > step]:
+        path.rename(path.with_stem(f"{path.stem}_not_finite"))
+    for path in [path for path in best if _step(path) > step]:
         path.unlink()
-    there = sum(path.stat().st_size for path in full + kept)
-    needed = sum((number + 1) * size for number, size in zip(copies, num_bytes, strict=True))
-    _check_writable(folder, needed - there)
 
 
-def _check_writable(folder, needed):
-    """Raise utils.UserError unless `folder` can be written to and its disk has room for `needed` bytes."""
-    utils.save_json({}, folder / ".writable")
-    (folder / ".writable").unlink()
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise utils.UserError(
-            f"{folder}: the disk has {free / 2**30:.1f} GiB free, the checkpoints need {needed / 2**30:.1f} GiB; "
-            "make room, or lower --num_save_copies"
-        )
+class Difference(NamedTuple):
+    """Between a checkpoint and a command: what differs, both values, and the flag to name to --allow_change."""
+
+    title: str
+    before: Any
+    now: Any
+    flag: str | None
 
 
-def check_same_run(checkpoint: dict, about: dict, changeable: set[str]) -> None:
-    """Raise utils.UserError that lists what a run may not change and what differs from its checkpoint.
+def check_same_run(
+    checkpoint: dict,
+    about: dict,
+    changeable: Collection[str],
+    by_name: Collection[str] = (),
+    allowed: Collection[str] = (),
+) -> dict[str, list]:
+    """What differs from the run's checkpoint with --allow_change's permission: {flag: [before, now]}.
 
-    about: the entries `args`, `model_config` and `data` that the run would write into a checkpoint now; changeable:
-    names of the flags that may differ.
+    Args: about: the entries `args`, `model_config` and `data` that the run would write into a checkpoint now, None or
+        left out where they are not known; changeable: names of the flags that may differ; by_name: of those that may
+        where they are among `allowed`. Other metric weights are a matter of `feature_network`.
+    Raises: utils.UserError that lists what a run may not change and what differs.
     """
     old, new = checkpoint["args"], about["args"]
-    pairs = {f"--{k}": (old[k], new[k]) for k in new if k in old and k not in changeable}
+    found = {
+        name: Difference(f"--{name}", old[name], new[name], name)
+        for name in new
+        if name in old and name not in changeable
+    }
     old, new = checkpoint["model_config"] | checkpoint["data"], about["model_config"] | about["data"]
-    keys = ("resolution", "n_classes", *about["data"])
-    pairs |= {f"the data's {k}": (old.get(k), new[k]) for k in keys if None not in (old.get(k), new[k])}
-    differences = [f"{name} was {_shown(a)} and is now {_shown(b)}" for name, (a, b) in pairs.items() if a != b]
-    if differences:
-        raise utils.UserError(
-            f"cannot resume from step {checkpoint['step']}: {'; '.join(differences)}. "
-            "Use another --experiment_name, or --from_scratch to move the old run aside"
-        )
+    for name in ("resolution", "n_classes", *about["data"]):
+        if None not in (old.get(name), new.get(name)):
+            flag = "feature_network" if name == "metric_weights" else None
+            found[name] = Difference(f"the data's {name}", old[name], new[name], flag)
+    found = {name: difference for name, difference in found.items() if difference.before != difference.now}
+    refused = [difference for difference in found.values() if difference.flag not in set(by_name) & set(allowed)]
+    if not refused:
+        return {name: [difference.before, difference.now] for name, difference in found.items()}
+    differences = [f"{it.title} was {shown(it.before)} and is now {shown(it.now)}" for it in refused]
+    permitted = list(dict.fromkeys(it.flag for it in refused if it.flag in by_name))
+    remedy = "Use"
+    if permitted:
+        extent = "all the same" if len(permitted) == len(refused) else "with that alone"
+        remedy = f"Add --allow_change {' '.join(permitted)} to go on {extent}, or use"
+    raise utils.UserError(
+        f"cannot resume from step {checkpoint['step']}: {'; '.join(differences)}. {remedy} another --experiment_name, "
+        "or --from_scratch to move the old run aside"
+    )
 
 
-def _shown(value):
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value  # a SHA-256
+def shown(value: Any) -> Any:
+    """A value of a flag or of the data as it is told: a SHA-256 by its first digits."""
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value
 
 
 def provenance(ranks: Ranks) -> dict:
     """Where and with what a run is made: commit, PyTorch, device, number of processes."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
-    cuda = ranks.device.type == "cuda"
     return {
         "commit": commit or "unknown",
         "torch": str(torch.__version__),
-        "device": torch.cuda.get_device_name(ranks.device) if cuda else "cpu",
+        "device": device_name(ranks.device),
         "world_size": ranks.world_size,
     }

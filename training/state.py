@@ -1,6 +1,7 @@
-"""What changes while a run trains: networks, moving average, optimizers, step, best evaluation."""
+"""What changes while a run trains (networks, moving average, optimizers, step, best evaluation), and how it begins."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -8,16 +9,17 @@ from torch import nn
 import BigGAN
 import utils
 from model_config import ModelConfig
+from training import finetune
 from training.ema import MovingAverage
 from training.optimizers import make_optimizers
-from training.options import TrainOptions
+from training.options import EVALUATION, TrainOptions
 
 
 class TrainingState:
     """All that a run needs to go on.
 
-    `parts` lists what a checkpoint holds of it besides `step` (completed steps of G) and `best` (the record of
-    `run_folder.better`): saving, loading and the size estimate follow that one list.
+    `parts` lists what a checkpoint holds of it besides `step` (completed steps of G), `images_seen` (real images, by D)
+    and `best` (the record of `run_folder.better`): saving, loading and the size estimate follow that one list.
     """
 
     def __init__(self, config: ModelConfig, options: TrainOptions, device: torch.device):
@@ -27,7 +29,8 @@ class TrainingState:
         self.opt_G, self.opt_D = make_optimizers(self.G, self.D, options.optimizers)
         ema = options.ema
         self.average = MovingAverage(self.G, ema.ema_decay, ema.ema_start) if ema.ema else None
-        self.step, self.best = 0, None
+        self.images_per_step = options.images_per_step
+        self.step, self.images_seen, self.best = 0, 0, None
 
     @property
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | None]:
@@ -45,14 +48,16 @@ class TrainingState:
         if self.average:
             self.average.update(step)
         self.step = step
+        self.images_seen += self.images_per_step
 
     def state_dict(self) -> dict:
         parts = {name: part and part.state_dict() for name, part in self.parts.items()}
-        return {"step": self.step, "best": self.best, **parts}
+        return {"step": self.step, "images_seen": self.images_seen, "best": self.best, **parts}
 
     def best_state_dict(self) -> dict:
         """The evaluated generator alone, under the name of its part."""
-        return {"step": self.step, "G_ema" if self.average else "G": self.evaluated.state_dict()}
+        generator = {"G_ema" if self.average else "G": self.evaluated.state_dict()}
+        return {"step": self.step, "images_seen": self.images_seen, **generator}
 
     def load_state_dict(self, checkpoint: dict, path: Path) -> None:
         """Go on from a full checkpoint of the run folder `path`. Raises: utils.UserError if it does not fit."""
@@ -64,13 +69,50 @@ class TrainingState:
             if isinstance(part, nn.Module):
                 BigGAN.load_state(part, checkpoint[name], path)
             else:
+                own = [{key: group[key] for key in ("betas", "eps")} for group in part.param_groups]
                 part.load_state_dict(checkpoint[name])
-        self.step, self.best = checkpoint["step"], checkpoint["best"]
+                for group, options in zip(part.param_groups, own, strict=True):
+                    group.update(options)  # the command's, not the checkpoint's: --allow_change may have changed them
+        self.step, self.images_seen, self.best = (checkpoint[name] for name in ("step", "images_seen", "best"))
 
     def checkpoint_bytes(self) -> tuple[int, int]:
         """Sizes of a full checkpoint and of a best one."""
         sizes = {name: _num_bytes(part) for name, part in self.parts.items() if part is not None}
         return sum(sizes.values()), sizes["G"]
+
+
+class Beginning(NamedTuple):
+    """report: of `finetune.start_from`, or None; changes: of flags that --allow_change names, {flag: [before, now]}."""
+
+    report: dict | None
+    changes: dict[str, list]
+
+
+def begin(
+    state: TrainingState,
+    options: TrainOptions,
+    about: dict,
+    folder: Path,
+    checkpoint: dict | None,
+    source: finetune.Source | None,
+    class_rows: finetune.ClassRows | None,
+) -> Beginning:
+    """Give a fresh state what it starts from, in place; nothing is written.
+
+    Args: about: see `run_folder.check_same_run`; checkpoint: the one that the run in `folder` goes on from, or None;
+        source, class_rows: of --init_from, which counts where there is no such checkpoint.
+    Raises: utils.UserError where one of them does not fit the command.
+    """
+    if checkpoint:
+        changes = options.changes_since(checkpoint, about)
+        state.load_state_dict(checkpoint, folder)
+        measure = {"metric_weights"}.union(*({field.name for field in kind.fields()} for kind in EVALUATION))
+        if changes.keys() & measure:  # the best so far is of other numbers
+            state.best = None
+        return Beginning(None, changes)
+    if source:
+        return Beginning(finetune.start_from(source, state.G, state.D, state.average, class_rows.rows), {})
+    return Beginning(None, {})
 
 
 def _num_bytes(part):

@@ -39,9 +39,9 @@ def start(path, config, class_names, mapping=None):
     G, D = BigGAN.build(config)
     average = ema.MovingAverage(G, 0.9, 0)
     source = finetune.read_source(path)
-    rows = finetune.class_rows(source, class_names, mapping)
-    report = finetune.start_from(source, G, D, average, rows)
-    return G, D, average.module, report, finetune.describe(source, report, rows)
+    classes = finetune.class_rows(source, class_names, mapping)
+    report = finetune.start_from(source, G, D, average, classes.rows)
+    return G, D, average.module, report, finetune.describe(source, report, classes)
 
 
 @pytest.mark.parametrize("options", [{"ssm": "voxel"}, {**SHARED, "ssm": "voxel"}])
@@ -52,7 +52,8 @@ def test_the_same_classes_take_everything_over(tmp_path, options):
     for new, name in ((G, "G"), (D, "D"), (average, "G_ema")):
         assert all(torch.equal(value, old[name].state_dict()[key]) for key, value in new.state_dict().items())
     assert not any(report[network][kind] for network in "GD" for kind in ("remade", "anew", "ignored"))
-    assert "tensors loaded" in lines[1] and len(lines) == 3
+    assert lines[1] == "  classes taken over: by name, 4 of 4 found"
+    assert "tensors loaded" in lines[2] and len(lines) == 4
 
 
 @pytest.mark.parametrize("options", [{"ssm": "voxel"}, {**SHARED, "ssm": "voxel"}])
@@ -90,6 +91,38 @@ def test_another_number_of_classes_without_a_mapping_starts_from_the_mean(tmp_pa
     old = save(tmp_path / "a.pth")
     _, D, *_ = start(tmp_path / "a.pth", dataclasses.replace(SMALL, n_classes=2), ["a", "b"])
     torch.testing.assert_close(D.embed.weight, old["D"].embed.weight.mean(0).expand(2, -1))
+
+
+NUMBERS = [str(i) for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rows", "how"),
+    [
+        (NAMES, NAMES, [0, 1, 2, 3], "by name, 4 of 4"),
+        (NAMES, ["fish", "cat", "dog", "7"], [2, 0, 1, 3], "by name, 4 of 4"),
+        (NAMES, ["dog", "eel"], [1, None], "by name, 1 of 2"),
+        (NAMES, ["ant", "cat", "eel", "owl", "dog"], [None, 0, None, None, 1], "by name, 2 of 5"),
+        (NAMES, ["ant", "bee", "cow", "doe"], [0, 1, 2, 3], "by number"),  # as before: names of another kind, say
+        (NAMES, ["ant", "bee"], [None, None], "none; --class_mapping"),
+        (NUMBERS, NAMES, [0, 1, 2, 3], "by number"),
+        (NAMES, NUMBERS, [0, 1, 2, 3], "by number"),
+        (NUMBERS, NUMBERS, [0, 1, 2, 3], "by number"),
+        (NUMBERS, ["2", "3"], [None, None], "none"),
+    ],
+)
+def test_classes_of_the_same_name_are_taken_over(tmp_path, old, new, rows, how):
+    save(tmp_path / "a.pth", names=old)
+    classes = finetune.class_rows(finetune.read_source(tmp_path / "a.pth"), new)
+    assert classes.rows == rows and classes.how.startswith(how)
+
+
+def test_rows_of_the_same_name_arrive(tmp_path):
+    old = save(tmp_path / "a.pth")
+    _, D, _, _, lines = start(tmp_path / "a.pth", dataclasses.replace(SMALL, n_classes=3), ["fish", "cat", "owl"])
+    weight = old["D"].embed.weight
+    assert torch.equal(D.embed.weight, torch.stack([weight[2], weight[0], weight.mean(0)]))
+    assert any("made again for 3 classes (2 rows copied, 1 the mean of the old ones)" in line for line in lines)
 
 
 def test_a_checkpoint_of_G_alone_starts_D_anew(tmp_path):
@@ -162,7 +195,12 @@ def test_the_script_takes_the_models_options_from_the_checkpoint(data_root, tmp_
     (tmp_path / "map.json").write_text('{"cat": "cat"}')
     arguments = flags(data_root, tmp_path, "--class_mapping", tmp_path / "map.json", "--num_iters")
     train.main([*arguments, "1"])
-    assert "made again for 3 classes (1 rows copied, 2 the mean" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "made again for 3 classes (1 row copied, 2 the mean" in told
+    train.main([*arguments, "1", "--experiment_name", "dry", "--dry_run"])
+    report = [line for line in told.splitlines() if line.startswith(("start from", "  classes", "  G:", "  D:"))]
+    assert len(report) >= 4 and "\n".join(report) in capsys.readouterr().out
+    assert not (tmp_path / "runs" / "dry").exists()
     G, meta = BigGAN.load_generator(tmp_path / "runs" / "run")
     assert G.config == dataclasses.replace(SMALL, ssm="voxel", n_classes=3) and meta["step"] == 1
     train.main([*arguments, "2"])  # resumes: the checkpoint of the run, not the one it started from
@@ -184,4 +222,4 @@ def test_bad_input_is_one_line(data_root, tmp_path, more, words):
     save(tmp_path / "a.pth")
     with pytest.raises(utils.UserError) as error:
         train.main([*flags(data_root, tmp_path, "--num_iters", "1"), *more])
-    assert words in str(error.value) and "\n" not in str(error.value)
+    assert words in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "runs").exists()

@@ -49,6 +49,23 @@ def test_curves_are_drawn(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def test_changes_of_flags_are_marked_and_written_once(tmp_path):
+    write(tmp_path, range(1, 5))
+    logs.plot_curves(tmp_path / "log.jsonl", tmp_path / "before.png")
+    changes = {"G_lr": [4e-4, 2e-4], "metric_weights": ["a" * 64, "b" * 64]}
+    for _ in range(2):  # resumed twice from step 4: killed before it had saved another checkpoint
+        log = logs.RunLog(tmp_path, 4)
+        log.write("change", 4, {"flags": changes})
+        log.close()
+    assert [event["event"] for event in numbers(tmp_path)].count("change") == 1 and len(numbers(tmp_path)) == 9
+    assert logs.change_text(changes).startswith("G_lr 0.0004 → 0.0002, metric_weights aaaaaaaaaaaa... → bbb")
+    logs.plot_curves(tmp_path / "log.jsonl", tmp_path / "after.png")
+    before, after = (np.asarray(Image.open(tmp_path / name)) for name in ("before.png", "after.png"))
+    assert before.shape == after.shape and (before != after).any()
+    logs.RunLog(tmp_path, 6).close()
+    assert [event["event"] for event in numbers(tmp_path)].count("change") == 1  # the run has got further
+
+
 def test_singular_values_are_those_that_spectral_norm_divides_by():
     torch.manual_seed(0)
     network = torch.nn.Sequential(layers.Linear(6, 5, sn=True), layers.Conv2d(3, 4), layers.Embedding(7, 6, sn=True))

@@ -41,6 +41,21 @@ def test_what_may_change_on_resume():
     assert not changeable & (fixed | {field.name for field in ModelConfig.fields()})
 
 
+def test_what_may_change_where_it_is_named():
+    named = TrainOptions.changeable_by_name()
+    assert {"G_lr", "batch_size", "G_ortho", "ema_decay", "bn_mode", "feature_network", "which_best", "flip"} <= named
+    fixed = {"dataset", "crop_size", "seed", "ema", "unconditional", "retention_ratio", "init_from"}
+    assert not named & (fixed | {field.name for field in ModelConfig.fields()} | TrainOptions.changeable())
+    assert parsed("--allow_change=--G_lr")[0].run.allow_change == ["G_lr"]
+    assert parsed("--allow_change", "G_lr", "num_iters", "--ema")[0].run.allow_change == ["G_lr", "num_iters"]
+
+
+def test_the_length_in_epochs_counts_images_that_were_seen_in_steps_of_other_sizes():
+    options, _ = parsed("--batch_size", "50", "--num_D_steps", "1", "--num_epochs", "5")
+    assert options.run_length(100) == 10 and options.run_length(100, step=4, images_seen=100) == 12
+    assert options.run_length(100, step=20, images_seen=1000) == 10  # past the end, as undisturbed
+
+
 def test_sizes_and_length_follow_from_the_options():
     options, _ = parsed("--batch_size", "8", "--num_D_steps", "2", "--num_D_accumulations", "3", "--num_epochs", "5")
     assert (options.images_per_D_step, options.images_per_step) == (24, 48)
@@ -56,6 +71,11 @@ def test_sizes_and_length_follow_from_the_options():
         (["--seed", str(2**63)], "--seed 9223372036854775808: must be below"),
         (["--retention_ratio", "0"], "--retention_ratio 0.0: must be a percentage above 0"),
         (["--class_mapping", "x"], "--class_mapping goes with --init_from"),
+        (["--allow_change", "ssm"], "--allow_change ssm: --ssm cannot change within a run.*--experiment_name"),
+        (["--allow_change", "G_lr", "dataset"], "--dataset cannot change"),
+        (["--allow_change", "ema"], "--ema cannot change"),
+        (["--allow_change", "seed"], "--seed cannot change"),
+        (["--allow_change", "D_rl"], "there is no flag --D_rl; did you mean D_lr"),
         (["--lr_decay_to", "1.5"], r"--lr_decay_to 1.5: must lie in \[0, 1\]"),
     ],
 )

@@ -1,5 +1,7 @@
 """The training state: what a checkpoint holds, how large it is, and that it is all there is."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,18 +10,22 @@ from model_config import ModelConfig
 from torch_utils import checkpoints
 from training import messages
 from training.options import TrainOptions
-from training.state import TrainingState
+from training.state import TrainingState, begin
 from training.steps import d_step, g_step
 
 CONFIG = ModelConfig(resolution=16, n_classes=3, dim_z=6, G_ch=8, D_ch=8, G_ch_mult=(2, 2, 1), D_ch_mult=(1, 2))
 
 
-def state(*flags, seed=0):
+def options_of(*flags):
     parser = utils.ArgumentParser()
     TrainOptions.add_to(parser)
     defaults, given = parser.parse_layers(["--dataset", "x", *flags])
+    return TrainOptions.of(defaults | given)
+
+
+def state(*flags, seed=0):
     torch.manual_seed(seed)
-    return TrainingState(CONFIG, TrainOptions.of(defaults | given), torch.device("cpu"))
+    return TrainingState(CONFIG, options_of(*flags), torch.device("cpu"))
 
 
 def train(made, steps):
@@ -48,6 +54,32 @@ def test_a_loaded_state_goes_on_as_the_saved_one(flags, tmp_path):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+def begun(saved, *flags, before=()):
+    """A new state of a command's, begun from a saved one of another command's."""
+    made, options = state(*flags), options_of(*flags)
+    about = {"model_config": {}, "data": {}, "args": options.record()}
+    checkpoint = saved.state_dict() | about | {"args": options_of(*before).record()}
+    return made, begin(made, options, about, Path("runs/x"), checkpoint, None, None)
+
+
+def test_what_allow_change_names_counts_from_the_checkpoint_on():
+    saved = state("--G_B2", "0.9")
+    train(saved, 1)
+    saved.best = {"step": 1, "metric": "IS", "value": 2.0}
+    with pytest.raises(utils.UserError, match="--G_B2 was 0.9 and is now 0.5. Add --allow_change G_B2 to go on all"):
+        begun(saved, "--G_B2", "0.5", before=["--G_B2", "0.9"])
+    made, (report, changes) = begun(saved, "--G_B2", "0.5", "--allow_change", "G_B2", before=["--G_B2", "0.9"])
+    assert changes == {"G_B2": [0.9, 0.5]} and report is None and made.best == saved.best
+    assert made.opt_G.param_groups[0]["betas"] == (0.0, 0.5) and (made.step, made.images_seen) == (1, saved.images_seen)
+    assert made.opt_G.state_dict()["state"].keys() == saved.opt_G.state_dict()["state"].keys()
+    # other numbers than those of the best evaluation so far
+    saved = state()
+    saved.best = {"step": 0, "metric": "IS", "value": 2.0}
+    train(saved, 1)
+    made, (_, changes) = begun(saved, "--bn_mode", "batch", "--allow_change", "bn_mode")
+    assert list(changes) == ["bn_mode"] and made.best is None
+
+
 def test_a_checkpoint_without_a_part_is_one_line(tmp_path):
     made = state("--ema")
     with pytest.raises(utils.UserError, match="holds no G_ema"):
@@ -65,6 +97,6 @@ def test_the_estimated_size_is_that_of_the_file(flags, tmp_path):
 
 
 def test_where_a_run_goes_from_and_to():
-    told = [messages._steps(*steps) for steps in ((0, 250), (100, 250), (250, 250), (300, 250))]
-    assert told[:2] == ["from step 0 to 250", "resuming at step 100 to 250"]
-    assert told[2:] == ["complete at step 250", "complete at step 300, past the 250 that are asked for"]
+    told = [messages.steps_text(*steps, "x") for steps in ((0, 250), (100, 250), (250, 250), (300, 250))]
+    assert told[:2] == ["from step 0 to 250 in x", "resuming at step 100 to 250 in x"]
+    assert told[2:] == ["complete at step 250 in x", "complete at step 300 in x, past the 250 that are asked for"]

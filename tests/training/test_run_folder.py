@@ -1,0 +1,125 @@
+"""The run folder: which checkpoints are written, which one a run goes on from."""
+
+import pytest
+import torch
+
+import utils
+from torch_utils import checkpoints
+from training import run_folder
+
+NOT_FINITE = {
+    "weights": ("G", {"a": torch.tensor([torch.inf])}),
+    "average": ("G_ema", {"a": torch.tensor([[1.0, torch.nan]])}),
+    "batch-norm statistics": ("G", {"bn.running_var": torch.tensor([-torch.inf])}),
+    "optimizer": ("opt_D", {"state": {0: {"exp_avg": torch.tensor([torch.nan])}}, "param_groups": [{"lr": 1.0}]}),
+}
+
+
+def state(step, **others):
+    """What a checkpoint holds, as far as the folder is concerned."""
+    adam = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}, "param_groups": []}
+    return {"step": step, "G": {"a": torch.ones(2)}, "G_ema": None, "opt_D": adam, "best": None, **others}
+
+
+def names(folder):
+    return sorted(path.name for path in (folder / "weights").iterdir())
+
+
+def prepare(folder, step):
+    run_folder.prepare(folder, from_scratch=False, step=step)
+
+
+@pytest.mark.parametrize("what", NOT_FINITE)
+def test_what_is_not_finite_is_not_written_and_the_older_ones_are_kept(what, tmp_path):
+    name, part = NOT_FINITE[what]
+    for step in (1, 2):
+        run_folder.save(state(step), tmp_path, "ckpt", 2)
+    with pytest.raises(utils.UserError, match=f"{name}.*not finite at step 3.*{tmp_path}.*--G_lr") as error:
+        run_folder.save(state(3, **{name: part}), tmp_path, "ckpt", 2)
+    assert "\n" not in str(error.value) and names(tmp_path) == ["ckpt_00000001.pth", "ckpt_00000002.pth"]
+
+
+@pytest.mark.parametrize("what", NOT_FINITE)
+def test_a_newest_checkpoint_that_is_not_finite_is_passed_over(what, tmp_path):
+    name, part = NOT_FINITE[what]
+    run_folder.save(state(1), tmp_path, "ckpt", 2)
+    bad = tmp_path / "weights" / "ckpt_00000002.pth"
+    checkpoints.save({"format": 1, **state(2, **{name: part})}, bad)
+    checkpoint, (line,) = run_folder.newest(tmp_path)
+    assert checkpoint["step"] == 1 and str(bad) in line and f"{name}." in line and "\n" not in line
+    prepare(tmp_path, 1)  # so that what the run will write at step 2 is its newest
+    assert names(tmp_path) == ["ckpt_00000001.pth", "ckpt_00000002_not_finite.pth"]
+    assert run_folder.newest(tmp_path)[1] == []
+
+
+def test_a_run_without_a_checkpoint_that_is_finite_is_told_what_to_do(tmp_path):
+    for step in (1, 2):
+        checkpoints.save(
+            {"format": 1, **state(step, G={"a": torch.tensor(torch.nan)})},
+            tmp_path / "weights" / f"ckpt_{step:08d}.pth",
+        )
+    with pytest.raises(
+        utils.UserError, match=r"none of its checkpoints.*G.a of ckpt_00000001.pth.*--from_scratch"
+    ) as error:
+        run_folder.newest(tmp_path)
+    assert "\n" not in str(error.value) and len(names(tmp_path)) == 2
+    assert run_folder.newest(tmp_path / "nothing") == (None, [])
+
+
+def about(data=None, **args):
+    return {"args": args, "model_config": {"resolution": 16}, "data": data or {"metric_weights": "a" * 64}}
+
+
+BY_NAME = {"G_lr", "feature_network"}
+
+
+def test_what_differs_is_refused_with_the_way_to_allow_it():
+    checkpoint = {"step": 3, **about(G_lr=1.0, ssm="none", num_iters=1)}
+
+    def check(now, *allowed):
+        return run_folder.check_same_run(checkpoint, now, {"num_iters"}, BY_NAME, allowed)
+
+    assert check(about(G_lr=1.0, ssm="none", num_iters=2)) == {}
+    assert check(about(G_lr=2.0, ssm="none"), "G_lr") == {"G_lr": [1.0, 2.0]}
+    with pytest.raises(
+        utils.UserError, match="--G_lr was 1.0 and is now 2.0. Add --allow_change G_lr to go on all the"
+    ):
+        check(about(G_lr=2.0, ssm="none"))
+    with pytest.raises(
+        utils.UserError, match="G_lr.*ssm was none and is now gain. Add --allow_change G_lr to go on with"
+    ):
+        check(about(G_lr=2.0, ssm="gain"))
+    with pytest.raises(utils.UserError, match="step 3: --ssm was none and is now gain. Use another --experiment_name"):
+        check(about(G_lr=2.0, ssm="gain"), "G_lr", "ssm")  # ssm is no flag that may be named
+    other = about(data={"metric_weights": "b" * 64}, G_lr=1.0, ssm="none")
+    with pytest.raises(utils.UserError, match="metric_weights was aaaaaaaaaaaa... and.*--allow_change feature_network"):
+        check(other)
+    assert check(other, "feature_network") == {"metric_weights": ["a" * 64, "b" * 64]}
+    assert check(about(data={"metric_weights": None}, G_lr=1.0, ssm="none")) == {}  # not known, or without evaluations
+
+
+def test_the_best_of_another_metric_counts_for_nothing():
+    best = {"step": 1, "metric": "IS", "value": 9.0}
+    assert run_folder.better("FD", 2, {"fd": 30.0, "is_mean": 1.0}, best) == {"step": 2, "metric": "FD", "value": 30.0}
+    assert run_folder.better("IS", 2, {"fd": 30.0, "is_mean": 1.0}, best) == best
+
+
+@pytest.mark.parametrize("name", ["weights", "samples", "tensorboard"])
+def test_each_folder_of_a_run_is_tried(name, tmp_path):
+    (tmp_path / "run").mkdir()
+    run_folder.check_writable(tmp_path / "run")
+    run_folder.check_writable(tmp_path / "none" / "run")
+    assert not list((tmp_path / "run").iterdir()) and not (tmp_path / "none").exists()
+    (tmp_path / "run" / name).write_text("a file in the way")
+    with pytest.raises(utils.UserError, match=f"cannot write .*run/{name}: Not a directory"):
+        run_folder.check_writable(tmp_path / "run")
+
+
+def test_a_folder_in_the_logs_place_is_told_and_a_full_disk_too(tmp_path):
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(utils.UserError, match="log.jsonl: it is a folder"):
+        run_folder.check_writable(tmp_path)
+    run_folder.check_room(tmp_path / "none", 0, (2, 2), (10, 1))
+    with pytest.raises(utils.UserError, match="none: the disk has .* the checkpoints need .*--num_save_copies"):
+        run_folder.check_room(tmp_path / "none", 0, (2, 2), (2**60, 1))
+    assert not (tmp_path / "none").exists()
