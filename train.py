@@ -106,12 +106,13 @@ def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps:
             draws = itertools.count()  # a number of its own for each pass within the step
             for _ in range(steps.num_D_steps):
                 passes = batches.D_passes(step, islice(draws, steps.num_D_accumulations))
-                terms = d_step(G, D, forward_D, state.opt_D, passes, *steps.of_D)
+                terms = d_step(G, D, forward_D, state.opt_D, passes, *steps.of_D, state.scaler_D)
             passes = batches.G_passes(step, islice(draws, steps.num_G_accumulations))
-            terms |= g_step(G, D, forward_G, state.opt_G, passes, *steps.of_G)
+            terms |= g_step(G, D, forward_G, state.opt_G, passes, *steps.of_G, state.scaler_G)
             state.finish_step(step)
             bar.update()
 
+            intervals.log_skipped(run, state)
             stopped = stop.requested(ranks)
             due = intervals.due(options.reports, step, step == num_steps, stopped)
             if due.log or due.save:

@@ -24,6 +24,9 @@ from training.options import ReportOptions, TrainOptions
 from training.state import TrainingState
 
 
+MAX_SKIPPED = 40  # steps in a row that float16's loss scale may leave out: by then it is a millionth of a millionth
+
+
 @dataclass(frozen=True)
 class Run:
     """What stays the same while a run trains. `about`: what every checkpoint says of it; `log`: None but on rank 0."""
@@ -66,9 +69,29 @@ def due(reports: ReportOptions, step: int, last: bool, stopped: bool) -> Due:
     )
 
 
+def log_skipped(run: Run, state: TrainingState) -> None:
+    """Log where float16 gradients have overflowed since the step before, so that an optimizer left out a step.
+
+    Raises: utils.UserError where that has happened too often to be the loss scale's doing.
+    """
+    for name, scaler in state.scalers.items():
+        if scaler.in_a_row and run.log:
+            run.log.write("skipped_step", state.step, {"network": name, "loss_scale": scaler.get_scale()})
+        if scaler.in_a_row >= MAX_SKIPPED:
+            raise utils.UserError(
+                f"the gradients of {name} overflow float16 at step {state.step}, whatever they are scaled by; "
+                f"{run.folder} keeps the checkpoints of before. Use --amp bf16, or: {run_folder.IF_DIVERGED}"
+            )
+
+
 def finite_means(run: Run, state: TrainingState, terms: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The losses' means over all ranks. Raises: utils.UserError where one is not a number any more."""
+    """The losses' means over all ranks, less those that overflowed in a step that float16's loss scale left out.
+
+    Raises: utils.UserError where one is not a number any more.
+    """
     means = mean_over_ranks(terms, run.ranks)
+    skipped = [f"{name}_loss" for name, scaler in state.scalers.items() if scaler.in_a_row]
+    means = {k: v for k, v in means.items() if math.isfinite(v) or not k.startswith(tuple(skipped))}
     if not all(math.isfinite(value) for value in means.values()):
         raise utils.UserError(
             f"the losses are no longer finite at step {state.step} ({means}); {run.folder} keeps the checkpoints of "

@@ -13,6 +13,7 @@ from model_config import ModelConfig, add_model_args
 from sampling.batch_norm import BatchNormMode
 from selection.scores import SelectionOptions
 from torch_utils.distributed import device_option
+from torch_utils.precision import PrecisionOptions
 from training import run_folder
 from training.batches import BatchOptions
 from training.ema import EMAOptions
@@ -112,7 +113,7 @@ class ReportOptions(Options):
 
 # The concerns whose options may change where --allow_change names them, but for those that decide what the state is.
 EVALUATION = (MetricOptions, BatchNormMode)
-CHANGEABLE_BY_NAME = (BatchOptions, StepOptions, EMAOptions, OptimizerOptions, ReportOptions, *EVALUATION)
+CHANGEABLE_BY_NAME = (BatchOptions, StepOptions, EMAOptions, OptimizerOptions, ReportOptions, PrecisionOptions, *EVALUATION)
 NEVER_CHANGEABLE = {"unconditional", "ema"}
 
 
@@ -134,6 +135,7 @@ class TrainOptions:
     metrics: MetricOptions
     batch_norm: BatchNormMode
     reports: ReportOptions
+    precision: PrecisionOptions
     model: dict[str, Any]
     legacy_notes: list[str] | None
 

@@ -9,6 +9,7 @@ from torch import nn
 import BigGAN
 import utils
 from model_config import ModelConfig
+from torch_utils.precision import LossScaler
 from training import finetune
 from training.ema import MovingAverage
 from training.optimizers import make_optimizers
@@ -26,17 +27,25 @@ class TrainingState:
         """Freshly initialised; weights come from torch's global CPU seed."""
         # channels_last is the layout that convolutions are fastest in, on CPUs and on GPUs with tensor cores.
         self.G, self.D = (net.to(device, memory_format=torch.channels_last) for net in BigGAN.build(config))
+        options.precision.apply(self.G, self.D)
         self.opt_G, self.opt_D = make_optimizers(self.G, self.D, options.optimizers)
+        self.scaler_G, self.scaler_D = (options.precision.scaler(device) for _ in range(2))
         ema = options.ema
         self.average = MovingAverage(self.G, ema.ema_decay, ema.ema_start) if ema.ema else None
         self.images_per_step = options.images_per_step
         self.step, self.images_seen, self.best = 0, 0, None
 
     @property
-    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | None]:
+    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | LossScaler | None]:
         """By their name in a checkpoint; None for what this run does without."""
         G_ema = self.average and self.average.module
-        return {"G": self.G, "D": self.D, "G_ema": G_ema, "opt_G": self.opt_G, "opt_D": self.opt_D}
+        scalers = {"scaler_G": self.scaler_G, "scaler_D": self.scaler_D}
+        return {"G": self.G, "D": self.D, "G_ema": G_ema, "opt_G": self.opt_G, "opt_D": self.opt_D, **scalers}
+
+    @property
+    def scalers(self) -> dict[str, LossScaler]:
+        """By network; empty but in float16."""
+        return {name: scaler for name in "GD" if (scaler := self.parts[f"scaler_{name}"])}
 
     @property
     def evaluated(self) -> nn.Module:
@@ -51,7 +60,8 @@ class TrainingState:
         self.images_seen += self.images_per_step
 
     def state_dict(self) -> dict:
-        parts = {name: part and part.state_dict() for name, part in self.parts.items()}
+        parts = {name: None if part is None else part.state_dict() for name, part in self.parts.items()}
+        parts = {name: state for name, state in parts.items() if state is not None or not name.startswith("scaler")}
         return {"step": self.step, "images_seen": self.images_seen, "best": self.best, **parts}
 
     def best_state_dict(self) -> dict:
@@ -62,12 +72,14 @@ class TrainingState:
     def load_state_dict(self, checkpoint: dict, path: Path) -> None:
         """Go on from a full checkpoint of the run folder `path`. Raises: utils.UserError if it does not fit."""
         for name, part in self.parts.items():
-            if part is None:
+            if part is None or (isinstance(part, LossScaler) and name not in checkpoint):  # --allow_change amp
                 continue
             if checkpoint.get(name) is None:
                 raise utils.UserError(f"the newest checkpoint of {path} holds no {name}")
             if isinstance(part, nn.Module):
                 BigGAN.load_state(part, checkpoint[name], path)
+            elif isinstance(part, LossScaler):
+                part.load_state_dict(checkpoint[name])
             else:
                 own = [{key: group[key] for key in ("betas", "eps")} for group in part.param_groups]
                 part.load_state_dict(checkpoint[name])
@@ -118,5 +130,7 @@ def begin(
 def _num_bytes(part):
     if isinstance(part, nn.Module):
         return sum(t.numel() * t.element_size() for t in part.state_dict().values())
+    if isinstance(part, LossScaler):
+        return 0
     # Adam's two moments
     return sum(2 * p.numel() * p.element_size() for group in part.param_groups for p in group["params"])
