@@ -20,7 +20,7 @@ import utils
 from image_datasets import doctor
 from image_datasets.image_sets import ImageSet, Subset
 from image_datasets.loading import DataOptions
-from inception_utils import check_options, compute_reference, coverage_ceiling, reference_protocol
+from inception_utils import check_options, compute_reference, real_scores, reference_protocol
 from metrics import classifier
 from metrics.networks import FeatureOptions
 from metrics.protocol import MetricOptions
@@ -127,12 +127,25 @@ def report(reference: Reference, path: Path) -> None:
             f"coverage between two halves of {len(reference.real_features):,} real images "
             f"{reference.coverage_ceiling:.3f} (k = {about.k}): about the most that a generator can reach"
         )
+    for way, scores in (reference.real_scores or {}).items():
+        print(real_line(way, scores, "FID" if about.network.startswith("inception") else "FD"))
     if about.num_images <= d:
         print(
             f"{about.num_images} images do not determine the covariance of {d} features: "
             "Frechet distances will be biased"
         )
     print(f"reference statistics: {path}")
+
+
+def real_line(way: str, scores: dict, distance: str) -> str:
+    """What real images score when they are drawn in a way of --class_sampling, in words."""
+    values = f"{distance} {scores['frechet']:.3f}, KID {scores['kid']:.5f}"
+    if way == "data":
+        return f"{scores['num']:,} of the real images score {values}: about the least that a generator can reach"
+    return (
+        f"unbalanced classes: drawn evenly over these they score {values}, coverage {scores['coverage']:.3f}; fakes "
+        "are drawn as in the data, unless --class_sampling uniform is given"
+    )
 
 
 def measure(
@@ -169,8 +182,9 @@ def merge_parts(args: argparse.Namespace, data: DataOptions, options: MetricOpti
     reference = merge([read_reference(path) for path in args.merge], data.path.stem, args.seed)
     about, features = reference.protocol, reference.real_features
     if features is not None:
-        ceiling = coverage_ceiling(features, about.k, options.prdc_memory_mb)
-        reference = dataclasses.replace(reference, coverage_ceiling=ceiling)
+        scores = real_scores(features, (reference.mu, reference.sigma), about.k, options.prdc_memory_mb)
+        ceiling = scores["coverage"]
+        reference = dataclasses.replace(reference, coverage_ceiling=ceiling, real_scores={"data": scores})
     path = reference_path(data.data_root, about.dataset, about.network, about.resize, about.reference_num)
     if path.exists() and not args.overwrite:
         raise utils.UserError(f"{path} is there already; --overwrite replaces it")

@@ -36,6 +36,7 @@ from metrics.protocol import MetricOptions
 from metrics.reference import load_reference, with_moments_of_file
 from sampling import batch_norm
 from sampling.batch_norm import BatchNormMode
+from sampling.classes import ClassSampling, is_balanced
 from sampling.generate import SamplingOptions, describe
 from sampling.latents import Truncation
 from torch_utils import checkpoints, distributed
@@ -83,6 +84,7 @@ def make_parser() -> utils.ArgumentParser:
     )
     truncation_sweep.add_sweep_args(parser)
     SamplingOptions.add_to(parser)
+    ClassSampling.add_to(parser)
     BatchNormMode.add_to(parser)
     return parser
 
@@ -143,8 +145,9 @@ def _evaluate(defaults, given, ranks):
         return _evaluate_checkpoint(defaults, given, source, second, ranks)
     if given.get("truncation_sweep"):
         raise utils.UserError(f"--truncation_sweep: {source.path} is no checkpoint, its images are made already")
-    if given.get("truncation") and not (second and second.kind == "checkpoint"):
-        raise utils.UserError(f"--truncation: {source.path} is no checkpoint, its images are made already")
+    for flag in ("truncation", "class_sampling"):
+        if given.get(flag) and not (second and second.kind == "checkpoint"):
+            raise utils.UserError(f"--{flag}: {source.path} is no checkpoint, its images are made already")
     return _evaluate_files(defaults, given, source, second, ranks)
 
 
@@ -158,6 +161,9 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     measure = _load_measure(args, G.config.resolution, source, second, ranks)
     if ranks.is_main:
         print(describe(G, meta, ranks.device))
+    holder = f"{second.path if second else 'the reference statistics of ' + measure.reference.protocol.dataset}"
+    counts = ClassSampling.of(args).counts(measure.reference.class_counts, G.config.n_classes, holder)
+    measure = dataclasses.replace(measure, class_counts=counts)
     common = (G, measure, args.num_inception_images, options.seed)
     how = {"ema": meta["ema"], "mode": mode}
     about = {"checkpoint": meta["path"], "step": meta["step"]}
@@ -196,7 +202,20 @@ def _evaluate_files(defaults, given, source, second, ranks):
     measure = _load_measure(args, images.resolution, source, second, ranks)
     if ranks.is_main:
         print(f"{source.path}: {number} of {len(images)} images, on {ranks.device}")
+        _warn_of_classes(images, measure.reference.class_counts, source)
     return {"images": str(source.path)} | evaluate_images(images, measure, number, args.seed)
+
+
+def _warn_of_classes(images, real_counts, source):
+    """Say where images are of each class as often as of any other, but the real ones are not."""
+    counts = images.class_counts or ()
+    known = real_counts and len(counts) == len(real_counts)
+    if known and is_balanced(counts) and not is_balanced(real_counts):
+        print(
+            f"warning: {source.path} has about as many images of each class, the real images have not: distances and "
+            "coverage suffer; sample.py --class_sampling data draws classes as in the data",
+            file=sys.stderr,
+        )
 
 
 def _load_measure(args, resolution, source, second, ranks):
@@ -244,8 +263,9 @@ def _reference_of_checkpoint(args, options, source, network, ranks):
     G, meta = BigGAN.load_generator(source.path, ranks.device, sampling.ema)
     _check_resolution(network, G.config.resolution, source)
     seed, truncation = sampling.seed + 1, sampling.chosen_truncation(meta)
-    with batch_norm.prepared(G, mode, seed, truncation) as prepared:
-        about = (seed, mode, truncation, meta["path"], meta["class_names"])
+    counts = ClassSampling.of(args).counts(meta.get("class_counts"), G.config.n_classes, None)
+    with batch_norm.prepared(G, mode, seed, truncation, counts) as prepared:
+        about = (seed, mode, truncation, meta["path"], meta["class_names"], counts)
         images = GeneratedImages(prepared, options.num_inception_images, *about)
         return _reference_of(args, options, images, network, ranks)
 

@@ -8,6 +8,7 @@ Symbols: N images, d features, K classes of the feature network.
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +27,15 @@ from metrics.features import check_classes, features_of, intra_class
 from metrics.images import GeneratedImages
 from metrics.networks import FeatureNetwork
 from metrics.protocol import MetricOptions, Protocol
-from metrics.reference import Reference, ReferenceProtocol, load_reference, random_features, reference_path
+from metrics.reference import Reference, ReferenceProtocol, load_reference, random_features, real_halves, reference_path
 from sampling import batch_norm
 from sampling.batch_norm import BatchNormMode
+from sampling.classes import is_balanced
 from sampling.latents import Truncation
 from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
+
+KID_SUBSETS_OF_REAL = 20  # few: their mean is all that is told
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What images are measured with
@@ -41,7 +45,8 @@ from torch_utils.distributed import Ranks, on_ranks
 class Measure:
     """What images are measured with, and on which processes.
 
-    network: on `ranks.device`; reference: of that network; real_images: for intra-class distances, or None.
+    network: on `ranks.device`; reference: of that network; real_images: for intra-class distances, or None;
+    class_counts: what the classes of generated images are drawn by (`ClassSampling.counts`), None for evenly.
     """
 
     network: FeatureNetwork
@@ -49,6 +54,7 @@ class Measure:
     options: MetricOptions
     ranks: Ranks
     real_images: ImageSet | None = None
+    class_counts: Sequence[int] | None = None
 
 
 def evaluation_reference_path(
@@ -190,7 +196,7 @@ def evaluate_generator(
     ema: bool,
     mode: BatchNormMode = batch_norm.RUNNING,
 ) -> dict:
-    """Metrics of images 0 to num_images - 1 of a seed, whose classes take turns.
+    """Metrics of images 0 to num_images - 1 of a seed, whose classes take turns, or follow `measure.class_counts`.
 
     They depend neither on the number of ranks nor on the batch size. G, and torch's random state, stay as they are.
 
@@ -200,14 +206,16 @@ def evaluate_generator(
         all ranks.
     Raises: utils.UserError where the GPU's memory, or the number of images, is too small.
     """
-    with batch_norm.prepared(G, mode, seed, truncation) as prepared:
+    counts = measure.class_counts
+    with batch_norm.prepared(G, mode, seed, truncation, counts) as prepared:
         if mode.bn_mode == "standing":
             distributed.broadcast_buffers([prepared], measure.ranks)  # every GPU rounds in its own way
-        images = GeneratedImages(prepared, num_images, seed, mode, truncation)
+        images = GeneratedImages(prepared, num_images, seed, mode, truncation, class_counts=counts)
         # A feature network of other classes than G's (an unconditional G, say) cannot tell whether they are right.
         labelled = measure.network.num_classes == G.config.n_classes
-        order = "classes in turns, shuffled" if mode.block_size else "classes in turns"
-        further = {"ema": ema, "truncation": truncation, "order": order, **mode.protocol()}
+        sampling, turns = ("uniform", "classes in turns") if counts is None else ("data", "classes in proportion")
+        order = turns + (", shuffled" if mode.block_size else "")
+        further = {"ema": ema, "truncation": truncation, "order": order, "class_sampling": sampling, **mode.protocol()}
         return _measured(measure, images, range(num_images), labelled, seed, further)
 
 
@@ -265,13 +273,18 @@ def has_imagenet_classes(class_names: list[str]) -> bool:
 
 
 def reference_protocol(
-    images: ImageSet, network: FeatureNetwork, options: MetricOptions, seed: int, selection: str | None = None
+    images: ImageSet,
+    network: FeatureNetwork,
+    options: MetricOptions,
+    seed: int,
+    selection: str | None = None,
+    content: str | None = None,
 ) -> ReferenceProtocol:
     """The ReferenceProtocol of statistics of an ImageSet, which `compute_reference` follows.
 
     Args: options: without None for splits, k and outputs; seed: of the random choice of real features, of
         --reference_num images, and of the random splits of the Inception score (files are often sorted by class);
-        selection: which images `images` is a selection of.
+        selection: which images `images` is a selection of; content: of the data set, as `doctor.examine` gives it.
     Raises: UserError where there are fewer images than reference_num.
     """
     if (options.reference_num or 0) > len(images):
@@ -287,6 +300,7 @@ def reference_protocol(
         reference_num=options.reference_num,
         imagenet_classes=has_imagenet_classes(images.class_names),
         selection=selection,
+        content=content,
     )
 
 
@@ -340,15 +354,32 @@ def compute_reference(
         moments, score = _merged_over_ranks(moments, ranks), _merged_over_ranks(score, ranks)
         torch.distributed.all_reduce(real_features)  # each row is 0 on all ranks but one
     mu, sigma = (moment.cpu() for moment in moments.finalize())
-    ceiling = coverage_ceiling(real_features, k, memory_mb, ranks.device)
-    return Reference(mu, sigma, real_features, *score.finalize(), ceiling, protocol)
+    about = (real_features.to(ranks.device), (mu, sigma), k, memory_mb)
+    scores = {"data": real_scores(*about)}
+    counts, names = images.class_counts, None if images.labels is None else images.class_names
+    if counts and not is_balanced(counts):
+        scores["uniform"] = real_scores(*about, images.labels[measured][chosen])
+    ceiling = scores["data"]["coverage"]
+    return Reference(mu, sigma, real_features, *score.finalize(), ceiling, protocol, counts, names, scores)
 
 
-def coverage_ceiling(real_features: Tensor, k: int, memory_mb: int = MEMORY_MB, device="cpu") -> float:
-    """Coverage between two halves of the real features (n,d): about the most that a generator can reach."""
-    half = len(real_features) // 2
-    one, other = (part.to(device) for part in (real_features[:half], real_features[half : 2 * half]))
-    return prdc.prdc(real=one, fake=other, k=k, memory_mb=memory_mb)["coverage"]
+def real_scores(
+    features: Tensor, moments: tuple[Tensor, Tensor], k: int, memory_mb: int, labels: np.ndarray | None = None
+) -> dict:
+    """What half of the real features score as if they were generated: about the best that a generator can reach.
+
+    Args: features (n,d): in random order, on the device to compute on; moments: mu (d,) and sigma (d,d) of all real
+        images, which the Frechet distance is to; labels: see `real_halves`.
+    Returns: `num`, the size of the half; `frechet`; `kid` and `coverage`, to the other half.
+    """
+    one, other = real_halves(features, labels)
+    size = functional.kid_subset_size(1000, len(other))
+    return {
+        "num": len(other),
+        "frechet": functional.frechet_distance(*functional.moments_of(other).finalize(), *moments),
+        "kid": functional.kernel_distance(one, other, KID_SUBSETS_OF_REAL, size)[0],
+        "coverage": prdc.prdc(real=one, fake=other, k=k, memory_mb=memory_mb)["coverage"],
+    }
 
 
 def _merged_over_ranks(running, ranks):

@@ -57,6 +57,7 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -
     about = {  # what every checkpoint says of the run
         "model_config": plan.config.to_dict(),
         "class_names": plan.class_names,
+        "class_counts": plan.class_counts,
         "data": {
             "num_images": len(reals),
             "content": content,

@@ -41,6 +41,13 @@ class ImageSet:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def class_counts(self) -> list[int] | None:
+        """How many images each class has; None where classes are not known."""
+        if self.labels is None:
+            return None
+        return np.bincount(self.labels, minlength=self.num_classes).tolist()
+
     def read(self, indices: ArrayLike) -> torch.Tensor:
         """Pixels of some images: ints (B,) to uint8 (B,3,H,W) on the CPU."""
         raise NotImplementedError

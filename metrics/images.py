@@ -93,10 +93,11 @@ class GeneratedImages(ImageSet):
         truncation: Truncation | None = None,
         name: str = "generated",
         class_names: Sequence[str] = ("all",),
+        class_counts: Sequence[int] | None = None,
     ):
-        """G: in the mode to use it in (batch_norm.prepared)."""
-        classes, whole = range(G.config.n_classes), mode.whole(num_images)
-        self.all_labels = shuffled_labels(seed, whole, classes) if mode.block_size else balanced_labels(whole, classes)
+        """G: in the mode to use it in (batch_norm.prepared); class_counts: what classes are drawn by, None: evenly."""
+        drawn = (mode.whole(num_images), range(G.config.n_classes), class_counts)
+        self.all_labels = shuffled_labels(seed, *drawn) if mode.block_size else balanced_labels(*drawn)
         super().__init__(name, name, G.config.resolution, self.all_labels[:num_images].numpy(), class_names)
         self.G, self.seed, self.truncation, self.block_size = G, seed, truncation, mode.block_size
         self.made = (None, None)  # number and images of the newest block

@@ -47,7 +47,8 @@ class Protocol:
 
     ema: whether G was the moving average; bn_mode: `running`, `batch` or `standing`; truncation: threshold or None,
     truncation_kind: its meaning; seed: of the latents; fake_num: generated images. Of images in files, ema, bn_mode and
-    truncation are None. The last four are stored only where they mean something.
+    truncation are None. Those with defaults are stored only where they mean something: class_sampling, how often fakes
+    are of each class; reference_content, the sha256 of the real images' pixels and labels.
     """
 
     network: str
@@ -76,6 +77,8 @@ class Protocol:
     num_standing_accumulations: int | None = None
     order: str | None = None
     reference_moments: str | None = None
+    class_sampling: str | None = None
+    reference_content: str | None = None
 
     @classmethod
     def of(
@@ -123,6 +126,7 @@ class Protocol:
             truncation_kind=truncation and truncation.kind,
             seed=seed,
             reference_moments=real.moments,
+            reference_content=real.content,
             **further,
         )
 

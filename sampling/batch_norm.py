@@ -6,7 +6,7 @@ in between.
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,14 +57,20 @@ RUNNING = BatchNormMode()
 
 
 @contextlib.contextmanager
-def prepared(G: nn.Module, mode: BatchNormMode, seed: int, truncation: Truncation | None = None) -> Iterator[nn.Module]:
+def prepared(
+    G: nn.Module,
+    mode: BatchNormMode,
+    seed: int,
+    truncation: Truncation | None = None,
+    class_counts: Sequence[int] | None = None,
+) -> Iterator[nn.Module]:
     """Yield the network to make images with: G itself, or for standing statistics a copy of it, in eval mode.
 
-    seed, truncation: of the images that standing statistics are made from. Under `batch` the caller makes the images
-    in whole blocks of mode.block_size.
+    seed, truncation, class_counts (what classes are drawn by, None: evenly): of the images that standing statistics are
+    made from. Under `batch` the caller makes the images in whole blocks of mode.block_size.
     """
     if mode.bn_mode == "standing":
-        yield standing_copy(G, mode, seed, truncation)
+        yield standing_copy(G, mode, seed, truncation, class_counts)
         return
     with evaluating(G), batch_statistics(G) if mode.bn_mode == "batch" else contextlib.nullcontext():
         yield G
@@ -105,12 +111,18 @@ def batch_statistics(module: nn.Module, accumulate: bool = False) -> Iterator[No
 
 
 @torch.no_grad()
-def standing_copy(G: nn.Module, mode: BatchNormMode, seed: int, truncation: Truncation | None = None) -> nn.Module:
+def standing_copy(
+    G: nn.Module,
+    mode: BatchNormMode,
+    seed: int,
+    truncation: Truncation | None = None,
+    class_counts: Sequence[int] | None = None,
+) -> nn.Module:
     """A copy of G, in eval mode, whose running statistics are made afresh (Brock et al. 2019, appendix C).
 
     They are the plain averages of mean and (unbiased) variance over the mode's number of batches of images with random
-    z, under `truncation`, and random classes: a function of G and the seed. As in training, each layer sees what the
-    layers before it make of the batch with the batch's own statistics.
+    z, under `truncation`, and random classes, by `class_counts` if any: a function of G and the seed. As in training,
+    each layer sees what the layers before it make of the batch with the batch's own statistics.
     """
     G = copy.deepcopy(G).requires_grad_(False).eval()
     G.zero_grad(set_to_none=True)  # the copy's gradients are copies too
@@ -119,7 +131,8 @@ def standing_copy(G: nn.Module, mode: BatchNormMode, seed: int, truncation: Trun
     for norm in norms:
         norm.reset_running_stats()
     size = mode.bn_batch_size
-    y = random_labels(seed, mode.num_standing_accumulations * size, range(G.config.n_classes), stream="standing_y")
+    number, classes = mode.num_standing_accumulations * size, range(G.config.n_classes)
+    y = random_labels(seed, number, classes, stream="standing_y", counts=class_counts)
     with batch_statistics(G, accumulate=True):
         for i, y_batch in enumerate(y.split(size)):
             z = latents(seed, range(i * size, (i + 1) * size), G.config.dim_z, truncation, stream="standing_z")

@@ -10,6 +10,7 @@ from image_datasets.loading import DataOptions
 from metrics.protocol import MetricOptions
 from model_config import ModelConfig, add_model_args
 from sampling.batch_norm import BatchNormMode
+from sampling.classes import ClassSampling
 from selection.scores import SelectionOptions
 from torch_utils.distributed import device_option
 from training import run_folder
@@ -112,6 +113,7 @@ class TrainOptions:
     optimizers: OptimizerOptions
     selection: SelectionOptions
     metrics: MetricOptions
+    classes: ClassSampling
     batch_norm: BatchNormMode
     reports: ReportOptions
     model: dict[str, Any]

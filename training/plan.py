@@ -29,6 +29,11 @@ class Plan:
     config: ModelConfig
     rows: list | None
 
+    @property
+    def class_counts(self) -> list[int]:
+        """Images of each class of the model."""
+        return self.dataset.class_counts if len(self.class_names) > 1 else [len(self.dataset)]
+
 
 def make_plan(options: TrainOptions, source: finetune.Source | None) -> Plan:
     """The Plan of a command. Raises: utils.UserError if the data set or the options are wrong."""
@@ -82,4 +87,6 @@ def load_measure(options: TrainOptions, plan: Plan, ranks: Ranks) -> Measure | N
     name, root = plan.reference.name, options.data.data_root
     network, reference = load_evaluation(options.metrics, root, name, ranks.device, plan.reference)
     run_folder.check_which_best(options.reports.which_best, metric_keys(network, reference, plan.config.n_classes))
-    return Measure(network, reference, options.metrics, ranks)
+    holder = f"the reference statistics of {reference.protocol.dataset}"
+    counts = options.classes.counts(reference.class_counts, plan.config.n_classes, holder)
+    return Measure(network, reference, options.metrics, ranks, class_counts=counts)
