@@ -46,6 +46,11 @@ NOT_FROM_RUN = ("ema", "device")
 OF_THE_DATASET = ("crop_size", "reference_file", "reference_num")  # nor these, where another --dataset is named
 OF_THE_NETWORK = ("inception_weights", "resize", "reference_file")  # nor these, where another --feature_network is
 SPLITS, K, OUTPUTS = 10, 5, "all"  # of IS and PRDC where no reference statistics say otherwise
+# Given on the command line, these make other numbers of the same checkpoint: they are in the name of a sweep's files.
+IN_NAME_OF_SWEEP = (
+    *("class_sampling", "crop_size", "dataset", "ema", "feature_network", "num_inception_images"),
+    *("reference_file", "reference_num", "resize", "seed"),
+)
 ABOUT = ("checkpoint", "step", "images")  # what a result says besides its metrics
 
 
@@ -85,7 +90,7 @@ def make_parser() -> utils.ArgumentParser:
     truncation_sweep.add_sweep_args(parser)
     SamplingOptions.add_to(parser)
     ClassSampling.add_to(parser)
-    BatchNormMode.add_to(parser)
+    BatchNormMode.add_to(parser, bn_mode=None)
     return parser
 
 
@@ -157,23 +162,24 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     G, meta = BigGAN.load_generator(source.path, ranks.device, given.get("ema", defaults["ema"]))
     of_run = _flags_of_run(meta.get("args", {}), defaults, given)
     args = argparse.Namespace(**defaults | {"num_inception_images": 50_000} | of_run | given)
-    options, mode = SamplingOptions.of(args), BatchNormMode.of(args)
+    options = SamplingOptions.of(args)
     measure = _load_measure(args, G.config.resolution, source, second, ranks)
     if ranks.is_main:
         print(describe(G, meta, ranks.device))
-    holder = f"{second.path if second else 'the reference statistics of ' + measure.reference.protocol.dataset}"
+    holder = second.path if second else f"the reference statistics of {measure.reference.protocol.dataset}"
     counts = ClassSampling.of(args).counts(measure.reference.class_counts, G.config.n_classes, holder)
-    measure = dataclasses.replace(measure, class_counts=counts)
-    common = (G, measure, args.num_inception_images, options.seed)
+    kind, own, truncation = options.chosen_kind(meta), options.own_truncation(meta), options.chosen_truncation(meta)
+    points = [Truncation(limit, kind) for limit in limits]
+    # All points of a sweep share a mode: it has to suit them all.
+    mode = batch_norm.chosen_mode(vars(args), next((t for t in points if t != own), truncation), own)
+    common = (G, dataclasses.replace(measure, class_counts=counts), args.num_inception_images, options.seed)
     how = {"ema": meta["ema"], "mode": mode}
     about = {"checkpoint": meta["path"], "step": meta["step"]}
-    if limits:
+    if points:
         out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"]))
-        path = out / f"truncation_sweep_{Path(meta['path']).stem}.png"
-        kind = options.chosen_kind(meta)
-        points = (evaluate_generator(*common, Truncation(limit, kind), **how) for limit in limits)
-        return truncation_sweep.run(points, about, path, ranks)
-    metrics = evaluate_generator(*common, options.chosen_truncation(meta), **how)
+        path = out / _sweep_name(Path(meta["path"]).stem, kind, mode, given)
+        return truncation_sweep.run((evaluate_generator(*common, t, **how) for t in points), about, path, ranks)
+    metrics = evaluate_generator(*common, truncation, **how)
     trained = (meta.get("metrics") or {}).get("protocol")
     if trained and ranks.is_main:
         for line in tables.incomparable(trained, metrics["protocol"]):
@@ -181,12 +187,21 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     return about | metrics
 
 
+def _sweep_name(stem, kind, mode, given):
+    """The name of a sweep's picture, another for another kind of truncation, mode or flag that changes numbers."""
+    parts = [stem, kind, *map(str, mode.protocol().values())]
+    flags = {name: value for name, value in given.items() if name in IN_NAME_OF_SWEEP}
+    parts += [f"{name}-{Path(str(value)).stem}" for name, value in sorted(flags.items())]
+    return f"truncation_sweep_{'_'.join(parts)}.png"
+
+
 def _flags_of_run(trained, defaults, given):
     """The flags of training, a dict, that stand for flags here which are not given.
 
-    Not those of a data set or a feature network that another one is named for.
+    Not those of a data set or a feature network that another one is named for; `running`, the mode of training where
+    z is never truncated, is not taken for a choice.
     """
-    dropped = NOT_FROM_RUN
+    dropped = NOT_FROM_RUN + (("bn_mode",) if trained.get("bn_mode") == "running" else ())
     for flag, others in (("dataset", OF_THE_DATASET), ("feature_network", OF_THE_NETWORK)):
         if given.get(flag) not in (None, trained.get(flag)):
             dropped += others
@@ -259,10 +274,11 @@ def _reference_of(args, options, images, network, ranks):
 
 def _reference_of_checkpoint(args, options, source, network, ranks):
     """Reference statistics of a checkpoint's images, of another seed: images of the same z would be pairs."""
-    sampling, mode = SamplingOptions.of(args), BatchNormMode.of(args)
+    sampling = SamplingOptions.of(args)
     G, meta = BigGAN.load_generator(source.path, ranks.device, sampling.ema)
     _check_resolution(network, G.config.resolution, source)
     seed, truncation = sampling.seed + 1, sampling.chosen_truncation(meta)
+    mode = batch_norm.chosen_mode(vars(args), truncation, sampling.own_truncation(meta))
     counts = ClassSampling.of(args).counts(meta.get("class_counts"), G.config.n_classes, None)
     with batch_norm.prepared(G, mode, seed, truncation, counts) as prepared:
         about = (seed, mode, truncation, meta["path"], meta["class_names"], counts)

@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--batch_size", type=utils.positive_int, default=64, help="single images at a time")
     group.add_argument("--classes", type=utils.count, nargs="+", metavar="ID", help="only these classes; None: all")
     ClassSampling.add_to(parser)
-    BatchNormMode.add_to(parser)
+    BatchNormMode.add_to(parser, bn_mode=None)
     group = parser.add_argument_group("output")
     group.add_argument("--out", help="folder to write to; None: samples/ in the checkpoint's run folder")
     group.add_argument("--sheets", action=argparse.BooleanOptionalAction, default=True, help="write the sample sheets")
@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    options, mode = SamplingOptions.of(args), BatchNormMode.of(args)
+    options = SamplingOptions.of(args)
     if not args.sheets and not args.num_samples:
         raise utils.UserError("--no-sheets without --num_samples N: there is nothing to write")
     device = distributed.resolve_device(options.device)
@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     _check_out(out, args, G.config.resolution)
     truncation = options.chosen_truncation(meta)
     print(describe(G, meta, device) + (f", z {truncation.kind} {truncation.limit:g}" if truncation else ""))
+    mode = batch_norm.chosen_mode(vars(args), truncation, options.own_truncation(meta))
     counts = _class_counts(args, meta, G.config.n_classes)
     with batch_norm.prepared(G, mode, options.seed, truncation, counts) as G:
         if args.sheets:

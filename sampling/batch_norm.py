@@ -29,7 +29,8 @@ class BatchNormMode(Options):
         "running",
         "running: averages of training (BigGAN-PyTorch's --G_eval_mode); batch: of each block of images itself "
         "(StudioGAN's -batch_stat); standing: averages over batches made for the purpose (StudioGAN's -std_stat, "
-        "BigGAN-PyTorch's --accumulate_stats)",
+        "BigGAN-PyTorch's --accumulate_stats). If none is named: running, or standing where z is truncated and the "
+        "weights hold no statistics for that truncation",
         choices=("running", "batch", "standing"),
     )
     bn_batch_size: int = option(64, "images of a block (batch) or of a batch (standing)", kind=positive_int)
@@ -54,6 +55,23 @@ class BatchNormMode(Options):
 
 
 RUNNING = BatchNormMode()
+
+
+def chosen_mode(values: dict, truncation: Truncation | None, own: Truncation | None) -> BatchNormMode:
+    """The mode of flags by name; where bn_mode is None, the one that suits the truncation, said if it is not `running`.
+
+    Running statistics are of the z of training: under another distribution they make images pale, down to white ones.
+    own: the truncation that the running statistics are for, as a converted checkpoint may say.
+    """
+    if values["bn_mode"] is not None:
+        return BatchNormMode.of(values)
+    suits = truncation is None or truncation == own or truncation.changes_nothing
+    if not suits and utils.is_main_process():
+        print(
+            "truncated z: batch norm uses standing statistics, made for it, as the running ones are of training's z "
+            "(--bn_mode running uses those)"
+        )
+    return BatchNormMode.of({**values, "bn_mode": "running" if suits else "standing"})
 
 
 @contextlib.contextmanager

@@ -32,6 +32,11 @@ class Truncation:
     limit: float
     kind: str = "truncated_normal"
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether z stays the normal one: scaled by 1."""
+        return TRUNCATION_KINDS[self.kind](self.limit) == (math.inf, 1, math.inf)
+
 
 def latents(
     seed: int, indices: Sequence, dim_z: int, truncation: Truncation | None = None, stream: str = "sample_z"

@@ -216,8 +216,8 @@ def test_the_script_takes_the_flags_of_the_run(run, capsys):
 
     evaluate.main([str(run), "--seed", "1", "--num_inception_images", "140", "--truncation", "2", "--device", "cpu"])
     lines = capsys.readouterr().out.splitlines()
-    assert "best_00000007.pth" in lines[0]
-    assert len({line.rindex(".") for line in lines[1 : len(METRICS)]}) == 1  # aligned at the point
+    assert "best_00000007.pth" in lines[0] and "batch norm uses standing statistics" in lines[1]
+    assert len({line.rindex(".") for line in lines[2 : len(METRICS) + 1]}) == 1  # aligned at the point
     shown = dict(line.split(maxsplit=1) for line in lines[1:] if line)
     assert shown["fake_num"] == "140" and shown["seed"] == "1" and shown["truncation"] == "2.0"
 

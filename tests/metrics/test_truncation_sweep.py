@@ -21,12 +21,26 @@ def test_a_sweep_is_a_table_a_plot_and_numbers(run, tmp_path, capsys):
     sweep = result["truncation_sweep"]
     assert [point["protocol"]["truncation"] for point in sweep] == [0.2, 0.6]
     assert len({point["protocol"]["seed"] for point in sweep}) == 1 and len({point["fd"] for point in sweep}) == 2
-    assert json.loads((tmp_path / "truncation_sweep_best_00000007.json").read_text()) == result
+    numbers = tmp_path / "truncation_sweep_best_00000007_truncated_normal_standing_16_2.json"
+    assert json.loads(numbers.read_text()) == result
     with Image.open(result["plot"]) as picture:
         assert picture.format == "PNG" and len(picture.convert("RGB").getcolors(1 << 24)) > 50
-    evaluate.main(["--compare", str(tmp_path / "truncation_sweep_best_00000007.json")])
+    evaluate.main(["--compare", str(numbers)])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and len({line.rindex(".") for line in lines[1:]}) == 1
+
+
+def test_sweeps_of_other_modes_kinds_and_flags_are_other_files(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(truncation_sweep, "run", lambda points, about, path, ranks: names.append(path.name) or about)
+    monkeypatch.setattr(evaluate, "print_results", lambda *results: None)
+    names = []
+    kinds = [["--truncation_kind", kind] for kind in ("scaled_normal", "clamped_normal")]
+    modes = [["--bn_mode", "running"], ["--bn_mode", "batch"], ["--bn_mode", "batch", "--bn_batch_size", "8"]]
+    others = [["--no-ema"], ["--class_sampling", "uniform"], ["--seed", "3"], ["--num_inception_images", "140"]]
+    for flags in [[], *kinds, *modes, *others]:
+        evaluate.main([str(run), "--truncation_sweep", "0.5", "0.5", "1", "--device", "cpu", *flags])
+    assert len(set(names)) == len(names) == 10
+    assert names[0] == "truncation_sweep_best_00000007_truncated_normal_standing_64_16.png"
 
 
 def test_an_interrupted_sweep_keeps_its_points(G, measure, tmp_path):
