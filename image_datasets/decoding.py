@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 import utils
-from image_datasets.sources import ZipMember
+from image_datasets.listing import ZipMember
 
 CROP_RESIZE = "centre crop to the short side, then Pillow bicubic (antialiased) to {0}x{0}; transparency over white"
 BLOCK_IMAGES = 64  # at most, in what a process decodes at a time ...

@@ -8,6 +8,7 @@ Symbols: N images of H x W, b of them in a batch.
 import concurrent.futures
 import contextlib
 import os
+import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 import utils
-from image_datasets import decoding, sources
+from image_datasets import decoding, layouts, listing
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import ImageSet
 from sampling.batch_norm import BatchNormMode
@@ -125,13 +126,16 @@ class FolderImages(ImageSet):
     """
 
     def __init__(self, path: Path):
-        self.files = _image_files(path)
+        self.files, others = _image_files(path)
+        left_out = f" ({text} left out)" if (text := listing.counted(others)) else ""
         if not self.files:
-            raise utils.UserError(f"{path} holds no images, and no checkpoint either")
+            raise utils.UserError(f"{path} holds no images, and no checkpoint either{left_out}")
+        if any(listing.suffix(other) in listing.FORMAT_OF for other in others) and utils.is_main_process():
+            print(f"{path}: {utils.plural(len(self.files), 'image')}{left_out}", file=sys.stderr)
         self.threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         sizes = list(self.threads.map(_image_size, self.files))
         self.size = sizes[0]
-        super().__init__(path, sources.folder_name(path), self.size[0] if self.size[0] == self.size[1] else None)
+        super().__init__(path, layouts.folder_name(path), self.size[0] if self.size[0] == self.size[1] else None)
         self._check_sizes(self.files, sizes)
 
     def __len__(self) -> int:
@@ -153,17 +157,16 @@ class FolderImages(ImageSet):
 
 
 def _image_files(folder):
-    """Image files below a folder, sorted by path; links are followed, except to a folder already seen."""
+    """Image files below a folder, sorted by path, and its other files; links are followed, but to no folder again."""
     files, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not listing.is_hidden(name)]
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()
             continue
         seen.add(real)
-        images = (Path(parent, name) for name in names if not name.startswith("."))
-        files += [path for path in images if path.suffix.lower() in sources.IMAGE_SUFFIXES]
-    return sorted(files)
+        files += [Path(parent, name) for name in names if not listing.is_hidden(name)]
+    return sorted(filter(listing.is_image, files)), [file for file in files if not listing.is_image(file)]
 
 
 def _refuse_folder(error):
