@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 import utils
-from image_datasets import decoding, layouts, listing
+from image_datasets import decoding, layouts, listing, metadata
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import ImageSet
 from sampling.batch_norm import BatchNormMode
@@ -174,28 +173,24 @@ def _refuse_folder(error):
 
 
 @contextlib.contextmanager
-def _opened(path):
-    """The image of a file. Raises: utils.UserError naming the file, also for what goes wrong in the block."""
+def _named(path):
+    """What reading an image raises becomes one line that names its file."""
     try:
-        with Image.open(path) as image:
-            yield image
+        yield
     except Exception as error:  # damaged files make Pillow raise nearly anything: SyntaxError, struct.error ...
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = decoding.reason(error)
         raise utils.UserError(f"{path} cannot be read as an image ({reason}); repair or remove it") from error
 
 
 def _image_size(path):
     """(height, width) of a file's image, its EXIF rotation obeyed, from its header alone."""
-    with _opened(path) as image:
-        # Asked for the EXIF data of a PNG without any before its pixels, Pillow would decode these to look behind them.
-        exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
-        turned = exif.get(0x0112) in (5, 6, 7, 8)  # Orientation: height and width change places
-        return image.size if turned else image.size[::-1]
+    with _named(path), metadata.opened(path, load=False) as image:
+        return metadata.upright_size(image)
 
 
 def _read_image(path):
-    with _opened(path) as image:
-        return np.array(decoding.to_rgb(ImageOps.exif_transpose(image)))
+    with _named(path):
+        return np.array(decoding.read_rgb(path))
 
 
 class NpzImages(ImageSet):
