@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import utils
-from image_datasets import decoding, doctor, loading, sources, writing
+from image_datasets import decoding, doctor, layouts, loading, sources, writing
 from image_datasets.cifar import LAYOUTS as CIFAR
 from image_datasets.cifar import cifar_source
 
@@ -61,8 +61,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     group.add_argument(
         "--images", metavar="PATH",
-        help="folder with one sub-folder of images per class, or a zip of such; classes are numbered in the order of "
-        "their sorted names (default for ImageNet: DATA_ROOT/ImageNet). For CIFAR the folder that holds torchvision's "
+        help="folder with one sub-folder of images per class, or a zip of such, or a data set of StyleGAN's tools with "
+        "its dataset.json; classes are numbered in the order of their names, as numbers where all are numbers "
+        "(default for ImageNet: DATA_ROOT/ImageNet). For CIFAR the folder that holds torchvision's "
         "files, folder or .tar.gz, Python or binary version (default: DATA_ROOT)",
     )  # fmt: skip
     group.add_argument("--split", choices=["train", "test"], help="part of CIFAR (default: train)")
@@ -113,7 +114,7 @@ def target(args: argparse.Namespace) -> tuple[int, Path]:
     """Resolution and output path that the flags ask for. Raises: UserError for an unusable --out."""
     resolution = IMAGENET.get(args.dataset, args.resolution or 32)
     if args.dataset == "folder":
-        out = Path(args.data_root) / f"{sources.folder_name(args.images)}.hdf5"
+        out = Path(args.data_root) / f"{layouts.folder_name(args.images)}.hdf5"
     else:
         out = loading.dataset_path(args.dataset + ("_test" if args.split == "test" else ""), args.data_root)
     out = Path(args.out or out)

@@ -105,6 +105,12 @@ def count(text: str) -> int:
     return int(text)
 
 
+def plural(count: int, noun: str) -> str:
+    """A count in words: "1 image", "1,797 images", "3 classes"."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def positive_int(text: str) -> int:
     """argparse type: a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 import utils
 from image_datasets import doctor_picture, loading
 from image_datasets.hdf5 import HDF5Dataset
+from image_datasets.image_sets import quoted
 from torch_utils.images import save_image
 
 FORMAT = 1  # of the findings
@@ -238,11 +239,11 @@ def warnings(findings: dict) -> list[str]:
     pairs = [f"number {index} is number {original}" for index, original in findings["duplicates"][:3]]
     lines = []
     if empty := findings["empty"]:
-        names = ", ".join(map(_quoted, empty[:3])) + (", ..." if len(empty) > 3 else "")
+        names = ", ".join(map(quoted, empty[:3])) + (", ..." if len(empty) > 3 else "")
         lines.append(f"{len(empty):,} of {findings['num_classes']:,} classes have no images: {names}")
     if large["count"] > IMBALANCE * small["count"]:
         ratio = large["count"] // small["count"]
-        lines.append(f"class {_quoted(large['name'])} has {ratio:,} times the images of {_quoted(small['name'])}")
+        lines.append(f"class {quoted(large['name'])} has {ratio:,} times the images of {quoted(small['name'])}")
     if duplicates > MANY_DUPLICATES * n:
         lines.append(f"{100 * duplicates / n:.1f} % of the images are duplicates: {', '.join(pairs)}")
     if across:
@@ -256,11 +257,11 @@ def warnings(findings: dict) -> list[str]:
 def _classes(findings):
     small, large = findings["smallest"], findings["largest"]
     if findings["num_classes"] == 1:
-        return f"one class, {_quoted(large['name'])}"
+        return f"one class, {quoted(large['name'])}"
     if small["count"] == large["count"] and not findings["empty"]:
         return f"{findings['num_classes']:,} classes of {small['count']:,} each"
     ends = ((kind, findings[kind]) for kind in ("smallest", "largest"))
-    sizes = ", ".join(f"{kind} {_quoted(end['name'])} ({end['count']:,})" for kind, end in ends)
+    sizes = ", ".join(f"{kind} {quoted(end['name'])} ({end['count']:,})" for kind, end in ends)
     return f"{findings['num_classes']:,} classes; {sizes}"
 
 
@@ -279,11 +280,5 @@ def _selection(findings, kept):
     smallest = present[kept[present].argmin()]
     return (
         f"instance selection keeps {kept.sum():,} of {findings['num_images']:,} images; {kept[smallest]:,} to "
-        f"{kept.max():,} a class (smallest {_quoted(findings['class_names'][smallest])})"
+        f"{kept.max():,} a class (smallest {quoted(findings['class_names'][smallest])})"
     )
-
-
-def _quoted(name):
-    """A class name as part of a line of text, however long it is."""
-    name = doctor_picture.on_one_line(name)
-    return f"'{name if len(name) <= 40 else name[:39] + '…'}'"

@@ -8,6 +8,7 @@ Symbols: N images of H x W, b of them in a batch.
 import concurrent.futures
 import contextlib
 import os
+import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 import utils
-from image_datasets import decoding, sources
+from image_datasets import decoding, layouts, listing, metadata
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import ImageSet
 from sampling.batch_norm import BatchNormMode
@@ -126,13 +126,16 @@ class FolderImages(ImageSet):
     """
 
     def __init__(self, path: Path):
-        self.files = _image_files(path)
+        self.files, others = _image_files(path)
+        left_out = f" ({text} left out)" if (text := listing.counted(others)) else ""
         if not self.files:
-            raise utils.UserError(f"{path} holds no images, and no checkpoint either")
+            raise utils.UserError(f"{path} holds no images, and no checkpoint either{left_out}")
+        if any(listing.suffix(other) in listing.FORMAT_OF for other in others) and utils.is_main_process():
+            print(f"{path}: {utils.plural(len(self.files), 'image')}{left_out}", file=sys.stderr)
         self.threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         sizes = list(self.threads.map(_image_size, self.files))
         self.size = sizes[0]
-        super().__init__(path, sources.folder_name(path), self.size[0] if self.size[0] == self.size[1] else None)
+        super().__init__(path, layouts.folder_name(path), self.size[0] if self.size[0] == self.size[1] else None)
         self._check_sizes(self.files, sizes)
 
     def __len__(self) -> int:
@@ -154,17 +157,16 @@ class FolderImages(ImageSet):
 
 
 def _image_files(folder):
-    """Image files below a folder, sorted by path; links are followed, except to a folder already seen."""
+    """Image files below a folder, sorted by path, and its other files; links are followed, but to no folder again."""
     files, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not listing.is_hidden(name)]
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()
             continue
         seen.add(real)
-        images = (Path(parent, name) for name in names if not name.startswith("."))
-        files += [path for path in images if path.suffix.lower() in sources.IMAGE_SUFFIXES]
-    return sorted(files)
+        files += [Path(parent, name) for name in names if not listing.is_hidden(name)]
+    return sorted(filter(listing.is_image, files)), [file for file in files if not listing.is_image(file)]
 
 
 def _refuse_folder(error):
@@ -172,28 +174,24 @@ def _refuse_folder(error):
 
 
 @contextlib.contextmanager
-def _opened(path):
-    """The image of a file. Raises: utils.UserError naming the file, also for what goes wrong in the block."""
+def _named(path):
+    """What reading an image raises becomes one line that names its file."""
     try:
-        with Image.open(path) as image:
-            yield image
+        yield
     except Exception as error:  # damaged files make Pillow raise nearly anything: SyntaxError, struct.error ...
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = decoding.reason(error)
         raise utils.UserError(f"{path} cannot be read as an image ({reason}); repair or remove it") from error
 
 
 def _image_size(path):
     """(height, width) of a file's image, its EXIF rotation obeyed, from its header alone."""
-    with _opened(path) as image:
-        # Asked for the EXIF data of a PNG without any before its pixels, Pillow would decode these to look behind them.
-        exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
-        turned = exif.get(0x0112) in (5, 6, 7, 8)  # Orientation: height and width change places
-        return image.size if turned else image.size[::-1]
+    with _named(path), metadata.opened(path, load=False) as image:
+        return metadata.upright_size(image)
 
 
 def _read_image(path):
-    with _opened(path) as image:
-        return np.array(decoding.to_rgb(ImageOps.exif_transpose(image)))
+    with _named(path):
+        return np.array(decoding.read_rgb(path))
 
 
 class NpzImages(ImageSet):
