@@ -31,7 +31,7 @@ from inception_utils import (
     reference_protocol,
 )
 from metrics import tables, truncation_sweep
-from metrics.images import GeneratedImages, Source
+from metrics.images import FolderImages, GeneratedImages, Source
 from metrics.protocol import MetricOptions
 from metrics.reference import load_reference, with_moments_of_file
 from sampling import batch_norm
@@ -65,8 +65,9 @@ def make_parser() -> utils.ArgumentParser:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="a .pth file, a run folder (its best checkpoint), a folder of images, an npz with arr_0, or an HDF5 file; "
-        "a second one, or an npz of statistics, is what to compare with instead of a data set's statistics",
+        help="a .pth file, a run folder (its best checkpoint), a folder, zip or tar of images, an npz or npy of them, "
+        "uint8 (N,R,R,3) or (N,3,R,R), or an HDF5 file; a second one, or an npz of statistics, is what to compare with "
+        "instead of a data set's statistics",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
@@ -215,10 +216,17 @@ def _evaluate_files(defaults, given, source, second, ranks):
     if number > len(images):
         raise utils.UserError(f"--num_inception_images {number}: {source.path} has {len(images)} images")
     measure = _load_measure(args, images.resolution, source, second, ranks)
+    _know_classes(images, measure.reference.class_names, measure.network)
     if ranks.is_main:
         print(f"{source.path}: {number} of {len(images)} images, on {ranks.device}")
         _warn_of_classes(images, measure.reference.class_counts, source)
     return {"images": str(source.path)} | evaluate_images(images, measure, number, args.seed)
+
+
+def _know_classes(images, class_names, network):
+    """Take the sub-folders of images in a folder for classes of the data set (`FolderImages.know_classes`)."""
+    if isinstance(images, FolderImages):
+        images.know_classes(class_names, len(class_names) if class_names else network.num_classes)
 
 
 def _warn_of_classes(images, real_counts, source):
@@ -259,6 +267,7 @@ def _load_measure(args, resolution, source, second, ranks):
         reference = _reference_of_checkpoint(args, options, second, network, ranks)
     elif second:
         _check_resolution(network, real_images.resolution, second)
+        _know_classes(real_images, None, network)
         reference = _reference_of(args, options, real_images, network, ranks)
         if second.kind == "npz":
             reference = with_moments_of_file(reference, second.path)

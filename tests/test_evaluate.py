@@ -135,14 +135,16 @@ def test_evaluating_never_changes_training(data_root, tmp_path, monkeypatch):
 def test_files_give_the_metrics_of_the_checkpoint_that_made_them(run, samples, files, capsys):
     own = evaluated(capsys, run, "--seed", 3)
     archive, folder = (evaluated(capsys, samples / name, *files) for name in ("samples.npz", "images"))
-    assert archive["images"] == str(samples / "samples.npz") and "accuracy" not in folder
+    assert archive["images"] == str(samples / "samples.npz")
     assert archive["protocol"]["bn_mode"] is None and archive["protocol"]["fake_num"] == NUM_IMAGES
     for values in (archive, folder):
         assert values["fd"] == pytest.approx(own["fd"], rel=1e-4)
         assert values["coverage"] == pytest.approx(own["coverage"])
         assert values["is_mean"] == pytest.approx(own["is_mean"], rel=0.1)  # its splits are others
-    assert archive["accuracy"] == pytest.approx(own["accuracy"])
-    close(evaluated(capsys, samples / "images", *files, "--metric_batch_size", 7), folder, without=["accuracy"])
+    assert archive["accuracy"] == pytest.approx(own["accuracy"]) == pytest.approx(folder["accuracy"])
+    close(evaluated(capsys, samples / "images", *files, "--metric_batch_size", 7), folder)
+    intra = evaluated(capsys, samples / "images", *files, "--intra_fid")
+    assert intra["intra_fd"] == pytest.approx(evaluated(capsys, run, "--seed", 3, "--intra_fid")["intra_fd"], rel=1e-3)
 
 
 def test_order_and_choice_do_not_follow_the_class(data_root, files, samples, capsys, tmp_path):
@@ -277,6 +279,9 @@ def test_bad_input_is_one_line(run, samples, data_root, files, tmp_path, G, caps
     shutil.copytree(samples / "images", tmp_path / "images")
     next((tmp_path / "images").rglob("*.png")).write_bytes(b"torn")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "flat").mkdir()
+    for file in (samples / "images").rglob("*.png"):
+        shutil.copy(file, tmp_path / "flat")
     for arguments, words in (
         ([tmp_path / "nowhere"], "nowhere"),
         ([nameless], "--dataset"),
@@ -294,8 +299,8 @@ def test_bad_input_is_one_line(run, samples, data_root, files, tmp_path, G, caps
         ([tmp_path / "torn.npz", *files], "torn.npz"),
         ([tmp_path / "images", *files], "cannot be read as an image"),
         ([tmp_path / "empty", *files], "no images"),
-        ([samples / "images", *files, "--intra_fid"], "does not say which class"),
-        ([npz, samples / "images", *files, "--intra_fid"], "does not say which class"),
+        ([tmp_path / "flat", *files, "--intra_fid"], "does not say which class"),
+        ([npz, tmp_path / "flat", *files, "--intra_fid"], "does not say which class"),
         ([npz, samples / "images", *files, "--reference_num", "50"], "--reference_num: .*images is what to compare"),
         ([run, npz, "--reference_file", statistics], "--reference_file: .*samples.npz is what to compare"),
         ([npz, *files, "--truncation", "0.5"], "--truncation: .*samples.npz is no checkpoint"),
