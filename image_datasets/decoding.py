@@ -44,6 +44,12 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def rule(resolution: int, value_range: ValueRange | None = None) -> str:
+    """How images become uint8 (3,R,R), in words, for the attribute `crop_resize`."""
+    scaled = f"; values {value_range[0]:g} to {value_range[1]:g} as 0 to 255" if value_range else ""
+    return CROP_RESIZE.format(resolution) + scaled
+
+
 def read_pixels(
     image: str | Path | ZipMember | np.ndarray, resolution: int, value_range: ValueRange | None = None
 ) -> np.ndarray:

@@ -116,14 +116,13 @@ def number_of_classes(smallest: int, largest: int, num_images: int, where: str) 
     return largest + 1
 
 
-def empty_classes(counts: ArrayLike, class_names: Sequence[str]) -> str:
-    """A line about the classes without images, "" where there are none. Args: counts: images of each class."""
-    empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
+def empty_classes(empty: Sequence[str], class_names: Sequence[str]) -> str:
+    """Classes without images in words, "" where there are none. Args: empty: their names, of all `class_names`."""
     if not empty:
         return ""
     names = ", ".join(map(quoted, empty[:3])) + (", ..." if len(empty) > 3 else "")
     text = f"{len(empty):,} of {len(class_names):,} classes have no images: {names}"
-    from_one = empty == ["0"] and list(class_names) == [str(i) for i in range(len(class_names))]
+    from_one = list(empty) == ["0"] and list(class_names) == [str(i) for i in range(len(class_names))]
     return f"{text}; class ids start at 0, are these counted from 1?" if from_one else text
 
 

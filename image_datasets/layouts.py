@@ -151,7 +151,8 @@ def _by_list(tree, labels):
         print(f"{labels.file} also labels {absent} that are not there")
     number_of = {name: number for number, name in enumerate(labels.class_names)}
     ids = np.array([number_of[labels.class_of[name]] for name in names], np.int64)
-    if text := empty_classes(np.bincount(ids, minlength=len(labels.class_names)), labels.class_names):
+    present = {labels.class_of[name] for name in names}
+    if text := empty_classes([name for name in labels.class_names if name not in present], labels.class_names):
         print(f"warning: {labels.file}: {text}")
     return Found(labels.class_names, ids, files, others, labels.order, os.path.basename(labels.file))
 
