@@ -11,6 +11,7 @@ the real images. With --feature_network classifier the network itself is first f
 
 import argparse
 import dataclasses
+import sys
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from image_datasets.image_sets import ImageSet, Subset
 from image_datasets.loading import DataOptions
 from inception_utils import check_options, compute_reference, real_scores, reference_protocol
 from metrics import classifier
-from metrics.networks import FeatureOptions
+from metrics.networks import NETWORK_RESIZE, FeatureOptions
 from metrics.protocol import MetricOptions
 from metrics.reference import Reference, ReferenceProtocol, export, merge, read_reference, reference_path
 from selection.scores import SelectionOptions
@@ -76,18 +77,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def ensure_classifier(args: argparse.Namespace, dataset: ImageSet, device: torch.device) -> None:
-    """Fit the data set's classifier where it is missing or --refit_classifier is given, and print how good it is."""
+def ensure_classifier(args: argparse.Namespace, dataset: ImageSet, content: str, device: torch.device) -> None:
+    """Fit the data set's classifier where it is missing, of other images or to be refitted; print how good it is."""
     path = classifier.classifier_path(args.data_root, dataset.name)
-    if not path.exists() or args.refit_classifier:
+    if not path.exists() or args.refit_classifier or _of_other_images(path, content):
+        utils.check_writable(path.parent)
         start = time.perf_counter()
         net, accuracy = classifier.fit_classifier(dataset, seed=args.seed, epochs=args.classifier_epochs, device=device)
         about = {"dataset_name": dataset.name, "seed": args.seed, "epochs": args.classifier_epochs}
+        about |= {"content": content, "class_names": dataset.class_names}
         classifier.save_classifier(net, path, accuracy=accuracy, **about)
         print(f"{path}: classifier fitted in {time.perf_counter() - start:.0f} s")
     net, fitted = classifier.load_classifier(path)
     classifier.check_fits(net, dataset, path)
-    print(f"{path}: held-out accuracy {100 * fitted['accuracy']:.2f} %")
+    print(f"{path}: {classifier.quality(fitted['accuracy'], dataset.class_counts)}")
+    if warning := classifier.warning(fitted["accuracy"], dataset.class_counts):
+        print(f"warning: {path}: {warning}", file=sys.stderr)
+
+
+def _of_other_images(path, content):
+    """Whether the classifier at `path` says that it was fitted to images of another content, which is told."""
+    made = classifier.load_classifier(path)[1].get("content")
+    if made in (None, content):
+        return False
+    print(f"fitting again: {path} was fitted to other images (content {made[:8]}, now {content[:8]})")
+    return True
 
 
 def matching_reference(path: Path, protocol: ReferenceProtocol) -> Reference | None:
@@ -99,6 +113,8 @@ def matching_reference(path: Path, protocol: ReferenceProtocol) -> Reference | N
     except utils.UserError as error:
         say(f"computing again: {error}")
         return None
+    if reference.protocol.content is None:  # a file of before content was recorded
+        protocol = dataclasses.replace(protocol, content=None)
     if reference.protocol != protocol:
         made, wanted = reference.protocol.to_dict(), protocol.to_dict()
         changed = [key for key in wanted if made[key] != wanted[key]]
@@ -154,22 +170,28 @@ def measure(
     """Compute the statistics that the flags ask for, or find them computed. Returns: Reference and its path."""
     file = data.open()
     options.check_network()  # before a classifier is fitted
+    rule = options.resize or NETWORK_RESIZE[options.feature_network][0]
+    about = (data.reference_name, options.feature_network, rule, options.reference_num)
+    if args.overwrite or not reference_path(data.data_root, *about).exists():
+        on_ranks(ranks, lambda: utils.check_writable(data.data_root))  # before the pixels are read
     content = on_ranks(ranks, lambda: doctor.introduce(file))["content"]
     dataset = data.reference_part(file)
     if options.feature_network == "classifier":
-        on_ranks(ranks, lambda: ensure_classifier(args, dataset, ranks.device))
+        on_ranks(ranks, lambda: ensure_classifier(args, dataset, content, ranks.device))
     network = options.load_network(data.data_root, dataset.name, ranks.device)
     selection = select(SelectionOptions.of(args), options, data.data_root, file, content, ranks)
     if selection:  # its statistics have a name, hence a file, of their own
         dataset = Subset(dataset, selection.subset.indices, f"{dataset.name}_{selection.suffix}")
     check_options(options, network)
-    protocol = reference_protocol(dataset, network, options, args.seed, selection and selection.record())
+    protocol = reference_protocol(dataset, network, options, args.seed, selection and selection.record(), content)
     about = (dataset.name, network.name, network.resize, options.reference_num)
     path = reference_path(data.data_root, *about)
     reference = None if args.overwrite else matching_reference(path, protocol)
     if reference is not None:
-        say(f"{path} is there already; --overwrite computes it again")
+        old = "" if reference.class_counts else ", without the counts of its classes"
+        say(f"{path} is there already{old}; --overwrite computes it again")
         return reference, path
+    on_ranks(ranks, lambda: utils.check_writable(path.parent))
     machine = (ranks, options.metric_batch_size, options.prdc_memory_mb)
     reference = compute_reference(dataset, network, protocol, *machine)
     on_ranks(ranks, lambda: reference.save(path))
@@ -195,6 +217,8 @@ def merge_parts(args: argparse.Namespace, data: DataOptions, options: MetricOpti
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     data, options = DataOptions.of(args), MetricOptions.of(args)
+    if args.export:
+        utils.check_writable(Path(args.export).parent)
     if args.merge:
         reference, path = merge_parts(args, data, options)
         report(reference, path)

@@ -19,9 +19,11 @@ from pathlib import Path
 
 import BigGAN
 import utils
+from image_datasets import doctor
 from image_datasets.loading import DataOptions
 from inception_utils import (
     Measure,
+    check_content,
     check_number,
     check_options,
     compute_reference,
@@ -36,10 +38,11 @@ from metrics.protocol import MetricOptions
 from metrics.reference import load_reference, with_moments_of_file
 from sampling import batch_norm
 from sampling.batch_norm import BatchNormMode
-from sampling.classes import ClassSampling, is_balanced
+from sampling.class_sampling import ClassSampling, is_balanced
 from sampling.generate import SamplingOptions, describe
 from sampling.latents import Truncation
 from torch_utils import checkpoints, distributed
+from torch_utils.distributed import on_ranks
 
 # Flags here that mean something else in train.py, or belong to the machine: not taken over from the run.
 NOT_FROM_RUN = ("ema", "device")
@@ -260,6 +263,9 @@ def _load_measure(args, resolution, source, second, ranks):
         network = options.load_network(data.data_root, name, ranks.device)
         check_options(options, network)
         check_number(options.resolved(SPLITS, K, OUTPUTS), source.path)
+    if data.dataset and data.path.exists():
+        measured = (network, None if second else reference)
+        _check_content(options, data, measured, ranks)
     _check_resolution(network, resolution, source)
     if second and second.kind == "statistics":
         reference = load_reference(second.path, network)
@@ -267,11 +273,20 @@ def _load_measure(args, resolution, source, second, ranks):
         reference = _reference_of_checkpoint(args, options, second, network, ranks)
     elif second:
         _check_resolution(network, real_images.resolution, second)
-        _know_classes(real_images, None, network)
+        _know_classes(real_images, network.fitted.get("class_names"), network)
         reference = _reference_of(args, options, real_images, network, ranks)
         if second.kind == "npz":
             reference = with_moments_of_file(reference, second.path)
     return Measure(network, reference, options, ranks, real_images if args.intra_fid else None)
+
+
+def _check_content(options, data, measured, ranks):
+    """Raise utils.UserError where what is measured with was made of other images than the data set, which is there."""
+    network, reference = measured
+    if network.fitted.get("content") or (reference and reference.protocol.content):
+        file = data.open()
+        content = on_ranks(ranks, lambda: doctor.content_hash(file))
+        check_content(options, data.data_root, data.reference_name, file, measured, content)
 
 
 def _reference_of(args, options, images, network, ranks):

@@ -7,6 +7,7 @@ Symbols: N images, d features, K classes of the feature network.
 """
 
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,17 +21,18 @@ from tqdm import tqdm
 import prdc
 import utils
 from BigGAN import Generator
+from image_datasets import content as contents
 from image_datasets.image_sets import ImageSet
 from metrics import classifier, functional
 from metrics.distances import MEMORY_MB
 from metrics.features import check_classes, features_of, intra_class
 from metrics.images import GeneratedImages
-from metrics.networks import FeatureNetwork
+from metrics.networks import FeatureNetwork, statistics_command
 from metrics.protocol import MetricOptions, Protocol
 from metrics.reference import Reference, ReferenceProtocol, load_reference, random_features, real_halves, reference_path
 from sampling import batch_norm
 from sampling.batch_norm import BatchNormMode
-from sampling.classes import is_balanced
+from sampling.class_sampling import is_balanced
 from sampling.latents import Truncation
 from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
@@ -86,6 +88,10 @@ def load_evaluation(
     if options.reference_file and not path.is_file():
         raise utils.UserError(f"--reference_file {path}: no such file")
     reference = load_reference(path, network)
+    if "accuracy" in network.fitted and utils.is_main_process():
+        counts = reference.class_counts or [reference.protocol.num_images / network.num_classes] * network.num_classes
+        if text := classifier.warning(network.fitted["accuracy"], counts):
+            print(f"warning: {classifier.classifier_path(data_root, name)}: {text}", file=sys.stderr)
     check_options(options, network)
     about = reference.protocol
     check_number(options.resolved(about.splits, about.k, about.is_outputs))
@@ -93,6 +99,23 @@ def load_evaluation(
     if reference.real_features is not None and len(reference.real_features) <= k:
         raise utils.UserError(f"--prdc_k {k}: {path} holds {len(reference.real_features)} real features")
     return network, reference
+
+
+def check_content(
+    options: MetricOptions, data_root: str | Path, name: str, images: ImageSet, measured: tuple, content: str
+) -> None:
+    """Raise utils.UserError where classifier or reference statistics were made of other images than a data set holds.
+
+    A --reference_file may well be of other images. Args: name: `DataOptions.reference_name`; measured: FeatureNetwork
+        and Reference, or None instead of the latter; content: of `images` (`doctor.content_hash`).
+    """
+    network, reference = measured
+    command = statistics_command(name, data_root, network.name)
+    fitted = classifier.classifier_path(data_root, name)
+    contents.check_content(network.fitted.get("content"), content, fitted, images.path, command)
+    if reference is not None and not options.reference_file:
+        path = evaluation_reference_path(options, data_root, name, network.name, network.resize)
+        contents.check_content(reference.protocol.content, content, path, images.path, command)
 
 
 def check_options(options: MetricOptions, network: FeatureNetwork) -> None:

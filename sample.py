@@ -21,7 +21,7 @@ import BigGAN
 import utils
 from sampling import batch_norm
 from sampling.batch_norm import BatchNormMode
-from sampling.classes import ClassSampling
+from sampling.class_sampling import ClassSampling
 from sampling.files import npz_writer, png_writer
 from sampling.generate import SamplingOptions, describe, generate
 from sampling.latents import balanced_labels, shuffled_labels

@@ -359,6 +359,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         Path(temporary).unlink(missing_ok=True)
 
 
+def existing_parent(path: str | Path) -> Path:
+    """The path itself if there is such a file or folder, else the nearest folder above it that there is."""
+    path = Path(path)
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise UserError unless files can be made in a folder, which need not be there yet, nor is made."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".writable.", dir=existing_parent(folder)):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+
+
 def _umask():
     mask = os.umask(0)
     os.umask(mask)

@@ -4,9 +4,12 @@ All that is derived from a data set (statistics, classifier, scores, checkpoints
 """
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+import utils
 
 
 def image_hashes(images: np.ndarray) -> np.ndarray:
@@ -30,3 +33,15 @@ def content_hash(hashes: np.ndarray, labels: ArrayLike, resolution: int) -> str:
 def label_bytes(labels: ArrayLike) -> bytes:
     """Labels as they are hashed, the same on any machine."""
     return np.ascontiguousarray(labels, dtype="<i8").tobytes()
+
+
+def check_content(made: str | None, now: str, path: str | Path, images: str | Path, remedy: str) -> None:
+    """Raise UserError where what lies at `path` was made of other images than the file `images` holds now.
+
+    Args: made, now: content hashes, None where it was not recorded; remedy: a command.
+    """
+    if made not in (None, now):
+        raise utils.UserError(
+            f"{path} was made of other images (content {made[:8]}) than {images} holds now ({now[:8]}); make it again: "
+            f"{remedy}"
+        )

@@ -10,7 +10,7 @@ from image_datasets.loading import DataOptions
 from metrics.protocol import MetricOptions
 from model_config import ModelConfig, add_model_args
 from sampling.batch_norm import BatchNormMode
-from sampling.classes import ClassSampling
+from sampling.class_sampling import ClassSampling
 from selection.scores import SelectionOptions
 from torch_utils.distributed import device_option
 from training import run_folder

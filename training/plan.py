@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+import inception_utils
 import utils
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import ImageSet
@@ -78,6 +79,13 @@ def make_config(options: TrainOptions, resolution: int, n_classes: int) -> Model
     """The ModelConfig of the options; --unconditional leaves D without the class."""
     config = ModelConfig(resolution=resolution, n_classes=n_classes, **options.model)
     return dataclasses.replace(config, D_cond="none") if options.batches.unconditional else config
+
+
+def check_content(options: TrainOptions, plan: Plan, measure: Measure | None, content: str) -> None:
+    """Raise utils.UserError where evaluations would compare with other images than the data set's (of this content)."""
+    if measure:
+        where = (options.data.data_root, plan.reference.name, plan.dataset)
+        inception_utils.check_content(options.metrics, *where, (measure.network, measure.reference), content)
 
 
 def load_measure(options: TrainOptions, plan: Plan, ranks: Ranks) -> Measure | None:

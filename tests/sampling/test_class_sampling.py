@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import utils
-from sampling.classes import ClassSampling, is_balanced
+from sampling.class_sampling import ClassSampling, is_balanced
 from sampling.latents import balanced_labels, random_labels, shuffled_labels
 
 COUNTS = [600, 100, 50, 3, 0, 200]
