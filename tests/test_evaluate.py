@@ -20,9 +20,10 @@ import sample
 import train
 import utils
 from image_datasets import writing
+from image_datasets.image_sets import ImageSet
 from inception_utils import Measure, evaluate_generator, evaluate_images
 from metrics import functional, networks
-from metrics.features import _part
+from metrics.features import _part, check_classes
 from metrics.images import GeneratedImages, Source
 from metrics.reference import load_reference, read_reference, reference_path
 from sampling.generate import generate
@@ -98,8 +99,33 @@ def test_intra_class_distance_is_the_mean_over_classes(G, measure, data_root):
         by_class[str(c)] = functional.frechet_distance(*next(moments), *next(moments))
     assert values["intra_fd"] == pytest.approx(np.mean(list(by_class.values())), rel=1e-4)
     assert values["intra_fd_per_class"] == pytest.approx(by_class, rel=1e-4)
-    with pytest.raises(utils.UserError, match="class 1 has 1 images"):
+    with pytest.raises(
+        utils.UserError, match=r"class 1 \('dog/wolf'\) has 1 image among the 4 evaluated ones.* --num_inception"
+    ):
         evaluate_generator(G, measure(real_images=real), 4, 0, ema=True)
+
+
+class Labelled(ImageSet):
+    """Labels alone."""
+
+    def __init__(self, labels, class_names=("all",)):
+        super().__init__("x.hdf5", "x", 16, np.array(labels), class_names)
+
+
+def test_intra_class_distances_say_what_is_wrong_with_a_class():
+    numbers, twice = [str(i) for i in range(3)], [0, 0, 1, 1, 2, 2]
+
+    def refused(words, fakes, reals, names=numbers):
+        with pytest.raises(utils.UserError, match=f"--intra_fid: {words}"):
+            check_classes(Labelled(fakes), np.arange(len(fakes)), Labelled(reals, names))
+
+    from_one, named = [1, 1, 1, 2, 2, 2], ["a", "cat", "b"]
+    refused("x.hdf5: 1 of 3 classes have no images: '0'; class ids start at 0, are these counted", twice, from_one)
+    refused("x.hdf5: 1 of 3 classes have no images: 'cat'.*--class_sampling data", twice, [0, 0, 2, 2], named)
+    refused(r"class 1 \('cat'\) has 1 image in x.hdf5", [0, *twice[2:]], [0, 0, 1, 2, 2], named)
+    refused("class 2 has 0 images among the 4 evaluated ones", twice[:4], twice)
+    refused("class 3 is none of the 3 classes of x.hdf5, which are 0 to 2", [*twice, 3], twice)
+    check_classes(Labelled([1, 1, 2, 2]), np.arange(4), Labelled([1, 1, 2, 2], numbers))  # class 0 is nobody's
 
 
 # ---------------------------------------------------------------------------------------------------------------------
