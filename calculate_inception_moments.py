@@ -131,10 +131,8 @@ def say(text: str) -> None:
 def report(reference: Reference, path: Path) -> None:
     about, d = reference.protocol, len(reference.mu)
     subset = f" (a random subset, seed {about.seed})" if about.reference_num else ""
-    print(
-        f"{about.dataset}: {about.num_images:,} images{subset}, {d} {about.network} features ({about.resize}, "
-        f"weights {about.weights_hash[:8]})"
-    )
+    measured = f"{utils.plural(about.num_images, 'image')}{subset}, {d} {about.network} features"
+    print(f"{about.dataset}: {measured} ({about.resize}, weights {about.weights_hash[:8]})")
     if reference.is_mean is not None:
         measured = f"{about.splits} splits" + (", 1000 outputs" if about.is_outputs == "1000" else "")
         print(f"IS of the real images {reference.is_mean:.3f} ± {reference.is_std:.3f} ({measured})")

@@ -217,11 +217,13 @@ def _evaluate_files(defaults, given, source, second, ranks):
     args = argparse.Namespace(**defaults | {"num_inception_images": len(images)} | given)
     number = args.num_inception_images
     if number > len(images):
-        raise utils.UserError(f"--num_inception_images {number}: {source.path} has {len(images)} images")
+        raise utils.UserError(
+            f"--num_inception_images {number}: {source.path} has {utils.plural(len(images), 'image')}"
+        )
     measure = _load_measure(args, images.resolution, source, second, ranks)
     _know_classes(images, measure.reference.class_names, measure.network)
     if ranks.is_main:
-        print(f"{source.path}: {number} of {len(images)} images, on {ranks.device}")
+        print(f"{source.path}: {number:,} of {utils.plural(len(images), 'image')}, on {ranks.device}")
         _warn_of_classes(images, measure.reference.class_counts, source)
     return {"images": str(source.path)} | evaluate_images(images, measure, number, args.seed)
 

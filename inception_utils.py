@@ -121,7 +121,9 @@ def check_content(
 def check_options(options: MetricOptions, network: FeatureNetwork) -> None:
     """Raise utils.UserError where the options do not go with a feature network."""
     if options.is_outputs == "1000" and network.num_classes not in (1000, 1008):
-        raise utils.UserError(f"--is_outputs 1000: the {network.name} has {network.num_classes} classes of its own")
+        raise utils.UserError(
+            f"--is_outputs 1000: the {network.name} has {utils.plural(network.num_classes, 'class')} of its own"
+        )
     prdc.tiling(network.feature_dim, options.prdc_memory_mb)  # raises where that is too little
     if options.kid_subset_size < 2:
         raise utils.UserError("--kid_subset_size 1: pairs of images need two")
@@ -131,7 +133,7 @@ def check_number(options: MetricOptions, source: str | None = None) -> None:
     """Raise utils.UserError where resolved options ask for fewer images than their metrics need; source: of these."""
     number, least = options.num_inception_images, max(options.is_splits, options.prdc_k + 1)
     if number < least:
-        what = f"{source}: {number} images; the" if source else f"--num_inception_images {number}: the"
+        what = f"{source}: {utils.plural(number, 'image')}; the" if source else f"--num_inception_images {number}: the"
         raise utils.UserError(f"{what} metrics need at least {least}")
 
 
@@ -178,7 +180,7 @@ def compute_metrics(
     about = reference.protocol
     options = options.resolved(about.splits, about.k, about.is_outputs)
     if len(features) <= network.feature_dim:
-        text = f"{network.distance} of {len(features)} images with {network.feature_dim} features: too few, biased"
+        text = f"{network.distance} of {len(features):,} images with {network.feature_dim} features: too few, biased"
         warnings.warn(text, stacklevel=2)
     moments = functional.moments_of(features).finalize()
     values = {network.distance: functional.frechet_distance(*moments, reference.mu, reference.sigma)}
@@ -311,7 +313,9 @@ def reference_protocol(
     Raises: UserError where there are fewer images than reference_num.
     """
     if (options.reference_num or 0) > len(images):
-        raise utils.UserError(f"--reference_num {options.reference_num}: {images.path} has {len(images)} images")
+        raise utils.UserError(
+            f"--reference_num {options.reference_num}: {images.path} has {utils.plural(len(images), 'image')}"
+        )
     return ReferenceProtocol.of(
         network,
         dataset=images.name,
@@ -351,7 +355,7 @@ def compute_reference(
         measured = np.sort(utils.rng(seed, "reference_subset").permutation(len(images))[:n])
     chosen = random_features(n, seed)
     if len(chosen) < 2 * (k + 1):
-        raise utils.UserError(f"{images.path}: {n} images are too few for PRDC with --prdc_k {k}")
+        raise utils.UserError(f"{images.path}: {utils.plural(n, 'image')}: too few for PRDC with --prdc_k {k}")
     split = functional.contiguous_splits(n, protocol.splits)[utils.rng(seed, "is_split").permutation(n)]
     row = torch.full((n,), -1)  # where an image's features go in real_features
     row[chosen] = torch.arange(len(chosen))

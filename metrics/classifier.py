@@ -90,7 +90,7 @@ def save_classifier(
     config = {"resolution": network.resolution, "num_classes": network.num_classes}
     weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     fitted = {"dataset": dataset_name, "accuracy": accuracy, "seed": seed, "epochs": epochs}
-    fitted |= {"content": content, "class_names": class_names}
+    fitted |= {key: value for key, value in (("content", content), ("class_names", class_names)) if value is not None}
     checkpoints.save({"format": "classifier 1", "config": config, "fitted": fitted, "weights": weights}, path)
 
 

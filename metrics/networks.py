@@ -286,9 +286,10 @@ def _released_file(release, weights_flag):
             folder.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(release.url, str(path), hash_prefix=release.sha256)
         except (OSError, RuntimeError) as error:  # no network; a file that is not the one we asked for
+            network_flag = "--feature_network" if weights_flag == WEIGHTS_FLAG else "--embedding"
             raise utils.UserError(
                 f"no weights of {release.title}: downloading {release.url} failed ({error}); fetch it elsewhere and "
-                f"put it at {path}, name it with {weights_flag}, or use --feature_network classifier instead"
+                f"put it at {path}, name it with {weights_flag}, or use {network_flag} classifier instead"
             ) from error
     digest = utils.sha256(path)
     if not digest.startswith(release.sha256):

@@ -27,7 +27,7 @@ class ClassSampling(Options):
     class_sampling: str | None = option(
         None,
         "how often fakes that are scored or saved are of each class: uniform, in turns; data, as often as in the data "
-        "set; None: data where its classes are unbalanced (over 2.5 % of the images would have to be of another class)",
+        "set; None: data where it is unbalanced (over 2.5 %% of its images would have to be of another class)",
         choices=("uniform", "data"),
     )
 
@@ -43,7 +43,7 @@ class ClassSampling(Options):
         if known is None or len(known) != n_classes:
             found = f"{holder or 'the checkpoint'}: how many images each class of the data has is not recorded"
             if known is not None:
-                found = f"{holder}: {len(known)} class{'es' * (len(known) > 1)}, but the generator has {n_classes}"
+                found = f"{holder}: {utils.plural(len(known), 'class')}, but the generator has {n_classes}"
             if self.class_sampling == "data":
                 raise utils.UserError(f"--class_sampling data: {found}")
             if known is None and holder:

@@ -46,7 +46,7 @@ def data_root(tmp_path_factory, G):
     torch.manual_seed(1)
     net = classifier.Classifier(RESOLUTION, CLASSES).eval()
     path = classifier.classifier_path(folder, "small")
-    classifier.save_classifier(net, path, dataset_name="small", accuracy=0.5, seed=0, epochs=0)
+    classifier.save_classifier(net, path, dataset_name="small", accuracy=0.9, seed=0, epochs=0)
     network = networks.load_feature_network("classifier", folder, "small")
     y = balanced_labels(NUM_IMAGES, range(CLASSES))
     images = torch.cat(list(generate(G, y, seed=9, batch_size=50)))

@@ -36,7 +36,7 @@ def test_sweeps_of_other_modes_kinds_and_flags_are_other_files(run, tmp_path, mo
     names = []
     kinds = [["--truncation_kind", kind] for kind in ("scaled_normal", "clamped_normal")]
     modes = [["--bn_mode", "running"], ["--bn_mode", "batch"], ["--bn_mode", "batch", "--bn_batch_size", "8"]]
-    others = [["--no-ema"], ["--class_sampling", "uniform"], ["--seed", "3"], ["--num_inception_images", "140"]]
+    others = [["--ema"], ["--class_sampling", "uniform"], ["--seed", "3"], ["--num_inception_images", "140"]]
     for flags in [[], *kinds, *modes, *others]:
         evaluate.main([str(run), "--truncation_sweep", "0.5", "0.5", "1", "--device", "cpu", *flags])
     assert len(set(names)) == len(names) == 10
