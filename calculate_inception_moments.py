@@ -11,6 +11,7 @@ the real images. With --feature_network classifier the network itself is first f
 
 import argparse
 import dataclasses
+import sys
 import time
 from pathlib import Path
 
@@ -20,9 +21,9 @@ import utils
 from image_datasets import doctor
 from image_datasets.image_sets import ImageSet, Subset
 from image_datasets.loading import DataOptions
-from inception_utils import check_options, compute_reference, coverage_ceiling, reference_protocol
+from inception_utils import check_options, compute_reference, real_scores, reference_protocol
 from metrics import classifier
-from metrics.networks import FeatureOptions
+from metrics.networks import NETWORK_RESIZE, FeatureOptions
 from metrics.protocol import MetricOptions
 from metrics.reference import Reference, ReferenceProtocol, export, merge, read_reference, reference_path
 from selection.scores import SelectionOptions
@@ -76,18 +77,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def ensure_classifier(args: argparse.Namespace, dataset: ImageSet, device: torch.device) -> None:
-    """Fit the data set's classifier where it is missing or --refit_classifier is given, and print how good it is."""
+def ensure_classifier(args: argparse.Namespace, dataset: ImageSet, content: str, device: torch.device) -> None:
+    """Fit the data set's classifier where it is missing, of other images or to be refitted; print how good it is."""
     path = classifier.classifier_path(args.data_root, dataset.name)
-    if not path.exists() or args.refit_classifier:
+    if not path.exists() or args.refit_classifier or _of_other_images(path, content):
+        utils.check_writable(path.parent)
         start = time.perf_counter()
         net, accuracy = classifier.fit_classifier(dataset, seed=args.seed, epochs=args.classifier_epochs, device=device)
         about = {"dataset_name": dataset.name, "seed": args.seed, "epochs": args.classifier_epochs}
+        about |= {"content": content, "class_names": dataset.class_names}
         classifier.save_classifier(net, path, accuracy=accuracy, **about)
         print(f"{path}: classifier fitted in {time.perf_counter() - start:.0f} s")
     net, fitted = classifier.load_classifier(path)
     classifier.check_fits(net, dataset, path)
-    print(f"{path}: held-out accuracy {100 * fitted['accuracy']:.2f} %")
+    print(f"{path}: {classifier.quality(fitted['accuracy'], dataset.class_counts)}")
+    if warning := classifier.warning(fitted["accuracy"], dataset.class_counts):
+        print(f"warning: {path}: {warning}", file=sys.stderr)
+
+
+def _of_other_images(path, content):
+    """Whether the classifier at `path` says that it was fitted to images of another content, which is told."""
+    made = classifier.load_classifier(path)[1].get("content")
+    if made in (None, content):
+        return False
+    print(f"fitting again: {path} was fitted to other images (content {made[:8]}, now {content[:8]})")
+    return True
 
 
 def matching_reference(path: Path, protocol: ReferenceProtocol) -> Reference | None:
@@ -99,6 +113,8 @@ def matching_reference(path: Path, protocol: ReferenceProtocol) -> Reference | N
     except utils.UserError as error:
         say(f"computing again: {error}")
         return None
+    if reference.protocol.content is None:  # a file of before content was recorded
+        protocol = dataclasses.replace(protocol, content=None)
     if reference.protocol != protocol:
         made, wanted = reference.protocol.to_dict(), protocol.to_dict()
         changed = [key for key in wanted if made[key] != wanted[key]]
@@ -115,10 +131,8 @@ def say(text: str) -> None:
 def report(reference: Reference, path: Path) -> None:
     about, d = reference.protocol, len(reference.mu)
     subset = f" (a random subset, seed {about.seed})" if about.reference_num else ""
-    print(
-        f"{about.dataset}: {about.num_images:,} images{subset}, {d} {about.network} features ({about.resize}, "
-        f"weights {about.weights_hash[:8]})"
-    )
+    measured = f"{utils.counted(about.num_images, 'image')}{subset}, {d} {about.network} features"
+    print(f"{about.dataset}: {measured} ({about.resize}, weights {about.weights_hash[:8]})")
     if reference.is_mean is not None:
         measured = f"{about.splits} splits" + (", 1000 outputs" if about.is_outputs == "1000" else "")
         print(f"IS of the real images {reference.is_mean:.3f} ± {reference.is_std:.3f} ({measured})")
@@ -127,6 +141,8 @@ def report(reference: Reference, path: Path) -> None:
             f"coverage between two halves of {len(reference.real_features):,} real images "
             f"{reference.coverage_ceiling:.3f} (k = {about.k}): about the most that a generator can reach"
         )
+    for way, scores in (reference.real_scores or {}).items():
+        print(real_line(way, scores, "FID" if about.network.startswith("inception") else "FD"))
     if about.num_images <= d:
         print(
             f"{about.num_images} images do not determine the covariance of {d} features: "
@@ -135,28 +151,45 @@ def report(reference: Reference, path: Path) -> None:
     print(f"reference statistics: {path}")
 
 
+def real_line(way: str, scores: dict, distance: str) -> str:
+    """What real images score when they are drawn in a way of --class_sampling, in words."""
+    values = f"{distance} {scores['frechet']:.3f}, KID {scores['kid']:.5f}"
+    if way == "data":
+        return f"{scores['num']:,} of the real images score {values}: about the least that a generator can reach"
+    return (
+        f"unbalanced classes: drawn evenly over these they score {values}, coverage {scores['coverage']:.3f}; fakes "
+        "are drawn as in the data, unless --class_sampling uniform is given"
+    )
+
+
 def measure(
     args: argparse.Namespace, data: DataOptions, options: MetricOptions, ranks: Ranks
 ) -> tuple[Reference, Path]:
     """Compute the statistics that the flags ask for, or find them computed. Returns: Reference and its path."""
     file = data.open()
     options.check_network()  # before a classifier is fitted
+    rule = options.resize or NETWORK_RESIZE[options.feature_network][0]
+    about = (data.reference_name, options.feature_network, rule, options.reference_num)
+    if args.overwrite or not reference_path(data.data_root, *about).exists():
+        on_ranks(ranks, lambda: utils.check_writable(data.data_root))  # before the pixels are read
     content = on_ranks(ranks, lambda: doctor.introduce(file))["content"]
     dataset = data.reference_part(file)
     if options.feature_network == "classifier":
-        on_ranks(ranks, lambda: ensure_classifier(args, dataset, ranks.device))
+        on_ranks(ranks, lambda: ensure_classifier(args, dataset, content, ranks.device))
     network = options.load_network(data.data_root, dataset.name, ranks.device)
     selection = select(SelectionOptions.of(args), options, data.data_root, file, content, ranks)
     if selection:  # its statistics have a name, hence a file, of their own
         dataset = Subset(dataset, selection.subset.indices, f"{dataset.name}_{selection.suffix}")
     check_options(options, network)
-    protocol = reference_protocol(dataset, network, options, args.seed, selection and selection.record())
+    protocol = reference_protocol(dataset, network, options, args.seed, selection and selection.record(), content)
     about = (dataset.name, network.name, network.resize, options.reference_num)
     path = reference_path(data.data_root, *about)
     reference = None if args.overwrite else matching_reference(path, protocol)
     if reference is not None:
-        say(f"{path} is there already; --overwrite computes it again")
+        old = "" if reference.class_counts else ", without the counts of its classes"
+        say(f"{path} is there already{old}; --overwrite computes it again")
         return reference, path
+    on_ranks(ranks, lambda: utils.check_writable(path.parent))
     machine = (ranks, options.metric_batch_size, options.prdc_memory_mb)
     reference = compute_reference(dataset, network, protocol, *machine)
     on_ranks(ranks, lambda: reference.save(path))
@@ -169,8 +202,9 @@ def merge_parts(args: argparse.Namespace, data: DataOptions, options: MetricOpti
     reference = merge([read_reference(path) for path in args.merge], data.path.stem, args.seed)
     about, features = reference.protocol, reference.real_features
     if features is not None:
-        ceiling = coverage_ceiling(features, about.k, options.prdc_memory_mb)
-        reference = dataclasses.replace(reference, coverage_ceiling=ceiling)
+        scores = real_scores(features, (reference.mu, reference.sigma), about.k, options.prdc_memory_mb)
+        ceiling = scores["coverage"]
+        reference = dataclasses.replace(reference, coverage_ceiling=ceiling, real_scores={"data": scores})
     path = reference_path(data.data_root, about.dataset, about.network, about.resize, about.reference_num)
     if path.exists() and not args.overwrite:
         raise utils.UserError(f"{path} is there already; --overwrite replaces it")
@@ -181,6 +215,8 @@ def merge_parts(args: argparse.Namespace, data: DataOptions, options: MetricOpti
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     data, options = DataOptions.of(args), MetricOptions.of(args)
+    if args.export:
+        utils.check_writable(Path(args.export).parent)
     if args.merge:
         reference, path = merge_parts(args, data, options)
         report(reference, path)

@@ -46,6 +46,8 @@ def kept_counts(
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of classes and files need not be text
     options, data = SelectionOptions.of(args), DataOptions.of(args)
     dataset = data.open()
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():

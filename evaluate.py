@@ -19,9 +19,11 @@ from pathlib import Path
 
 import BigGAN
 import utils
+from image_datasets import doctor
 from image_datasets.loading import DataOptions
 from inception_utils import (
     Measure,
+    check_content,
     check_number,
     check_options,
     compute_reference,
@@ -31,20 +33,27 @@ from inception_utils import (
     reference_protocol,
 )
 from metrics import tables, truncation_sweep
-from metrics.images import GeneratedImages, Source
+from metrics.images import FolderImages, GeneratedImages, Source
 from metrics.protocol import MetricOptions
 from metrics.reference import load_reference, with_moments_of_file
 from sampling import batch_norm
 from sampling.batch_norm import BatchNormMode
+from sampling.class_sampling import ClassSampling, is_balanced
 from sampling.generate import SamplingOptions, describe
 from sampling.latents import Truncation
 from torch_utils import checkpoints, distributed
+from torch_utils.distributed import on_ranks
 
 # Flags here that mean something else in train.py, or belong to the machine: not taken over from the run.
 NOT_FROM_RUN = ("ema", "device")
 OF_THE_DATASET = ("crop_size", "reference_file", "reference_num")  # nor these, where another --dataset is named
 OF_THE_NETWORK = ("inception_weights", "resize", "reference_file")  # nor these, where another --feature_network is
 SPLITS, K, OUTPUTS = 10, 5, "all"  # of IS and PRDC where no reference statistics say otherwise
+# Given on the command line, these make other numbers of the same checkpoint: they are in the name of a sweep's files.
+IN_NAME_OF_SWEEP = (
+    *("class_sampling", "crop_size", "dataset", "ema", "feature_network", "num_inception_images"),
+    *("reference_file", "reference_num", "resize", "seed"),
+)
 ABOUT = ("checkpoint", "step", "images")  # what a result says besides its metrics
 
 
@@ -59,8 +68,9 @@ def make_parser() -> utils.ArgumentParser:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="a .pth file, a run folder (its best checkpoint), a folder of images, an npz with arr_0, or an HDF5 file; "
-        "a second one, or an npz of statistics, is what to compare with instead of a data set's statistics",
+        help="a .pth file, a run folder (its best checkpoint), a folder, zip or tar of images, an npz or npy of them, "
+        "uint8 (N,R,R,3) or (N,3,R,R), or an HDF5 file; a second one, or an npz of statistics, is what to compare with "
+        "instead of a data set's statistics",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
@@ -83,7 +93,8 @@ def make_parser() -> utils.ArgumentParser:
     )
     truncation_sweep.add_sweep_args(parser)
     SamplingOptions.add_to(parser)
-    BatchNormMode.add_to(parser)
+    ClassSampling.add_to(parser)
+    BatchNormMode.add_to(parser, bn_mode=None)
     return parser
 
 
@@ -143,8 +154,9 @@ def _evaluate(defaults, given, ranks):
         return _evaluate_checkpoint(defaults, given, source, second, ranks)
     if given.get("truncation_sweep"):
         raise utils.UserError(f"--truncation_sweep: {source.path} is no checkpoint, its images are made already")
-    if given.get("truncation") and not (second and second.kind == "checkpoint"):
-        raise utils.UserError(f"--truncation: {source.path} is no checkpoint, its images are made already")
+    for flag in ("truncation", "class_sampling"):
+        if given.get(flag) and not (second and second.kind == "checkpoint"):
+            raise utils.UserError(f"--{flag}: {source.path} is no checkpoint, its images are made already")
     return _evaluate_files(defaults, given, source, second, ranks)
 
 
@@ -154,20 +166,24 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     G, meta = BigGAN.load_generator(source.path, ranks.device, given.get("ema", defaults["ema"]))
     of_run = _flags_of_run(meta.get("args", {}), defaults, given)
     args = argparse.Namespace(**defaults | {"num_inception_images": 50_000} | of_run | given)
-    options, mode = SamplingOptions.of(args), BatchNormMode.of(args)
+    options = SamplingOptions.of(args)
     measure = _load_measure(args, G.config.resolution, source, second, ranks)
     if ranks.is_main:
         print(describe(G, meta, ranks.device))
-    common = (G, measure, args.num_inception_images, options.seed)
+    holder = second.path if second else f"the reference statistics of {measure.reference.protocol.dataset}"
+    counts = ClassSampling.of(args).counts(measure.reference.class_counts, G.config.n_classes, holder)
+    kind, own, truncation = options.chosen_kind(meta), options.own_truncation(meta), options.chosen_truncation(meta)
+    points = [Truncation(limit, kind) for limit in limits]
+    # All points of a sweep share a mode: it has to suit them all.
+    mode = batch_norm.chosen_mode(vars(args), next((t for t in points if t != own), truncation), own)
+    common = (G, dataclasses.replace(measure, class_counts=counts), args.num_inception_images, options.seed)
     how = {"ema": meta["ema"], "mode": mode}
     about = {"checkpoint": meta["path"], "step": meta["step"]}
-    if limits:
+    if points:
         out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"]))
-        path = out / f"truncation_sweep_{Path(meta['path']).stem}.png"
-        kind = options.chosen_kind(meta)
-        points = (evaluate_generator(*common, Truncation(limit, kind), **how) for limit in limits)
-        return truncation_sweep.run(points, about, path, ranks)
-    metrics = evaluate_generator(*common, options.chosen_truncation(meta), **how)
+        path = out / _sweep_name(Path(meta["path"]).stem, kind, mode, given)
+        return truncation_sweep.run((evaluate_generator(*common, t, **how) for t in points), about, path, ranks)
+    metrics = evaluate_generator(*common, truncation, **how)
     trained = (meta.get("metrics") or {}).get("protocol")
     if trained and ranks.is_main:
         for line in tables.incomparable(trained, metrics["protocol"]):
@@ -175,12 +191,21 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     return about | metrics
 
 
+def _sweep_name(stem, kind, mode, given):
+    """The name of a sweep's picture, another for another kind of truncation, mode or flag that changes numbers."""
+    parts = [stem, kind, *map(str, mode.protocol().values())]
+    flags = {name: value for name, value in given.items() if name in IN_NAME_OF_SWEEP}
+    parts += [f"{name}-{Path(str(value)).stem}" for name, value in sorted(flags.items())]
+    return f"truncation_sweep_{'_'.join(parts)}.png"
+
+
 def _flags_of_run(trained, defaults, given):
     """The flags of training, a dict, that stand for flags here which are not given.
 
-    Not those of a data set or a feature network that another one is named for.
+    Not those of a data set or a feature network that another one is named for; `running`, the mode of training where
+    z is never truncated, is not taken for a choice.
     """
-    dropped = NOT_FROM_RUN
+    dropped = NOT_FROM_RUN + (("bn_mode",) if trained.get("bn_mode") == "running" else ())
     for flag, others in (("dataset", OF_THE_DATASET), ("feature_network", OF_THE_NETWORK)):
         if given.get(flag) not in (None, trained.get(flag)):
             dropped += others
@@ -192,11 +217,33 @@ def _evaluate_files(defaults, given, source, second, ranks):
     args = argparse.Namespace(**defaults | {"num_inception_images": len(images)} | given)
     number = args.num_inception_images
     if number > len(images):
-        raise utils.UserError(f"--num_inception_images {number}: {source.path} has {len(images)} images")
+        raise utils.UserError(
+            f"--num_inception_images {number}: {source.path} has {utils.counted(len(images), 'image')}"
+        )
     measure = _load_measure(args, images.resolution, source, second, ranks)
+    _know_classes(images, measure.reference.class_names, measure.network)
     if ranks.is_main:
-        print(f"{source.path}: {number} of {len(images)} images, on {ranks.device}")
+        print(f"{source.path}: {number:,} of {utils.counted(len(images), 'image')}, on {ranks.device}")
+        _warn_of_classes(images, measure.reference.class_counts, source)
     return {"images": str(source.path)} | evaluate_images(images, measure, number, args.seed)
+
+
+def _know_classes(images, class_names, network):
+    """Take the sub-folders of images in a folder for classes of the data set (`FolderImages.know_classes`)."""
+    if isinstance(images, FolderImages):
+        images.know_classes(class_names, len(class_names) if class_names else network.num_classes)
+
+
+def _warn_of_classes(images, real_counts, source):
+    """Say where images are of each class as often as of any other, but the real ones are not."""
+    counts = images.class_counts or ()
+    known = real_counts and len(counts) == len(real_counts)
+    if known and is_balanced(counts) and not is_balanced(real_counts):
+        print(
+            f"warning: {source.path} has about as many images of each class, the real images have not: distances and "
+            "coverage suffer; sample.py --class_sampling data draws classes as in the data",
+            file=sys.stderr,
+        )
 
 
 def _load_measure(args, resolution, source, second, ranks):
@@ -218,6 +265,9 @@ def _load_measure(args, resolution, source, second, ranks):
         network = options.load_network(data.data_root, name, ranks.device)
         check_options(options, network)
         check_number(options.resolved(SPLITS, K, OUTPUTS), source.path)
+    if data.dataset and data.path.exists():
+        measured = (network, None if second else reference)
+        _check_content(options, data, measured, ranks)
     _check_resolution(network, resolution, source)
     if second and second.kind == "statistics":
         reference = load_reference(second.path, network)
@@ -225,10 +275,20 @@ def _load_measure(args, resolution, source, second, ranks):
         reference = _reference_of_checkpoint(args, options, second, network, ranks)
     elif second:
         _check_resolution(network, real_images.resolution, second)
+        _know_classes(real_images, network.fitted.get("class_names"), network)
         reference = _reference_of(args, options, real_images, network, ranks)
         if second.kind == "npz":
             reference = with_moments_of_file(reference, second.path)
     return Measure(network, reference, options, ranks, real_images if args.intra_fid else None)
+
+
+def _check_content(options, data, measured, ranks):
+    """Raise utils.UserError where what is measured with was made of other images than the data set, which is there."""
+    network, reference = measured
+    if network.fitted.get("content") or (reference and reference.protocol.content):
+        file = data.open()
+        content = on_ranks(ranks, lambda: doctor.content_hash(file))
+        check_content(options, data.data_root, data.reference_name, file, measured, content)
 
 
 def _reference_of(args, options, images, network, ranks):
@@ -240,12 +300,14 @@ def _reference_of(args, options, images, network, ranks):
 
 def _reference_of_checkpoint(args, options, source, network, ranks):
     """Reference statistics of a checkpoint's images, of another seed: images of the same z would be pairs."""
-    sampling, mode = SamplingOptions.of(args), BatchNormMode.of(args)
+    sampling = SamplingOptions.of(args)
     G, meta = BigGAN.load_generator(source.path, ranks.device, sampling.ema)
     _check_resolution(network, G.config.resolution, source)
     seed, truncation = sampling.seed + 1, sampling.chosen_truncation(meta)
-    with batch_norm.prepared(G, mode, seed, truncation) as prepared:
-        about = (seed, mode, truncation, meta["path"], meta["class_names"])
+    mode = batch_norm.chosen_mode(vars(args), truncation, sampling.own_truncation(meta))
+    counts = ClassSampling.of(args).counts(meta.get("class_counts"), G.config.n_classes, None)
+    with batch_norm.prepared(G, mode, seed, truncation, counts) as prepared:
+        about = (seed, mode, truncation, meta["path"], meta["class_names"], counts)
         images = GeneratedImages(prepared, options.num_inception_images, *about)
         return _reference_of(args, options, images, network, ranks)
 

@@ -7,7 +7,9 @@ Symbols: N images, d features, K classes of the feature network.
 """
 
 import re
+import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,19 +21,23 @@ from tqdm import tqdm
 import prdc
 import utils
 from BigGAN import Generator
+from image_datasets import content as contents
 from image_datasets.image_sets import ImageSet
 from metrics import classifier, functional
 from metrics.distances import MEMORY_MB
 from metrics.features import check_classes, features_of, intra_class
 from metrics.images import GeneratedImages
-from metrics.networks import FeatureNetwork
+from metrics.networks import FeatureNetwork, statistics_command
 from metrics.protocol import MetricOptions, Protocol
-from metrics.reference import Reference, ReferenceProtocol, load_reference, random_features, reference_path
+from metrics.reference import Reference, ReferenceProtocol, load_reference, random_features, real_halves, reference_path
 from sampling import batch_norm
 from sampling.batch_norm import BatchNormMode
+from sampling.class_sampling import is_balanced
 from sampling.latents import Truncation
 from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
+
+KID_SUBSETS_OF_REAL = 20  # few: their mean is all that is told
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What images are measured with
@@ -41,7 +47,8 @@ from torch_utils.distributed import Ranks, on_ranks
 class Measure:
     """What images are measured with, and on which processes.
 
-    network: on `ranks.device`; reference: of that network; real_images: for intra-class distances, or None.
+    network: on `ranks.device`; reference: of that network; real_images: for intra-class distances, or None;
+    class_counts: what the classes of generated images are drawn by (`ClassSampling.counts`), None for evenly.
     """
 
     network: FeatureNetwork
@@ -49,6 +56,7 @@ class Measure:
     options: MetricOptions
     ranks: Ranks
     real_images: ImageSet | None = None
+    class_counts: Sequence[int] | None = None
 
 
 def evaluation_reference_path(
@@ -80,6 +88,10 @@ def load_evaluation(
     if options.reference_file and not path.is_file():
         raise utils.UserError(f"--reference_file {path}: no such file")
     reference = load_reference(path, network)
+    if "accuracy" in network.fitted and utils.is_main_process():
+        counts = reference.class_counts or [reference.protocol.num_images / network.num_classes] * network.num_classes
+        if text := classifier.warning(network.fitted["accuracy"], counts):
+            print(f"warning: {classifier.classifier_path(data_root, name)}: {text}", file=sys.stderr)
     check_options(options, network)
     about = reference.protocol
     check_number(options.resolved(about.splits, about.k, about.is_outputs))
@@ -89,10 +101,29 @@ def load_evaluation(
     return network, reference
 
 
+def check_content(
+    options: MetricOptions, data_root: str | Path, name: str, images: ImageSet, measured: tuple, content: str
+) -> None:
+    """Raise utils.UserError where classifier or reference statistics were made of other images than a data set holds.
+
+    A --reference_file may well be of other images. Args: name: `DataOptions.reference_name`; measured: FeatureNetwork
+        and Reference, or None instead of the latter; content: of `images` (`doctor.content_hash`).
+    """
+    network, reference = measured
+    command = statistics_command(name, data_root, network.name)
+    fitted = classifier.classifier_path(data_root, name)
+    contents.check_content(network.fitted.get("content"), content, fitted, images.path, command)
+    if reference is not None and not options.reference_file:
+        path = evaluation_reference_path(options, data_root, name, network.name, network.resize)
+        contents.check_content(reference.protocol.content, content, path, images.path, command)
+
+
 def check_options(options: MetricOptions, network: FeatureNetwork) -> None:
     """Raise utils.UserError where the options do not go with a feature network."""
     if options.is_outputs == "1000" and network.num_classes not in (1000, 1008):
-        raise utils.UserError(f"--is_outputs 1000: the {network.name} has {network.num_classes} classes of its own")
+        raise utils.UserError(
+            f"--is_outputs 1000: the {network.name} has {utils.counted(network.num_classes, 'class')} of its own"
+        )
     prdc.tiling(network.feature_dim, options.prdc_memory_mb)  # raises where that is too little
     if options.kid_subset_size < 2:
         raise utils.UserError("--kid_subset_size 1: pairs of images need two")
@@ -102,7 +133,7 @@ def check_number(options: MetricOptions, source: str | None = None) -> None:
     """Raise utils.UserError where resolved options ask for fewer images than their metrics need; source: of these."""
     number, least = options.num_inception_images, max(options.is_splits, options.prdc_k + 1)
     if number < least:
-        what = f"{source}: {number} images; the" if source else f"--num_inception_images {number}: the"
+        what = f"{source}: {utils.counted(number, 'image')}; the" if source else f"--num_inception_images {number}: the"
         raise utils.UserError(f"{what} metrics need at least {least}")
 
 
@@ -149,7 +180,7 @@ def compute_metrics(
     about = reference.protocol
     options = options.resolved(about.splits, about.k, about.is_outputs)
     if len(features) <= network.feature_dim:
-        text = f"{network.distance} of {len(features)} images with {network.feature_dim} features: too few, biased"
+        text = f"{network.distance} of {len(features):,} images with {network.feature_dim} features: too few, biased"
         warnings.warn(text, stacklevel=2)
     moments = functional.moments_of(features).finalize()
     values = {network.distance: functional.frechet_distance(*moments, reference.mu, reference.sigma)}
@@ -190,7 +221,7 @@ def evaluate_generator(
     ema: bool,
     mode: BatchNormMode = batch_norm.RUNNING,
 ) -> dict:
-    """Metrics of images 0 to num_images - 1 of a seed, whose classes take turns.
+    """Metrics of images 0 to num_images - 1 of a seed, whose classes take turns, or follow `measure.class_counts`.
 
     They depend neither on the number of ranks nor on the batch size. G, and torch's random state, stay as they are.
 
@@ -200,14 +231,16 @@ def evaluate_generator(
         all ranks.
     Raises: utils.UserError where the GPU's memory, or the number of images, is too small.
     """
-    with batch_norm.prepared(G, mode, seed, truncation) as prepared:
+    counts = measure.class_counts
+    with batch_norm.prepared(G, mode, seed, truncation, counts) as prepared:
         if mode.bn_mode == "standing":
             distributed.broadcast_buffers([prepared], measure.ranks)  # every GPU rounds in its own way
-        images = GeneratedImages(prepared, num_images, seed, mode, truncation)
+        images = GeneratedImages(prepared, num_images, seed, mode, truncation, class_counts=counts)
         # A feature network of other classes than G's (an unconditional G, say) cannot tell whether they are right.
         labelled = measure.network.num_classes == G.config.n_classes
-        order = "classes in turns, shuffled" if mode.block_size else "classes in turns"
-        further = {"ema": ema, "truncation": truncation, "order": order, **mode.protocol()}
+        sampling, turns = ("uniform", "classes in turns") if counts is None else ("data", "classes in proportion")
+        order = turns + (", shuffled" if mode.block_size else "")
+        further = {"ema": ema, "truncation": truncation, "order": order, "class_sampling": sampling, **mode.protocol()}
         return _measured(measure, images, range(num_images), labelled, seed, further)
 
 
@@ -265,17 +298,24 @@ def has_imagenet_classes(class_names: list[str]) -> bool:
 
 
 def reference_protocol(
-    images: ImageSet, network: FeatureNetwork, options: MetricOptions, seed: int, selection: str | None = None
+    images: ImageSet,
+    network: FeatureNetwork,
+    options: MetricOptions,
+    seed: int,
+    selection: str | None = None,
+    content: str | None = None,
 ) -> ReferenceProtocol:
     """The ReferenceProtocol of statistics of an ImageSet, which `compute_reference` follows.
 
     Args: options: without None for splits, k and outputs; seed: of the random choice of real features, of
         --reference_num images, and of the random splits of the Inception score (files are often sorted by class);
-        selection: which images `images` is a selection of.
+        selection: which images `images` is a selection of; content: of the data set, as `doctor.examine` gives it.
     Raises: UserError where there are fewer images than reference_num.
     """
     if (options.reference_num or 0) > len(images):
-        raise utils.UserError(f"--reference_num {options.reference_num}: {images.path} has {len(images)} images")
+        raise utils.UserError(
+            f"--reference_num {options.reference_num}: {images.path} has {utils.counted(len(images), 'image')}"
+        )
     return ReferenceProtocol.of(
         network,
         dataset=images.name,
@@ -287,6 +327,7 @@ def reference_protocol(
         reference_num=options.reference_num,
         imagenet_classes=has_imagenet_classes(images.class_names),
         selection=selection,
+        content=content,
     )
 
 
@@ -314,7 +355,7 @@ def compute_reference(
         measured = np.sort(utils.rng(seed, "reference_subset").permutation(len(images))[:n])
     chosen = random_features(n, seed)
     if len(chosen) < 2 * (k + 1):
-        raise utils.UserError(f"{images.path}: {n} images are too few for PRDC with --prdc_k {k}")
+        raise utils.UserError(f"{images.path}: {utils.counted(n, 'image')}: too few for PRDC with --prdc_k {k}")
     split = functional.contiguous_splits(n, protocol.splits)[utils.rng(seed, "is_split").permutation(n)]
     row = torch.full((n,), -1)  # where an image's features go in real_features
     row[chosen] = torch.arange(len(chosen))
@@ -340,15 +381,32 @@ def compute_reference(
         moments, score = _merged_over_ranks(moments, ranks), _merged_over_ranks(score, ranks)
         torch.distributed.all_reduce(real_features)  # each row is 0 on all ranks but one
     mu, sigma = (moment.cpu() for moment in moments.finalize())
-    ceiling = coverage_ceiling(real_features, k, memory_mb, ranks.device)
-    return Reference(mu, sigma, real_features, *score.finalize(), ceiling, protocol)
+    about = (real_features.to(ranks.device), (mu, sigma), k, memory_mb)
+    scores = {"data": real_scores(*about)}
+    counts, names = images.class_counts, None if images.labels is None else images.class_names
+    if counts and not is_balanced(counts):
+        scores["uniform"] = real_scores(*about, images.labels[measured][chosen])
+    ceiling = scores["data"]["coverage"]
+    return Reference(mu, sigma, real_features, *score.finalize(), ceiling, protocol, counts, names, scores)
 
 
-def coverage_ceiling(real_features: Tensor, k: int, memory_mb: int = MEMORY_MB, device="cpu") -> float:
-    """Coverage between two halves of the real features (n,d): about the most that a generator can reach."""
-    half = len(real_features) // 2
-    one, other = (part.to(device) for part in (real_features[:half], real_features[half : 2 * half]))
-    return prdc.prdc(real=one, fake=other, k=k, memory_mb=memory_mb)["coverage"]
+def real_scores(
+    features: Tensor, moments: tuple[Tensor, Tensor], k: int, memory_mb: int, labels: np.ndarray | None = None
+) -> dict:
+    """What half of the real features score as if they were generated: about the best that a generator can reach.
+
+    Args: features (n,d): in random order, on the device to compute on; moments: mu (d,) and sigma (d,d) of all real
+        images, which the Frechet distance is to; labels: see `real_halves`.
+    Returns: `num`, the size of the half; `frechet`; `kid` and `coverage`, to the other half.
+    """
+    one, other = real_halves(features, labels)
+    size = functional.kid_subset_size(1000, len(other))
+    return {
+        "num": len(other),
+        "frechet": functional.frechet_distance(*functional.moments_of(other).finalize(), *moments),
+        "kid": functional.kernel_distance(one, other, KID_SUBSETS_OF_REAL, size)[0],
+        "coverage": prdc.prdc(real=one, fake=other, k=k, memory_mb=memory_mb)["coverage"],
+    }
 
 
 def _merged_over_ranks(running, ranks):

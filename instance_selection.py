@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     quiet = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
     with quiet, distributed.process_group(args.device) as ranks:
         dataset = data.open()
-        check_out(args.out, args.overwrite, dataset)
+        distributed.on_ranks(ranks, lambda: check_out(args.out, args.overwrite, dataset, data.data_root))
         content = distributed.on_ranks(ranks, lambda: doctor.introduce(dataset))["content"]
         machine = {"weights": options.embedding_weights, "batch_size": args.metric_batch_size}
         about = (options, data.data_root, dataset, content, ranks)
@@ -65,8 +65,9 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(table(selection), indent=1))
 
 
-def check_out(out: str | None, overwrite: bool, dataset: HDF5Dataset) -> None:
-    """Raise utils.UserError if --out cannot be written or would replace something that is not to be replaced."""
+def check_out(out: str | None, overwrite: bool, dataset: HDF5Dataset, data_root: str) -> None:
+    """Raise utils.UserError if scores, picture or --out cannot be written, or what is there is not to be replaced."""
+    utils.check_writable(data_root)
     if not out:
         return
     out = Path(out)
@@ -76,6 +77,7 @@ def check_out(out: str | None, overwrite: bool, dataset: HDF5Dataset) -> None:
         raise utils.UserError(f"--out {out} is the data set itself; name another file")
     if out.exists() and not overwrite:
         raise utils.UserError(f"--out {out} exists; name another file, or replace a former result with --overwrite")
+    utils.check_writable(out.parent)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import BigGAN
 import utils
 from sampling import batch_norm
 from sampling.batch_norm import BatchNormMode
+from sampling.class_sampling import ClassSampling
 from sampling.files import npz_writer, png_writer
 from sampling.generate import SamplingOptions, describe, generate
 from sampling.latents import balanced_labels, shuffled_labels
@@ -35,7 +36,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = SamplingOptions.add_to(parser)
     group.add_argument("--batch_size", type=utils.positive_int, default=64, help="single images at a time")
     group.add_argument("--classes", type=utils.count, nargs="+", metavar="ID", help="only these classes; None: all")
-    BatchNormMode.add_to(parser)
+    ClassSampling.add_to(parser)
+    BatchNormMode.add_to(parser, bn_mode=None)
     group = parser.add_argument_group("output")
     group.add_argument("--out", help="folder to write to; None: samples/ in the checkpoint's run folder")
     group.add_argument("--sheets", action=argparse.BooleanOptionalAction, default=True, help="write the sample sheets")
@@ -47,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    options, mode = SamplingOptions.of(args), BatchNormMode.of(args)
+    options = SamplingOptions.of(args)
     if not args.sheets and not args.num_samples:
         raise utils.UserError("--no-sheets without --num_samples N: there is nothing to write")
     device = distributed.resolve_device(options.device)
@@ -57,11 +59,13 @@ def main(argv: list[str] | None = None) -> None:
     _check_out(out, args, G.config.resolution)
     truncation = options.chosen_truncation(meta)
     print(describe(G, meta, device) + (f", z {truncation.kind} {truncation.limit:g}" if truncation else ""))
-    with batch_norm.prepared(G, mode, options.seed, truncation) as G:
+    mode = batch_norm.chosen_mode(vars(args), truncation, options.own_truncation(meta))
+    counts = _class_counts(args, meta, G.config.n_classes)
+    with batch_norm.prepared(G, mode, options.seed, truncation, counts) as G:
         if args.sheets:
             _write_sheets(G, meta, args, classes, truncation, out)
         if args.num_samples:
-            _write_samples(G, meta, args, mode, classes, truncation, out)
+            _write_samples(G, meta, args, mode, classes, truncation, out, counts)
 
 
 def _checked_classes(classes, num_classes):
@@ -69,6 +73,17 @@ def _checked_classes(classes, num_classes):
         if c >= num_classes:
             raise utils.UserError(f"--classes {c}: this model has the classes 0 to {num_classes - 1}")
     return classes or list(range(num_classes))
+
+
+def _class_counts(args, meta, n_classes):
+    """What classes are drawn by (`ClassSampling.counts`); those that --classes names evenly, unless asked otherwise."""
+    if args.class_sampling is None and (args.classes or not args.num_samples):
+        return None
+    holder = meta["path"] if "data" in meta else None  # a converted checkpoint, which knows no data, says nothing
+    counts = ClassSampling.of(args).counts(meta.get("class_counts"), n_classes, holder)
+    if counts and not sum(counts[c] for c in args.classes or range(n_classes)):
+        raise utils.UserError("--class_sampling data: the data has no images of these --classes")
+    return counts
 
 
 def _check_out(out, args, resolution):
@@ -105,10 +120,12 @@ def _save(image, path, what):
     print(f"wrote {path} ({what})")
 
 
-def _write_samples(G, meta, args, mode, classes, truncation, out):
-    to_make, batch_size = balanced_labels(args.num_samples, classes), args.batch_size
+def _write_samples(G, meta, args, mode, classes, truncation, out, counts):
+    counts = counts and [counts[c] for c in classes]
+    to_make, batch_size = balanced_labels(args.num_samples, classes, counts), args.batch_size
     if mode.block_size:  # whole blocks, whatever the number of images, so that each has its block's statistics
-        to_make, batch_size = shuffled_labels(args.seed, mode.whole(args.num_samples), classes), mode.block_size
+        to_make = shuffled_labels(args.seed, mode.whole(args.num_samples), classes, counts)
+        batch_size = mode.block_size
     y = to_make[: args.num_samples]
     writers = {}
     if args.format != "npz":

@@ -17,14 +17,17 @@ from tqdm import tqdm
 
 import utils
 from image_datasets import doctor_picture, loading
+from image_datasets.content import content_hash as content_of
+from image_datasets.content import image_hashes, label_bytes
+from image_datasets.doctor_report import headline, report, warnings
 from image_datasets.hdf5 import HDF5Dataset
 from torch_utils.images import save_image
 
-FORMAT = 1  # of the findings
+FORMAT = 2  # of the findings
 BLOCK_BYTES = 4 * 2**20  # pixels read at a time: small enough for a CPU's cache, large enough for a disk
 NUM_EXAMPLES = 10
-MANY_DUPLICATES = 0.01  # of the images: from here on worth a warning
-IMBALANCE = 100  # ratio of the largest class to the smallest: above it worth a warning
+OUTLIERS = 0.1  # share of the images whose values do not count as those of a class
+NARROW = 64  # values of 256: a class that uses no wider range is worth a warning
 
 
 def examine(dataset: HDF5Dataset, folder: str | Path | None = None, overwrite: bool = False) -> dict:
@@ -58,9 +61,26 @@ def introduce(dataset: HDF5Dataset) -> dict:
     findings = examine(dataset)
     if findings["fresh"]:
         print_report(findings)
-    elif warned := warnings(findings):
-        print(f"{dataset.name}: {utils.counted(len(warned), 'warning')}, see {findings['picture']}")
+    else:
+        warned = len(warnings(findings))
+        print(
+            headline(findings) + (f"; {utils.counted(warned, 'warning')}, see {findings['picture']}" if warned else "")
+        )
     return findings
+
+
+def content_hash(dataset: HDF5Dataset) -> str:
+    """The hash of a file's pixels and labels that all is kept with that is derived from it, 64 hex digits.
+
+    Without reading the pixels where the doctor has seen this very file, or where it was never seen and says its hash
+    itself; else, as for a file that has changed since it was seen, by examining it.
+    """
+    kept = _load(paths(dataset)[0])
+    if kept is None and dataset.content:
+        return dataset.content
+    if kept and kept.get("key") == file_key(dataset) and isinstance(kept.get("content"), str):
+        return kept["content"]
+    return examine(dataset)["content"]
 
 
 def print_report(findings: dict, kept: ArrayLike | None = None) -> None:
@@ -77,56 +97,63 @@ def paths(dataset: HDF5Dataset, folder: str | Path | None = None) -> tuple[Path,
 
 def file_key(dataset: HDF5Dataset) -> dict:
     """What tells without reading pixels that a file is still the same: its size, modification time (ns), labels."""
-    status, labels = dataset.path.stat(), hashlib.sha256(_label_bytes(dataset))
+    status, labels = dataset.path.stat(), hashlib.sha256(label_bytes(dataset.labels))
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "labels": labels.hexdigest()}
 
 
-def _label_bytes(dataset):
-    return np.ascontiguousarray(dataset.labels, dtype="<i8").tobytes()
-
-
 def _kept(json_path, picture_path, key):
-    if not (json_path.exists() and picture_path.exists()):
+    findings = _load(json_path) if picture_path.exists() else None
+    same = findings is not None and (findings.get("format"), findings.get("key")) == (FORMAT, key)
+    return findings if same else None
+
+
+def _load(json_path):
+    """Findings of any earlier pass, {} where they are damaged, None where there are none."""
+    if not json_path.exists():
         return None
     try:
         findings = utils.load_json(json_path)
-    except utils.UserError:  # damaged
-        return None
-    same = isinstance(findings, dict) and (findings.get("format"), findings.get("key")) == (FORMAT, key)
-    return findings if same else None
+    except utils.UserError:
+        return {}
+    return findings if isinstance(findings, dict) else {}
 
 
 def full_pass(dataset: HDF5Dataset) -> dict:
     """Read all images of a data set once, in the file's order.
 
-    Returns: `format`; `content`: sha256 hex of all pixels and labels, the same for any file that holds them;
+    Returns: `format`; `content`: its `content_hash`; `as_written`: whether that is what the file says of itself;
         `name`, `num_images`, `resolution`, `num_classes`, `class_names`; `counts`: images per class;
         `smallest`, `largest`: {"name", "count"} of the classes that have images; `empty`: names of those without;
         `num_duplicates`: images with the pixels of an earlier one; `num_duplicates_across_classes`: those of them that
         have the pixels of an earlier one of another class; `num_constant`: images of one colour; `num_grey`: images
-        with R = G = B; `duplicates`: the first few as [index, index of the first such image], those across classes
-        first; `constants`: indices of the first few; `seconds`.
+        with R = G = B; `duplicates`: all of them as [index, index of the first such image], those across classes
+        first; `constants`: indices of the first few; `duplicate_paths`, `constant_paths`: the same as paths of files,
+        empty where the data set does not have them; `values`: [low, high] that nearly all images keep to;
+        `narrow`: whether that is a small part of 0 to 255; `narrow_classes`: {"name", "low", "high"} of the classes
+        that keep to such; `seconds`.
     """
     start = time.perf_counter()
     n, resolution = len(dataset), dataset.resolution
-    content = hashlib.sha256(f"{n} images {resolution}x{resolution}".encode())
-    digests = np.empty((n, 2), dtype=np.uint64)  # 128 bits: unlike images do not agree in them by accident
+    hashes = np.empty((n, 32), dtype=np.uint8)
     constant, grey = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    lowest, highest = np.empty(n, dtype=np.uint8), np.empty(n, dtype=np.uint8)
     done = 0
     with tqdm(total=n, desc=f"examining {dataset.name}", unit="image", disable=None, **utils.bar_interval()) as bar:
-        for hashes, is_constant, is_grey in _map_blocks(_examine_block, dataset):
-            part = slice(done, done + len(hashes))
-            content.update(hashes)
-            digests[part] = hashes.view(np.uint64)[:, :2]
-            constant[part], grey[part] = is_constant, is_grey
-            done += len(hashes)
-            bar.update(len(hashes))
-    content.update(_label_bytes(dataset))
+        for found in _map_blocks(_examine_block, dataset):
+            part = slice(done, done + len(found[0]))
+            hashes[part], constant[part], grey[part], lowest[part], highest[part] = found
+            done = part.stop
+            bar.update(len(found[0]))
+    digests = hashes.view(np.uint64)[:, :2]  # 128 bits: unlike images do not agree in them by accident
     duplicates, originals, across = find_duplicates(digests, dataset.labels)
-    order = np.argsort(~across, kind="stable")[:NUM_EXAMPLES]
+    pairs = np.stack([duplicates, originals], axis=1)[np.argsort(~across, kind="stable")].tolist()
+    constants = np.flatnonzero(constant)[:NUM_EXAMPLES].tolist()
+    low, high = _values(lowest, highest)
+    content, files = content_of(hashes, dataset.labels, resolution), dataset.read_paths()
     return {
         "format": FORMAT,
-        "content": content.hexdigest(),
+        "content": content,
+        "as_written": dataset.content in (None, content),
         "name": dataset.name,
         "num_images": n,
         "resolution": resolution,
@@ -135,8 +162,13 @@ def full_pass(dataset: HDF5Dataset) -> dict:
         "num_duplicates_across_classes": int(across.sum()),
         "num_constant": int(constant.sum()),
         "num_grey": int(grey.sum()),
-        "duplicates": np.stack([duplicates, originals], axis=1)[order].tolist(),
-        "constants": np.flatnonzero(constant)[:NUM_EXAMPLES].tolist(),
+        "duplicates": pairs,
+        "constants": constants,
+        "duplicate_paths": [[files[i] for i in pair] for pair in pairs] if files else [],
+        "constant_paths": [files[i] for i in constants] if files else [],
+        "values": [low, high],
+        "narrow": high - low <= NARROW,
+        "narrow_classes": _narrow_classes(dataset, lowest, highest),
         "seconds": round(time.perf_counter() - start, 3),
     }
 
@@ -162,15 +194,12 @@ def _map_blocks(function, dataset):
 
 
 def _examine_block(images):
-    """sha256 of each image, uint8 (b,32), and whether it is of one colour, and grey, both bool (b,).
-
-    SHA-256 is the fastest sound hash of hashlib on CPUs that compute it in hardware (1.5 GB/s on a core, BLAKE2b 0.9),
-    and lets other threads run meanwhile.
-    """
-    hashes = b"".join(hashlib.sha256(image).digest() for image in images)
+    """sha256 of each image, uint8 (b,32); whether it is of one colour, and grey, both bool (b,); its lowest and highest
+    value, both uint8 (b,)."""
     constant = _all_equal(images, lambda x: x[..., :1, :1])
     grey = _all_equal(images, lambda x: x[:, :1])
-    return np.frombuffer(hashes, dtype=np.uint8).reshape(-1, 32), constant, grey
+    flat = images.reshape(len(images), -1)
+    return image_hashes(images), constant, grey, flat.min(1), flat.max(1)
 
 
 def _all_equal(images, reference):
@@ -203,6 +232,22 @@ def find_duplicates(digests: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
     return order[same][by_index], order[first][same][by_index], across[same][by_index]
 
 
+def _values(lowest, highest):
+    """[low, high] that all but some outliers among the images keep to, of the lowest and highest value of each."""
+    low = np.quantile(lowest, OUTLIERS, method="lower")
+    return [int(low), int(np.quantile(highest, 1 - OUTLIERS, method="higher"))]
+
+
+def _narrow_classes(dataset, lowest, highest):
+    order = np.argsort(dataset.labels, kind="stable")
+    found = []
+    for part in np.split(order, np.flatnonzero(np.diff(dataset.labels[order])) + 1):
+        low, high = _values(lowest[part], highest[part])
+        if high - low <= NARROW:
+            found.append({"name": dataset.class_names[dataset.labels[part[0]]], "low": low, "high": high})
+    return found
+
+
 def _class_sizes(dataset):
     names = dataset.class_names
     counts = np.bincount(dataset.labels, minlength=len(names))
@@ -216,73 +261,3 @@ def _class_sizes(dataset):
         "largest": {"name": names[largest], "count": int(counts[largest])},
         "empty": [names[i] for i in np.flatnonzero(counts == 0)],
     }
-
-
-def report(findings: dict, kept: ArrayLike | None = None) -> str:
-    """Findings as a few lines of text: sizes, oddities, and warnings, a line each.
-
-    kept: images that instance selection keeps of each class, ints (num_classes,).
-    """
-    size = f"{findings['resolution']}x{findings['resolution']}"
-    lines = [f"{findings['name']}: {findings['num_images']:,} images {size}, {_classes(findings)}", _oddities(findings)]
-    if kept is not None:
-        lines.append(_selection(findings, np.asarray(kept)))
-    return "\n".join([*lines, *(f"warning: {text}" for text in warnings(findings))])
-
-
-def warnings(findings: dict) -> list[str]:
-    """What is likely to be a mistake in the data, or to spoil training, in lines; mostly none."""
-    n, small, large = findings["num_images"], findings["smallest"], findings["largest"]
-    duplicates, across = findings["num_duplicates"], findings["num_duplicates_across_classes"]
-    pairs = [f"number {index} is number {original}" for index, original in findings["duplicates"][:3]]
-    lines = []
-    if empty := findings["empty"]:
-        names = ", ".join(map(_quoted, empty[:3])) + (", ..." if len(empty) > 3 else "")
-        lines.append(f"{len(empty):,} of {findings['num_classes']:,} classes have no images: {names}")
-    if large["count"] > IMBALANCE * small["count"]:
-        ratio = large["count"] // small["count"]
-        lines.append(f"class {_quoted(large['name'])} has {ratio:,} times the images of {_quoted(small['name'])}")
-    if duplicates > MANY_DUPLICATES * n:
-        lines.append(f"{100 * duplicates / n:.1f} % of the images are duplicates: {', '.join(pairs)}")
-    if across:
-        lines.append(f"{across:,} of the duplicates are of different classes: {', '.join(pairs[:across])}")
-    if constant := findings["num_constant"]:
-        numbers = ", ".join(map(str, findings["constants"][:3]))
-        lines.append(f"{constant:,} of the images are of one colour: number {numbers}")
-    return lines
-
-
-def _classes(findings):
-    small, large = findings["smallest"], findings["largest"]
-    if findings["num_classes"] == 1:
-        return f"one class, {_quoted(large['name'])}"
-    if small["count"] == large["count"] and not findings["empty"]:
-        return f"{findings['num_classes']:,} classes of {small['count']:,} each"
-    ends = ((kind, findings[kind]) for kind in ("smallest", "largest"))
-    sizes = ", ".join(f"{kind} {_quoted(end['name'])} ({end['count']:,})" for kind, end in ends)
-    return f"{findings['num_classes']:,} classes; {sizes}"
-
-
-def _oddities(findings):
-    duplicates, constant, grey = (findings[key] for key in ("num_duplicates", "num_constant", "num_grey"))
-    parts = [
-        f"{duplicates:,} duplicates" if duplicates else "no duplicates",
-        f"{constant:,} of one colour" if constant else "none of one colour",
-        "all grey" if grey == findings["num_images"] else f"{grey:,} grey" if grey else "",
-    ]
-    return ", ".join(part for part in parts if part)
-
-
-def _selection(findings, kept):
-    present = np.flatnonzero(findings["counts"])
-    smallest = present[kept[present].argmin()]
-    return (
-        f"instance selection keeps {kept.sum():,} of {findings['num_images']:,} images; {kept[smallest]:,} to "
-        f"{kept.max():,} a class (smallest {_quoted(findings['class_names'][smallest])})"
-    )
-
-
-def _quoted(name):
-    """A class name as part of a line of text, however long it is."""
-    name = doctor_picture.on_one_line(name)
-    return f"'{name if len(name) <= 40 else name[:39] + '…'}'"

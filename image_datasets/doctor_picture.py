@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 from image_datasets.hdf5 import HDF5Dataset
+from image_datasets.image_sets import on_one_line
 
 MAX_CLASSES = 16  # of which images are shown
 MAX_BARS = 50  # classes with a bar and a name of their own; of more only the sorted sizes are drawn
@@ -42,11 +43,6 @@ def draw(dataset: HDF5Dataset, counts: ArrayLike, text: str) -> Image.Image:
         sheet.paste(part, (0, y))
         y += part.height
     return sheet
-
-
-def on_one_line(name: str) -> str:
-    """A class name fit to be written out: the name of a folder may hold line breaks, and bytes that are no letters."""
-    return " ".join(name.encode(errors="replace").decode().split())
 
 
 def _head(lines, width):

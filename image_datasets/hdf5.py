@@ -5,6 +5,7 @@ It is read whole batches at a time.
 Symbols: N images, resolution R, B images in a batch.
 """
 
+import errno
 import itertools
 import json
 import math
@@ -17,7 +18,9 @@ import torch
 from numpy.typing import ArrayLike
 
 import utils
-from image_datasets.image_sets import ImageSet
+from image_datasets.image_sets import ImageSet, number_of_classes
+
+MAX_INT64 = np.iinfo(np.int64).max
 
 
 class HDF5Dataset(ImageSet):
@@ -26,8 +29,9 @@ class HDF5Dataset(ImageSet):
     Uncompressed pixels, contiguous or in the family's chunks of whole images, are memory-mapped: the system's file
     cache then is the only copy, shared by all processes. Compressed files are read through h5py.
 
-    Attributes: as `ImageSet`; images: uint8 (N,3,R,R), a memory map, an array (load_in_mem), `MappedChunks` or
-        `UnmappedImages`.
+    Attributes: as `ImageSet`; content: the `content_hash` that it was written with, class_order, stamp: as of
+        `sources.Source` (all None where the file does not say); images: uint8 (N,3,R,R), a memory map, an array
+        (load_in_mem), `MappedChunks` or `UnmappedImages`.
     Raises: UserError with one line that names the file and what is wrong with it.
     """
 
@@ -38,6 +42,7 @@ class HDF5Dataset(ImageSet):
                 pixels, labels = _checked(file, path)
                 super().__init__(path, path.stem, pixels.shape[-1], labels, _class_names(file, labels, path))
                 self.source, self.crop_resize = file.attrs.get("source"), file.attrs.get("crop_resize")
+                self.content, self.class_order, self.stamp = map(file.attrs.get, ("content", "class_order", "stamp"))
                 self.images = pixels[()] if load_in_mem else _memory_map(pixels, path)
                 chunk_cache = _chunk_cache(pixels)
             if self.images is None:
@@ -49,6 +54,14 @@ class HDF5Dataset(ImageSet):
     def is_mapped(self) -> bool:
         """Whether any image can be read without unpacking others."""
         return not isinstance(self.images, UnmappedImages)
+
+    def read_paths(self) -> list[str] | None:
+        """Paths of the N files that the images came from, below their folder or zip; None where that is not known."""
+        with _open_hdf5(self.path) as file:
+            paths = file.get("paths")
+            if not isinstance(paths, h5py.Dataset) or paths.shape != (len(self),) or paths.dtype.kind != "S":
+                return None
+            return [path.decode(errors="surrogateescape") for path in paths[()]]
 
     def read(self, indices: ArrayLike, pin_memory: bool = False) -> torch.Tensor:
         """Pixels of some images: ints (B,), in any order, repeats allowed, to uint8 (B,3,R,R).
@@ -123,10 +136,17 @@ def _open_hdf5(path, chunk_cache=0):
         if path.is_dir():
             raise utils.UserError(f"{path} is a folder, not an HDF5 file") from error
         if error.errno is not None:  # the system's refusal: permissions, a broken disk
-            raise utils.UserError(f"cannot read {path}: {os.strerror(error.errno)}") from error
+            raise utils.UserError(f"cannot read {path}: {os.strerror(error.errno)}{lock_hint(error)}") from error
         if "truncated" in str(error):
             raise utils.UserError(f"{path} is truncated (an unfinished copy?); copy or make it again") from error
         raise utils.UserError(f"{path} is not an HDF5 file") from error
+
+
+def lock_hint(error: Exception) -> str:
+    """What to do where HDF5 cannot lock a file, to follow a message; "" for any other error."""
+    if "unable to lock" not in str(error):
+        return ""
+    return "; this file system has no locks: unset HDF5_USE_FILE_LOCKING, or set it to FALSE"
 
 
 def _checked(file, path):
@@ -146,10 +166,10 @@ def _checked(file, path):
         )
     if not pixels.size:
         raise utils.UserError(f"{path} holds no images")
-    labels = labels[()].astype(np.int64)
-    if labels.min() < 0:
-        raise utils.UserError(f"{path}: 'labels' go down to {labels.min()}; class ids start at 0")
-    return pixels, labels
+    labels = labels[()]
+    if labels.min() < 0 or labels.max() > MAX_INT64 or "class_names" not in file.attrs:
+        number_of_classes(int(labels.min()), int(labels.max()), len(labels), f"{path}: 'labels'")
+    return pixels, labels.astype(np.int64)
 
 
 def _class_names(file, labels, path):
@@ -174,8 +194,12 @@ def _memory_map(pixels, path):
     block = math.prod(pixels.chunks) if chunked else pixels.size
     if path.stat().st_size < np.max(offsets) + block:  # touching a page that is not there would kill the process
         raise utils.UserError(f"{path} is truncated: its pixels do not fit in it; copy or make it again")
-    # Plain arrays over the map: np.memmap's own class makes every operation slower.
-    file_map = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    try:  # plain arrays over the map: np.memmap's own class makes every operation slower
+        file_map = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    except OSError as error:
+        if error.errno in (errno.ENODEV, errno.EOPNOTSUPP, errno.ENOSYS):  # some file systems cannot map files
+            return None
+        raise
     if chunked:
         return MappedChunks(file_map, offsets, pixels.chunks[0], pixels.shape)
     return file_map[offsets : offsets + block].reshape(pixels.shape)

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike
 
 import utils
 
+MOST_CLASSES = 2**20  # that ids without names are taken for
+
 
 class ImageSet:
     """Base of all that holds images: a file, a folder, a part of another set, a generator.
@@ -40,6 +42,13 @@ class ImageSet:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def class_counts(self) -> list[int] | None:
+        """How many images each class has; None where classes are not known."""
+        if self.labels is None:
+            return None
+        return np.bincount(self.labels, minlength=self.num_classes).tolist()
 
     def read(self, indices: ArrayLike) -> torch.Tensor:
         """Pixels of some images: ints (B,) to uint8 (B,3,H,W) on the CPU."""
@@ -89,6 +98,43 @@ class CentreCrop(ImageSet):
         centre = slice(start, start + self.resolution)
         crops = self.images.read(indices)[:, :, centre, centre].contiguous()
         return crops.pin_memory() if pin_memory else crops
+
+
+def number_of_classes(smallest: int, largest: int, num_images: int, where: str) -> int:
+    """How many classes the labels of some images stand for, where nothing but them says so: largest + 1.
+
+    Args: smallest, largest: of the labels; where: what holds them, to begin a message with.
+    Raises: utils.UserError for an id below 0, or one that so few images cannot mean.
+    """
+    if smallest < 0:
+        raise utils.UserError(f"{where} go down to {smallest}; class ids start at 0")
+    if largest >= min(MOST_CLASSES, 1000 + 100 * num_images):
+        raise utils.UserError(
+            f"{where} go up to {largest}, which is no class id among {utils.counted(num_images, 'image')}: ids are "
+            "numbers from 0 to the number of classes - 1; correct them, or leave such images out"
+        )
+    return largest + 1
+
+
+def empty_classes(empty: Sequence[str], class_names: Sequence[str]) -> str:
+    """Classes without images in words, "" where there are none. Args: empty: their names, of all `class_names`."""
+    if not empty:
+        return ""
+    names = ", ".join(map(quoted, empty[:3])) + (", ..." if len(empty) > 3 else "")
+    text = f"{len(empty):,} of {len(class_names):,} classes have no images: {names}"
+    from_one = list(empty) == ["0"] and list(class_names) == [str(i) for i in range(len(class_names))]
+    return f"{text}; class ids start at 0, are these counted from 1?" if from_one else text
+
+
+def quoted(name: str) -> str:
+    """A class name as part of a line of text, however long it is and whatever it holds."""
+    name = on_one_line(name)
+    return f"'{name if len(name) <= 40 else name[:39] + '…'}'"
+
+
+def on_one_line(name: str) -> str:
+    """A class name fit to be written out: the name of a folder may hold line breaks, and bytes that are no letters."""
+    return " ".join(name.encode(errors="replace").decode().split())
 
 
 def cropped_name(name: str, size: int) -> str:

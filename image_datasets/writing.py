@@ -8,15 +8,13 @@ at the end only the number of images is left to be put right. The name FILE.hdf5
 import collections
 import contextlib
 import errno
-import fcntl
-import io
 import itertools
 import json
+import math
 import os
 import shutil
 import time
-import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import h5py
@@ -26,19 +24,30 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 import utils
-from image_datasets.decoding import decode
+from image_datasets.content import content_hash, image_hashes
+from image_datasets.decoding import ValueRange, decode
+from image_datasets.hdf5 import lock_hint
+from image_datasets.journal import Journal, Progress, locked
 from image_datasets.sources import Source
 
 WRITE_BLOCK = 64  # images per HDF5 call: one call for each image would cost as much as decoding a small one
+PATH_BYTES = 64  # a packed path takes up, at most as a rule
 COMMIT_SECONDS = 1.0  # between two entries of the journal: at most this much work is done again
 
 
 def write_hdf5(
-    path: str | Path, images: Iterable[np.ndarray], labels: ArrayLike, class_names: list[str], source: str, rule: str
+    path: str | Path,
+    images: Iterable[np.ndarray],
+    labels: ArrayLike,
+    class_names: list[str],
+    source: str,
+    rule: str,
+    paths: Sequence[str] = (),
 ) -> None:
     """Write a data set; the file appears under its name only when it is complete.
 
-    Args: images: N uint8 arrays (3,R,R); labels: ints (N,); rule: text for the attribute `crop_resize`.
+    Args: images: N uint8 arrays (3,R,R); labels: ints (N,); rule: text for the attribute `crop_resize`; paths: of the
+        N files that the images came from, if they are known.
     Raises: UserError if the file cannot be written, ValueError if there are fewer images than labels.
     """
     images = iter(images)
@@ -47,12 +56,17 @@ def write_hdf5(
         if first is None:
             raise ValueError("no images to write")
         try:
-            with h5py.File(temporary, "w") as file:
+            with _new_hdf5(temporary) as file:
                 pixels = _lay_out(file, np.asarray(labels, np.int64), first.shape, class_names, source, rule)
-                _fill(pixels, itertools.chain([first], images))
-                file.attrs.modify("complete", np.True_)
+                hashes = _fill(pixels, itertools.chain([first], images))
+                _complete(file, content_hash(hashes, labels, first.shape[-1]), paths)
         except (OSError, RuntimeError) as error:  # what h5py raises when the disk is full
-            raise utils.UserError(f"cannot write {path}: {error}") from error
+            raise utils.UserError(f"cannot write {path}: {error}{lock_hint(error)}") from error
+
+
+def _new_hdf5(path):
+    # Without HDF5's lock, which some network file systems refuse: only this process knows of the file.
+    return h5py.File(path, "w", locking=False)
 
 
 def _lay_out(file, labels, shape, class_names, source, rule, unreadable=0):
@@ -72,6 +86,21 @@ def _lay_out(file, labels, shape, class_names, source, rule, unreadable=0):
     return pixels
 
 
+def _complete(file, content, paths=(), class_order="", stamp=""):
+    """Put what is known at the end only into an open file, behind all else, and mark it as complete.
+
+    Args: content: its `content_hash`; paths: N paths, of any bytes, or none; class_order, stamp: as of `Source`.
+    """
+    file.attrs["content"] = content
+    for name, text in (("class_order", class_order), ("stamp", stamp)):
+        if text:
+            file.attrs[name] = text
+    if len(paths):
+        as_bytes = np.array([path.encode(errors="surrogateescape") for path in paths])
+        file.create_dataset("paths", data=as_bytes, compression="gzip")  # of one length, mostly padding
+    file.attrs.modify("complete", np.True_)
+
+
 def _allocate(file, shape):
     """The data set `imgs` as one block that is in the file from the start: a loader can map it into memory."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -84,19 +113,22 @@ def _allocate(file, shape):
 
 
 def _fill(pixels, images):
-    filled = 0
+    """Write all images. Returns: their hashes."""
+    filled, hashes = 0, []
     while block := list(itertools.islice(images, WRITE_BLOCK)):
         pixels[filled : filled + len(block)] = np.stack(block)
+        hashes.append(image_hashes(np.stack(block)))
         filled += len(block)
     if filled != len(pixels):
         raise ValueError(f"{filled} images for {len(pixels)} labels")
+    return np.concatenate(hashes)
 
 
 def check_disk(out: str | Path, num_images: int, resolution: int) -> None:
     """Say how large the file `out` will be. Raises: UserError if it would not fit on its disk."""
     out, partial = Path(out), _beside(out, "partial")
     held = partial.stat().st_blocks * 512 if partial.exists() else 0  # what an unfinished one already takes up
-    needed = num_images * (3 * resolution**2 + 8) + 2**20
+    needed = num_images * (3 * resolution**2 + 8 + PATH_BYTES) + 2**20
     folder = next(parent for parent in out.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(folder).free + held
     if free < needed:
@@ -118,70 +150,13 @@ def remove_leftovers(out: str | Path) -> None:
     """
     leftovers = [_beside(out, ending) for ending in ("header", "journal")]
     if any(path.exists() for path in leftovers) and not _beside(out, "partial").exists():
-        with contextlib.suppress(utils.UserError, OSError), _locked(leftovers[-1]):
+        with contextlib.suppress(utils.UserError, OSError), locked(leftovers[-1]):
             for path in leftovers:
                 path.unlink(missing_ok=True)
 
 
 def _beside(out, ending):
     return Path(out).with_name(f"{Path(out).name}.{ending}")
-
-
-class Progress(typing.NamedTuple):
-    """How far the pixels are: of the first `done` images all but the `unreadable` (index, reason) are in the file."""
-
-    done: int = 0
-    unreadable: tuple[tuple[int, str], ...] = ()
-
-    def then(self, start: int, done: int, unreadable: Iterable) -> "Progress":
-        """What it is after the images `start` to `done`; what was known of any after `start` no longer counts."""
-        before = (entry for entry in self.unreadable if entry[0] < start)
-        return Progress(done, (*before, *map(tuple, unreadable)))
-
-
-class Journal:
-    """A file of JSON lines: one about what is being made, then one per commit.
-
-    A commit says: images `start` to `done` are in the file but for the `unreadable` ones among them. If it begins
-    before the last one's end, it takes back what lies after `start`. `committed` is what they amount to.
-    """
-
-    def __init__(self, file: io.FileIO) -> None:
-        self.file, self.committed = file, Progress()  # unbuffered, for reading and writing
-
-    def read(self) -> list[dict]:
-        """The lines before the first damaged one, from which on it is cut off (a write may have been cut short)."""
-        lines, end = [], 0
-        self.file.seek(0)
-        for line in self.file.readall().splitlines(keepends=True):
-            entry = None
-            with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-            if not isinstance(entry, dict) or not line.endswith(b"\n"):
-                break
-            lines.append(entry)
-            end += len(line)
-        self.file.truncate(end)
-        return lines
-
-    def replay(self, commits: list[dict]) -> Progress:
-        """What these lines of it, all but the first, amount to; it becomes `committed`."""
-        self.committed = Progress()
-        for line in commits:
-            self.committed = self.committed.then(line["start"], line["done"], line["unreadable"])
-        return self.committed
-
-    def append(self, line: dict) -> None:
-        self.file.seek(0, os.SEEK_END)
-        self.file.write(json.dumps(line).encode() + b"\n")
-
-    def commit(self, progress: Progress, pixels: io.FileIO) -> None:
-        """Enter what has been done since the last commit, once the pixels, in that file, are on the disk."""
-        if progress != self.committed:
-            os.fsync(pixels.fileno())
-            unreadable = progress.unreadable[len(self.committed.unreadable) :]
-            self.append({"start": self.committed.done, "done": progress.done, "unreadable": unreadable})
-            self.committed = progress
 
 
 class ResumableWriter:
@@ -193,14 +168,23 @@ class ResumableWriter:
     then it starts anew. An existing `out` is replaced at the end. Unreadable images are left out and listed in
     `report_path(out)`.
 
-    Args: out: path of the HDF5 file; rule: text for the attribute `crop_resize`; max_bad: unreadable images at most.
+    Args: out: path of the HDF5 file; rule: text for the attribute `crop_resize`; max_bad: unreadable images at most;
+        value_range: as of `decoding.to_rgb`, said in the rule.
     Attributes, from `run` on: progress: what is in the partial file; offset: the byte at which its pixels begin;
         journal: its `Journal`.
     """
 
-    def __init__(self, out: str | Path, source: Source, resolution: int, rule: str, max_bad: int) -> None:
+    def __init__(
+        self,
+        out: str | Path,
+        source: Source,
+        resolution: int,
+        rule: str,
+        max_bad: int,
+        value_range: ValueRange | None = None,
+    ) -> None:
         self.out, self.partial = Path(out), _beside(out, "partial")
-        self.source, self.resolution, self.max_bad = source, resolution, max_bad
+        self.source, self.resolution, self.max_bad, self.value_range = source, resolution, max_bad, value_range
         self.layout = (3, resolution, resolution), source.class_names, source.description, rule
         self.key = [source.description, rule, PIL.__version__, h5py.version.hdf5_version]
 
@@ -211,7 +195,7 @@ class ResumableWriter:
             written, or if another process is writing it, or has left it unfinished with other images.
         """
         journal = _beside(self.out, "journal")
-        with _explained(self.out), _locked(journal) as file:
+        with _explained(self.out), locked(journal) as file:
             self.journal = Journal(file)
             if not self._resume(overwrite):
                 self._begin()
@@ -225,14 +209,15 @@ class ResumableWriter:
         """Lay out the partial file and reserve its space."""
         self.journal.file.truncate(0)
         self.progress = self.journal.committed = Progress()
-        with h5py.File(self.partial, "w") as file:
+        with _new_hdf5(self.partial) as file:
             self.offset = _lay_out(file, self.source.labels, *self.layout).id.get_offset()
         try:
             _reserve(self.partial)
         except OSError:
             self.partial.unlink()  # it may hold all the space that there was
             raise
-        self.journal.append({"key": self.key, "offset": self.offset})
+        stamp = {"stamp": self.source.stamp} if self.source.stamp else {}
+        self.journal.append({"key": self.key, "offset": self.offset} | stamp)
 
     def _resume(self, overwrite):
         """Take up the work of an interrupted run. Returns: whether there is any.
@@ -245,7 +230,7 @@ class ResumableWriter:
         if not self.partial.exists():
             print(f"starting anew: {self.partial} is no longer there")
             return False
-        if lines[0].get("key") != self.key:
+        if not self._is_of_these_images(lines[0]):
             origin = f"{self.partial} was begun from other images, by another rule or by other versions"
             if lines[-1].get("done") and not overwrite:  # it may be the work of hours
                 raise utils.UserError(f"{origin}; --overwrite starts anew, --out writes another file")
@@ -259,10 +244,20 @@ class ResumableWriter:
         print(f"going on with {self.partial}: {self.progress.done} of {len(self.source.images)} images are done")
         return True
 
+    def _is_of_these_images(self, about):
+        """Whether the first line of a journal is what `_begin` would write, here or in an earlier version of it."""
+        if about.get("key") != self.key or not self.source.stamp:
+            return about.get("key") == self.key
+        if "stamp" in about:
+            return about["stamp"] == self.source.stamp
+        # Earlier versions knew nothing of stamps, and no order of classes but that of their names as text.
+        return self.source.class_names == sorted(self.source.class_names)
+
     def _retry_unreadable(self):
         """Go back to the first image that has become readable (a disk that is back), if any: all after it moves."""
         for index, _ in self.progress.unreadable:
-            if not next(decode([self.source.images[index]], self.resolution, num_workers=1)).unreadable:
+            image = [self.source.images[index]]
+            if not next(decode(image, self.resolution, 1, value_range=self.value_range)).unreadable:
                 self.journal.append({"start": index, "done": index, "unreadable": []})
                 self.progress = self.journal.committed = self.progress.then(index, index, ())
                 return
@@ -276,12 +271,14 @@ class ResumableWriter:
         images, done = self.source.images, self.progress.done
         options = {"unit": "images", "dynamic_ncols": True, **utils.bar_interval()}
         bar = tqdm(desc=self.out.name, total=len(images), initial=done, **options)
-        blocks = decode(images, self.resolution, num_workers, done)
+        blocks = decode(images, self.resolution, num_workers, done, self.value_range)
         committed_at = time.monotonic()
         with open(self.partial, "r+b", buffering=0) as file, bar, contextlib.closing(blocks):
+            self.hashes = self._hashes_written(file)
             try:
                 for block in blocks:
                     _write_at(file, block.pixels, self._position())
+                    self.hashes.append(image_hashes(block.pixels))
                     bar.update(block.stop - self.progress.done)
                     self.progress = self.progress.then(self.progress.done, block.stop, block.unreadable)
                     if block.unreadable:
@@ -291,6 +288,16 @@ class ResumableWriter:
                         committed_at = time.monotonic()
             finally:
                 self.journal.commit(self.progress, file)
+
+    def _hashes_written(self, file):
+        """Hashes of the images that an interrupted run has put into the partial file: a list of uint8 (b,32)."""
+        file.seek(self.offset)
+        shape = (-1, 3, self.resolution, self.resolution)
+        left, hashes = self._position() - self.offset, []
+        while left and (content := file.read(min(left, WRITE_BLOCK * math.prod(shape[1:])))):
+            hashes.append(image_hashes(np.frombuffer(content, np.uint8).reshape(shape)))
+            left -= len(content)
+        return hashes
 
     def _check_unreadable(self):
         """Raise UserError, and write the report, if too many images are unreadable, or all of a class."""
@@ -318,10 +325,13 @@ class ResumableWriter:
     def _finish(self):
         """Give the partial file, whose pixels are there, the other parts of a file of that many, and its name."""
         header, unreadable = _beside(self.out, "header"), self.progress.unreadable
-        labels = np.delete(self.source.labels, [index for index, _ in unreadable])
-        with h5py.File(header, "w") as file:  # a twin, of which the pixels are a hole
+        source, left_out = self.source, [index for index, _ in unreadable]
+        labels = np.delete(source.labels, left_out)
+        paths = np.delete(np.array(source.paths, dtype=object), left_out) if len(source.paths) else ()
+        content = content_hash(np.concatenate(self.hashes), labels, self.resolution)
+        with _new_hdf5(header) as file:  # a twin, of which the pixels are a hole
             pixels = _lay_out(file, labels, *self.layout, len(unreadable))
-            file.attrs.modify("complete", np.True_)
+            _complete(file, content, paths, source.class_order, source.stamp)
             if pixels.id.get_offset() != self.offset:
                 raise RuntimeError("HDF5 has laid out the same file differently")
         with open(header, "rb") as twin, open(self.partial, "r+b") as file:
@@ -348,28 +358,8 @@ def _explained(out):
     except (OSError, RuntimeError) as error:  # h5py raises either
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise utils.UserError(f"the disk of {out} is full; make room, and the same command goes on") from error
-        raise utils.UserError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
-
-
-@contextlib.contextmanager
-def _locked(path):
-    """Yield a file, made if need be, open for one process at a time. Raises: UserError if another one has it."""
-    while True:
-        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process; its forks do not hold it
-            except (BlockingIOError, PermissionError):
-                raise utils.UserError(f"another process is writing {path.with_suffix('')} right now") from None
-            except OSError:
-                pass  # some network file systems cannot lock
-            if not path.exists() or not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-                continue  # the other process has just finished and removed it
-            try:
-                yield file
-            finally:
-                if path.exists() and not path.stat().st_size:  # nothing came of it
-                    path.unlink()
-            return
+        reason = getattr(error, "strerror", None) or error
+        raise utils.UserError(f"cannot write {out}: {reason}{lock_hint(error)}") from error
 
 
 def _reserve(path):

@@ -76,17 +76,27 @@ def classifier_path(data_root: str | Path, dataset_name: str) -> Path:
 
 
 def save_classifier(
-    network: Classifier, path: str | Path, *, dataset_name: str, accuracy: float, seed: int, epochs: int
+    network: Classifier,
+    path: str | Path,
+    *,
+    dataset_name: str,
+    accuracy: float,
+    seed: int,
+    epochs: int,
+    content: str | None = None,
+    class_names: list[str] | None = None,
 ) -> None:
-    """One file with the weights and what they were fitted to."""
+    """One file with the weights and what they were fitted to; content: of the data set (`doctor.content_hash`)."""
     config = {"resolution": network.resolution, "num_classes": network.num_classes}
     weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     fitted = {"dataset": dataset_name, "accuracy": accuracy, "seed": seed, "epochs": epochs}
+    fitted |= {key: value for key, value in (("content", content), ("class_names", class_names)) if value is not None}
     checkpoints.save({"format": "classifier 1", "config": config, "fitted": fitted, "weights": weights}, path)
 
 
 def load_classifier(path: str | Path) -> tuple[Classifier, dict]:
-    """The network in eval mode and the dict of what it was fitted to (`dataset`, `accuracy`, `seed`, `epochs`).
+    """The network in eval mode and the dict of what it was fitted to (`dataset`, `accuracy`, `seed`, `epochs`;
+    in newer files `content` and `class_names`).
 
     Raises: UserError if the file is missing, damaged or something else.
     """
@@ -115,6 +125,29 @@ def check_fits(network: Classifier, dataset: ImageSet, path: str | Path) -> None
             f"{path} was fitted to {fitted[0]} classes at {fitted[1]}x{fitted[1]}, but {dataset.path} has {needed[0]} "
             f"at {needed[1]}x{needed[1]}; fit it again with calculate_inception_moments.py --refit_classifier"
         )
+
+
+def quality(accuracy: float, counts: list[int]) -> str:
+    """A held-out accuracy in words, beside what taking every image for the largest class gives."""
+    chance = max(counts) / sum(counts)
+    return f"held-out accuracy {100 * accuracy:.2f} % (all taken for the largest class: {100 * chance:.2f} %)"
+
+
+def warning(accuracy: float, counts: list[int]) -> str | None:
+    """What is to be said of a classifier that hardly knows the classes, of so many images each; None of a better one.
+
+    Near chance: not a tenth of the way from the share of the largest class to 1, or within two standard deviations of
+    what that gives on so few held-out images.
+    """
+    chance = max(counts) / sum(counts)
+    deviation = math.sqrt(chance * (1 - chance) / max(1, HELD_OUT * sum(counts)))
+    if accuracy >= chance + max(0.1 * (1 - chance), 2 * deviation):
+        return None
+    return (
+        f"{quality(accuracy, counts)}: its features hardly know the classes, distances and accuracies by them mean "
+        "little. Are the labels right? Else more --classifier_epochs with --refit_classifier (of "
+        "calculate_inception_moments.py), or --feature_network inception"
+    )
 
 
 def stratified_split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

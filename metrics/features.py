@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 import utils
-from image_datasets.image_sets import ImageSet
+from image_datasets.image_sets import ImageSet, empty_classes, quoted
 from metrics import functional
 from metrics.networks import FeatureNetwork
 from torch_utils.distributed import Ranks, on_ranks
@@ -20,18 +20,42 @@ from torch_utils.distributed import Ranks, on_ranks
 
 
 def check_classes(images: ImageSet, indices: np.ndarray, real_images: ImageSet) -> None:
-    """Raise UserError unless every class has two images or more among images[indices], and as many real ones."""
+    """Raise UserError unless every class of images[indices], and of the real ones, has two images or more in both."""
     for these in (images, real_images):
         if these.labels is None:
             raise utils.UserError(f"--intra_fid: {these.path} does not say which class an image is of")
-    counts = [np.bincount(labels) for labels in (images.labels[indices], real_images.labels)]
-    if len(counts[0]) != len(counts[1]):
-        found = f"classes 0 to {len(counts[0]) - 1} among {len(indices)} images, 0 to {len(counts[1]) - 1}"
-        raise utils.UserError(f"--intra_fid: {found} in {real_images.path}")
-    for c, (fake, real) in enumerate(zip(*counts, strict=True)):
-        if (fake or real) and min(fake, real) < 2:
-            text = f"class {c} has {fake} images, and {real} in {real_images.path}: 2 are needed"
-            raise utils.UserError(f"--intra_fid: {text}; raise --num_inception_images")
+    fakes, reals = np.bincount(images.labels[indices]), np.bincount(real_images.labels)
+    number = max(len(fakes), len(reals))
+    fakes, reals = (np.pad(counts, (0, number - len(counts))) for counts in (fakes, reals))
+    few = np.flatnonzero(((fakes > 0) | (reals > 0)) & (np.minimum(fakes, reals) < 2))
+    if len(few):
+        c = few[np.argsort(reals[few] >= 2, kind="stable")[0]]  # first what more generated images would not mend
+        raise utils.UserError(f"--intra_fid: {_too_few(c, fakes[c], reals[c], len(indices), real_images)}")
+
+
+def _too_few(c, fake, real, num_images, real_images):
+    """What is wrong with class c, of which there are too few images, and what helps."""
+    names, path = real_images.class_names, real_images.path
+    name = f" ({quoted(names[c])})" if c < len(names) and names[c] != str(c) else ""
+    if c >= len(names) > 1:
+        return (
+            f"class {c} is none of the {utils.counted(len(names), 'class')} of {path}, which are 0 to {len(names) - 1}"
+        )
+    if real == 0:
+        counts = np.bincount(real_images.labels, minlength=len(names))
+        empty = [name for name, count in zip(names, counts, strict=False) if not count]
+        return (
+            f"{path}: {empty_classes(empty, names)}; evaluate images of the other classes alone (--class_sampling "
+            "data), or correct the data"
+        )
+    if real == 1:
+        return (
+            f"class {c}{name} has 1 image in {path}, a distance needs 2: add some, or leave the class out of the data"
+        )
+    return (
+        f"class {c}{name} has {utils.counted(fake, 'image')} among the {num_images:,} evaluated ones, a distance needs "
+        "2; raise --num_inception_images, or evaluate more images of it"
+    )
 
 
 def intra_class(

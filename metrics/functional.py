@@ -76,7 +76,7 @@ class RunningMoments:
     def finalize(self) -> tuple[Tensor, Tensor]:
         """mu (d,) and sigma (d,d), unbiased as in numpy.cov, float64. Raises: UserError for under 2 images."""
         if self.count < 2:
-            raise utils.UserError(f"{self.count} image(s) are too few for a covariance")
+            raise utils.UserError(f"{utils.counted(self.count, 'image')}: too few for a covariance")
         self.flush()
         return self._mean.clone(), self._scatter / (self.count - 1)
 

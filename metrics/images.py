@@ -1,4 +1,4 @@
-"""What evaluate.py measures: images of a checkpoint, a folder or an npz, as ImageSets, beside those of HDF5 files.
+"""What evaluate.py measures: images of a checkpoint, a folder, an archive or an array, as ImageSets, beside HDF5 files.
 
 They read images at increasing indices.
 
@@ -8,30 +8,42 @@ Symbols: N images of H x W, b of them in a batch.
 import concurrent.futures
 import contextlib
 import os
-import zipfile
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 import utils
-from image_datasets import decoding, sources
+from image_datasets import decoding, layouts, listing, metadata
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import ImageSet
+from metrics.array_files import NpyImages, NpzImages, image_name, npz_headers, what_npz_holds
+from metrics.tar_files import TarTree, is_tar
 from sampling.batch_norm import BatchNormMode
 from sampling.generate import make_images
 from sampling.latents import Truncation, balanced_labels, latents, shuffled_labels
 from torch_utils import checkpoints
 
+# What other files are, by suffix, and what to do with them.
+OTHER_FILES = {
+    ".json": "JSON: results of --json are shown with --compare",
+    ".pkl": "a pickle, which may run any code: convert_weights.py takes weights, and arrays are saved with numpy.save",
+    ".mat": "an array of MATLAB: save it with numpy.save, as uint8 (N,R,R,3)",
+    ".csv": "a table, no images",
+    ".txt": "text, no images",
+    ".safetensors": "a file of weights: convert_weights.py takes checkpoints of other codebases",
+}
+
 
 @dataclass(frozen=True)
 class Source:
-    """A path named on the command line, and its kind: `checkpoint` (or run folder), `folder` of images, `npz` with
-    arr_0, `hdf5` or `statistics` (an npz of them)."""
+    """A path named on the command line, and its kind: `checkpoint` (or run folder), `folder` of images (or a zip or tar
+    of them), `npz` or `npy` of images, `hdf5` or `statistics` (an npz of them)."""
 
     path: Path
     kind: str
@@ -43,30 +55,54 @@ class Source:
 
     @property
     def holds_images(self) -> bool:
-        return self.kind in ("folder", "npz", "hdf5")
+        return self.kind in ("folder", "npz", "npy", "hdf5")
 
     def open(self) -> ImageSet:
-        """The images of a folder, npz or HDF5 file. Raises: utils.UserError."""
-        return {"folder": FolderImages, "npz": NpzImages, "hdf5": HDF5Dataset}[self.kind](self.path)
+        """The images of a folder, archive, array or HDF5 file. Raises: utils.UserError."""
+        kinds = {"folder": FolderImages, "npz": NpzImages, "npy": NpyImages, "hdf5": HDF5Dataset}
+        return kinds[self.kind](self.path)
 
 
 def kind_of(path: Path) -> str:
     """Which kind of `Source` a path is. Raises: utils.UserError if there is nothing there, or nothing to measure."""
     if path.is_dir():
         return "checkpoint" if _holds_checkpoints(path) else "folder"
+    suffix = path.suffix.lower()
+    if suffix == ".zip" or any(part.suffix.lower() == ".zip" and part.is_file() for part in path.parents):
+        return "folder"  # or a folder within a zip
     if not path.exists():
-        raise utils.UserError(f"{path}: no such checkpoint, folder of images, npz or HDF5 file")
-    if path.suffix in (".hdf5", ".h5"):
+        raise utils.UserError(f"{path}: no such checkpoint, folder or archive of images, npz, npy or HDF5 file")
+    if suffix in (".hdf5", ".h5"):
         return "hdf5"
-    if path.suffix != ".npz":
-        return "checkpoint"
-    with _damage_named(path), zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-    if "arr_0" in names:
+    if suffix == ".npy":
+        return "npy"
+    if suffix == ".npz":
+        return _kind_of_npz(path)
+    if is_tar(path):
+        return "folder"
+    _check_suffix(path, suffix)
+    return "checkpoint"
+
+
+def _kind_of_npz(path):
+    headers = npz_headers(path)
+    if image_name(headers):
         return "npz"
-    if {"mu", "sigma"} <= set(names):
+    if {"mu", "sigma"} <= headers.keys():
         return "statistics"
-    raise utils.UserError(f"{path} holds {', '.join(names) or 'nothing'}: neither images (arr_0) nor statistics (mu)")
+    raise utils.UserError(f"{path} {what_npz_holds(headers)}")
+
+
+def _check_suffix(path, suffix):
+    """Raise utils.UserError that says what a file is, where its suffix tells that it is no checkpoint."""
+    if suffix in listing.IMAGE_SUFFIXES:
+        raise utils.UserError(f"{path} is a single image; name the folder that holds all of them")
+    if suffix in OTHER_FILES:
+        raise utils.UserError(f"{path} is {OTHER_FILES[suffix]}")
+    if suffix in listing.FORMAT_OF and suffix != ".tar":  # a checkpoint may be named x.pth.tar
+        kind = listing.FORMAT_OF[suffix]
+        tools = listing.OTHER_FORMATS[kind][1]
+        raise utils.UserError(f"{path}: a format that is not read here ({kind}: {suffix}); what may help: {tools}")
 
 
 def _holds_checkpoints(folder):
@@ -93,10 +129,11 @@ class GeneratedImages(ImageSet):
         truncation: Truncation | None = None,
         name: str = "generated",
         class_names: Sequence[str] = ("all",),
+        class_counts: Sequence[int] | None = None,
     ):
-        """G: in the mode to use it in (batch_norm.prepared)."""
-        classes, whole = range(G.config.n_classes), mode.whole(num_images)
-        self.all_labels = shuffled_labels(seed, whole, classes) if mode.block_size else balanced_labels(whole, classes)
+        """G: in the mode to use it in (batch_norm.prepared); class_counts: what classes are drawn by, None: evenly."""
+        drawn = (mode.whole(num_images), range(G.config.n_classes), class_counts)
+        self.all_labels = shuffled_labels(seed, *drawn) if mode.block_size else balanced_labels(*drawn)
         super().__init__(name, name, G.config.resolution, self.all_labels[:num_images].numpy(), class_names)
         self.G, self.seed, self.truncation, self.block_size = G, seed, truncation, mode.block_size
         self.made = (None, None)  # number and images of the newest block
@@ -118,20 +155,30 @@ class GeneratedImages(ImageSet):
 
 
 class FolderImages(ImageSet):
-    """The images in a folder and its sub-folders, in the order of their sorted paths; without labels.
+    """The images in a folder or archive and its sub-folders, in the order of their sorted paths.
 
-    Hidden files and files of other kinds are passed over.
+    Hidden files and files of other kinds are passed over. Without labels, until `know_classes`.
     Raises: utils.UserError where there is none, one is unreadable, or two differ in size.
     """
 
     def __init__(self, path: Path):
-        self.files = _image_files(path)
-        if not self.files:
-            raise utils.UserError(f"{path} holds no images, and no checkpoint either")
+        self.tree = _open_tree(path)
+        if isinstance(self.tree, listing.DiskTree):
+            paths, others = _image_files(path)
+        else:
+            paths, others = listing.files_below(self.tree)
+        left_out = f" ({text} left out)" if (text := listing.counted(others)) else ""
+        if not paths:
+            if any("_batch" in os.path.basename(other) for other in others):
+                left_out += "; are these CIFAR's files? make_hdf5.py --dataset C10 or C100 makes an HDF5 file of them"
+            raise utils.UserError(f"{path} holds no images, and no checkpoint either{left_out}")
+        if any(listing.suffix(other) in listing.FORMAT_OF for other in others) and utils.is_main_process():
+            print(f"{path}: {utils.counted(len(paths), 'image')}{left_out}", file=sys.stderr)
+        self.files = [self.tree.item(file) for file in paths]
         self.threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         sizes = list(self.threads.map(_image_size, self.files))
         self.size = sizes[0]
-        super().__init__(path, sources.folder_name(path), self.size[0] if self.size[0] == self.size[1] else None)
+        super().__init__(path, layouts.folder_name(path), self.size[0] if self.size[0] == self.size[1] else None)
         self._check_sizes(self.files, sizes)
 
     def __len__(self) -> int:
@@ -145,6 +192,27 @@ class FolderImages(ImageSet):
                     "size (make_hdf5.py brings them to one)"
                 )
 
+    def know_classes(self, class_names: Sequence[str] | None, num_classes: int) -> None:
+        """Take the sub-folders for classes, where each is one of a data set's; else labels stay None.
+
+        A folder is a class of its name, or, as sample.py makes them, begins with its number. Labels of a list beside
+        the images (`layouts.find`) count as well. Nothing is guessed.
+        Args: class_names: of the data set, in its order, None where they are not known; num_classes: their number.
+        """
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                found = layouts.find(self.tree, unconditional=False)
+        except utils.UserError:  # no folder for each class
+            return
+        if found.list_name == "dataset.json":  # which holds numbers
+            ids = range(len(found.class_names)) if len(found.class_names) <= num_classes else None
+        else:
+            ids = class_ids(found.class_names, class_names, num_classes)
+        class_of = dict(zip(found.files, found.labels, strict=True))
+        if ids is not None and len(class_of) == len(self.files) and all(str(file) in class_of for file in self.files):
+            self.labels = np.array([ids[class_of[str(file)]] for file in self.files], dtype=np.int64)
+            self.class_names = list(class_names or map(str, range(num_classes)))
+
     def read(self, indices: np.ndarray) -> Tensor:
         files = [self.files[i] for i in indices]
         pixels = list(self.threads.map(_read_image, files))
@@ -152,18 +220,44 @@ class FolderImages(ImageSet):
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 
+def class_ids(folders: Sequence[str], class_names: Sequence[str] | None, num_classes: int) -> list[int] | None:
+    """The class of each sub-folder, by its name or by its number (007_cat); None where one is of no class.
+
+    Args: as of `FolderImages.know_classes`.
+    """
+    if class_names is not None and len(set(class_names)) == len(class_names) and set(folders) <= set(class_names):
+        return [list(class_names).index(folder) for folder in folders]
+    digits = len(str(num_classes - 1))
+    numbered = [re.fullmatch(rf"(\d{{{digits}}})(_.*)?", folder, re.DOTALL) for folder in folders]
+    ids = [int(match[1]) for match in numbered if match]
+    if len(ids) < len(folders) or len(set(ids)) < len(ids) or max(ids) >= num_classes:
+        return None
+    bare = [i for i, match in zip(ids, numbered, strict=True) if not match[2]]
+    if class_names is not None:
+        return ids if all(class_names[i] == str(i) for i in bare) else None
+    return ids if not bare or len(ids) == num_classes else None
+
+
+def _open_tree(path):
+    if is_tar(path):
+        return TarTree(path)
+    try:
+        return listing.open_tree(path)
+    except utils.UserError as error:
+        raise utils.UserError(str(error).removeprefix("--images ")) from error
+
+
 def _image_files(folder):
-    """Image files below a folder, sorted by path; links are followed, except to a folder already seen."""
+    """Image files below a folder, sorted by path, and its other files; links are followed, but to no folder again."""
     files, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not listing.is_hidden(name)]
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()
             continue
         seen.add(real)
-        images = (Path(parent, name) for name in names if not name.startswith("."))
-        files += [path for path in images if path.suffix.lower() in sources.IMAGE_SUFFIXES]
-    return sorted(files)
+        files += [Path(parent, name) for name in names if not listing.is_hidden(name)]
+    return sorted(filter(listing.is_image, files)), [file for file in files if not listing.is_image(file)]
 
 
 def _refuse_folder(error):
@@ -171,82 +265,26 @@ def _refuse_folder(error):
 
 
 @contextlib.contextmanager
-def _opened(path):
-    """The image of a file. Raises: utils.UserError naming the file, also for what goes wrong in the block."""
+def _named(path):
+    """What reading an image raises becomes one line that names its file."""
     try:
-        with Image.open(path) as image:
-            yield image
+        yield
     except Exception as error:  # damaged files make Pillow raise nearly anything: SyntaxError, struct.error ...
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = decoding.reason(error)
         raise utils.UserError(f"{path} cannot be read as an image ({reason}); repair or remove it") from error
 
 
 def _image_size(path):
     """(height, width) of a file's image, its EXIF rotation obeyed, from its header alone."""
-    with _opened(path) as image:
-        # Asked for the EXIF data of a PNG without any before its pixels, Pillow would decode these to look behind them.
-        exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
-        turned = exif.get(0x0112) in (5, 6, 7, 8)  # Orientation: height and width change places
-        return image.size if turned else image.size[::-1]
+    with _named(path), metadata.opened(_content(path), load=False) as image:
+        return metadata.upright_size(image)
 
 
 def _read_image(path):
-    with _opened(path) as image:
-        return np.array(decoding.to_rgb(ImageOps.exif_transpose(image)))
+    with _named(path):
+        return np.array(decoding.read_rgb(_content(path)))
 
 
-class NpzImages(ImageSet):
-    """`arr_0` uint8 (N,H,W,3) of an npz file, as sample.py and guided-diffusion (ADM) write it, read batch by batch.
-
-    `labels` is its `arr_1`, where that is one class id for each image.
-    Raises: utils.UserError where the file is damaged or holds something else.
-    """
-
-    def __init__(self, path: Path):
-        with _damage_named(path):
-            self.member = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115  (read from for as long as this lives)
-            first = np.lib.format.read_magic(self.member) == (1, 0)
-            read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-            self.shape, fortran_order, dtype = read_header(self.member)
-        if dtype != np.uint8 or fortran_order or len(self.shape) != 4 or self.shape[3] != 3 or 0 in self.shape:
-            raise utils.UserError(f"{path}: arr_0 must be uint8 images (N,R,R,3), not {dtype} {self.shape}")
-        self.offset, self.image_bytes = self.member.tell(), int(np.prod(self.shape[1:]))
-        resolution = self.shape[1] if self.shape[1] == self.shape[2] else None
-        super().__init__(path, path.stem, resolution, _npz_labels(path, len(self)))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def read(self, indices: np.ndarray) -> Tensor:
-        indices = np.asarray(indices)
-        runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)  # of neighbours
-        return torch.from_numpy(np.concatenate([self._read_run(run[0], len(run)) for run in runs])).permute(0, 3, 1, 2)
-
-    def _read_run(self, first, number):
-        """Images `first` to `first` + number - 1: (number,H,W,3)."""
-        start, length = self.offset + int(first) * self.image_bytes, number * self.image_bytes
-        with _damage_named(self.path):
-            if self.member.tell() != start:  # a seek that goes nowhere would cost the member's checksum
-                self.member.seek(start)
-            data = self.member.read(length)
-            if len(data) != length:
-                raise EOFError
-        return np.frombuffer(data, np.uint8).reshape(number, *self.shape[1:])
-
-
-def _npz_labels(path, num_images):
-    """`arr_1` as int64 (N,), or None where it is anything but N class ids."""
-    with _damage_named(path), np.load(path, allow_pickle=False) as file:
-        labels = file["arr_1"] if "arr_1" in file.files else None
-    if labels is None or labels.shape != (num_images,) or labels.dtype.kind not in "iu" or labels.min() < 0:
-        return None
-    return labels.astype(np.int64)
-
-
-@contextlib.contextmanager
-def _damage_named(path):
-    """What a damaged npz file raises becomes one line that names it."""
-    try:
-        yield
-    except utils.DAMAGED_NPZ as error:
-        raise utils.UserError(f"{path} is not a readable npz file (damaged, truncated, or another format)") from error
+def _content(file):
+    """A path, or the bytes of a member of an archive."""
+    return file if isinstance(file, str | os.PathLike) else file.read()

@@ -112,11 +112,22 @@ class FeatureNetwork(nn.Module):
 
     Attributes: name; resize: name of the rule that brings images to the network; weights_hash: sha256 hex;
         feature_dim: d; num_classes: K; resolution: the only R it takes, or None for any; distance: the metric key of
-        its Frechet distance, `fid` for Inception, else `fd`.
+        its Frechet distance, `fid` for Inception, else `fd`; fitted: what a classifier was fitted to
+        (`classifier.load_classifier`), {} for other networks.
     """
 
-    def __init__(self, net: nn.Module, *, name: str, resize: str, weights_hash: str, resolution: int | None = None):
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        name: str,
+        resize: str,
+        weights_hash: str,
+        resolution: int | None = None,
+        fitted: dict | None = None,
+    ):
         super().__init__()
+        self.fitted = fitted or {}
         self.net = net
         self.name, self.resize, self.weights_hash, self.resolution = name, resize, weights_hash, resolution
         self.feature_dim, self.num_classes = net.feature_dim, net.num_classes
@@ -224,8 +235,8 @@ def _load_classifier(data_root, dataset_name, resize):
     if not path.exists():
         command = statistics_command(dataset_name, data_root, "classifier")
         raise utils.UserError(f"no classifier {path}; fit it with: {command}")
-    net, _ = classifier.load_classifier(path)
-    about = {"weights_hash": classifier.weights_hash(net), "resolution": net.resolution}
+    net, fitted = classifier.load_classifier(path)
+    about = {"weights_hash": classifier.weights_hash(net), "resolution": net.resolution, "fitted": fitted}
     return FeatureNetwork(net, name="classifier", resize=resize, **about)
 
 
@@ -275,9 +286,10 @@ def _released_file(release, weights_flag):
             folder.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(release.url, str(path), hash_prefix=release.sha256)
         except (OSError, RuntimeError) as error:  # no network; a file that is not the one we asked for
+            network_flag = "--feature_network" if weights_flag == WEIGHTS_FLAG else "--embedding"
             raise utils.UserError(
                 f"no weights of {release.title}: downloading {release.url} failed ({error}); fetch it elsewhere and "
-                f"put it at {path}, name it with {weights_flag}, or use --feature_network classifier instead"
+                f"put it at {path}, name it with {weights_flag}, or use {network_flag} classifier instead"
             ) from error
     digest = utils.sha256(path)
     if not digest.startswith(release.sha256):

@@ -16,15 +16,25 @@ OF_THE_GENERATOR = ("ema", "truncation", "truncation_kind", "seed")
 class MetricOptions(FeatureOptions):
     """What is measured with a feature network; None stands for the protocol of the reference statistics."""
 
-    num_inception_images: int | None = option(50_000, "generated images per evaluation", kind=positive_int)
-    is_splits: int | None = option(None, "splits of the Inception score", kind=positive_int)
+    num_inception_images: int | None = option(
+        50_000,
+        "images per evaluation (evaluate.py: as many as in the checkpoint's training; all images of files)",
+        kind=positive_int,
+    )
+    is_splits: int | None = option(
+        None,
+        "splits of the Inception score; if not given, those of the reference statistics, mostly 10",
+        kind=positive_int,
+    )
     is_outputs: str | None = option(
         None,
         "outputs the Inception score counts: all, 1008 of inception_tf (the older formula, of most papers), or only "
-        "its 1000 classes",
+        "its 1000 classes; if not given, as for the reference statistics, mostly all",
         choices=("all", "1000"),
     )
-    prdc_k: int | None = option(None, "neighbours of PRDC's radii", kind=positive_int)
+    prdc_k: int | None = option(
+        None, "neighbours of PRDC's radii; if not given, as for the reference statistics, mostly 5", kind=positive_int
+    )
     prdc_memory_mb: int = option(MEMORY_MB, "working memory of PRDC, in MiB", kind=positive_int, changeable=True)
     kid_subsets: int = option(100, "random subsets that KID averages", kind=positive_int)
     kid_subset_size: int = option(1000, "images in each; where there are no more, half of these", kind=positive_int)
@@ -47,7 +57,8 @@ class Protocol:
 
     ema: whether G was the moving average; bn_mode: `running`, `batch` or `standing`; truncation: threshold or None,
     truncation_kind: its meaning; seed: of the latents; fake_num: generated images. Of images in files, ema, bn_mode and
-    truncation are None. The last four are stored only where they mean something.
+    truncation are None. Those with defaults are stored only where they mean something: class_sampling, how often fakes
+    are of each class; reference_content, the sha256 of the real images' pixels and labels.
     """
 
     network: str
@@ -76,6 +87,8 @@ class Protocol:
     num_standing_accumulations: int | None = None
     order: str | None = None
     reference_moments: str | None = None
+    class_sampling: str | None = None
+    reference_content: str | None = None
 
     @classmethod
     def of(
@@ -123,6 +136,7 @@ class Protocol:
             truncation_kind=truncation and truncation.kind,
             seed=seed,
             reference_moments=real.moments,
+            reference_content=real.content,
             **further,
         )
 

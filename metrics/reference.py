@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 import utils
-from metrics.functional import RunningMoments
+from metrics.functional import RunningMoments, rows_at
 from metrics.networks import FeatureNetwork, statistics_command
 
+ABOUT = ("is_mean", "is_std", "coverage_ceiling", "class_counts", "class_names", "real_scores")  # of a file, in JSON
 NUM_REAL_FEATURES = 10_000  # real images that KID, precision, recall, density and coverage are measured against
 
 
@@ -28,7 +29,8 @@ class ReferenceProtocol:
     seed: of all random choices; k, splits, is_outputs: of PRDC and the Inception score; reference_num: size of the
     random subset that was measured, None for the whole data set; imagenet_classes: whether its classes are ImageNet's
     1000, in WordNet's order; selection: which images instance selection has left, None for all; assumed: whether all
-    this is a guess about a file of another codebase; moments: where mu and sigma come from, None: the measured images.
+    this is a guess about a file of another codebase; moments: where mu and sigma come from, None: the measured images;
+    content: sha256 of the data set's pixels and labels (`doctor.full_pass`), None where it was not recorded.
     Fields with defaults were added after the first files.
     """
 
@@ -46,6 +48,7 @@ class ReferenceProtocol:
     selection: str | None = None
     assumed: bool = False
     moments: str | None = None
+    content: str | None = None
 
     @classmethod
     def of(cls, network: FeatureNetwork, **others) -> "ReferenceProtocol":
@@ -62,7 +65,10 @@ class Reference:
 
     mu (d,) and sigma (d,d): float64, of all images that were measured; real_features: float32 (n,d), a seeded random
     choice of theirs in random order, or None; is_mean, is_std: Inception score of the real images, or None;
-    coverage_ceiling: coverage between the halves of real_features, or None. Tensors on the CPU.
+    coverage_ceiling: coverage between the halves of real_features, or None; class_counts, class_names: images of each
+    class in the data set, and its classes; real_scores: what real images score (`inception_utils.real_scores`), `data`:
+    drawn as they come, and where classes are unbalanced `uniform`: evenly over these. The last three are None in files
+    of before and of others, the first two of them also where classes are not known. Tensors on the CPU.
     """
 
     mu: torch.Tensor
@@ -72,10 +78,13 @@ class Reference:
     is_std: float | None
     coverage_ceiling: float | None
     protocol: ReferenceProtocol
+    class_counts: list[int] | None = None
+    class_names: list[str] | None = None
+    real_scores: dict | None = None
 
     def save(self, path: Path) -> None:
         """One npz with `mu`, `sigma`, `real_features`, and the rest as JSON text in `reference`. Atomic."""
-        about = {key: getattr(self, key) for key in ("is_mean", "is_std", "coverage_ceiling")}
+        about = {key: getattr(self, key) for key in ABOUT}
         text = json.dumps(about | {"protocol": self.protocol.to_dict()})
         _save_npz(path, _arrays(self, "mu", "sigma", "real_features") | {"reference": np.array(text)})
 
@@ -91,6 +100,22 @@ def reference_path(
 def random_features(num_images: int, seed: int) -> np.ndarray:
     """Which of so many images are kept as real features, in a random order: int64 array."""
     return utils.rng(seed, "real_features").permutation(num_images)[:NUM_REAL_FEATURES]
+
+
+def real_halves(features: torch.Tensor, labels: np.ndarray | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two halves of real features (n,d), which are in random order.
+
+    labels: int (n,): the second half is then drawn from itself evenly over its classes, images of a small class more
+    than once.
+    """
+    half = len(features) // 2
+    one, other = features[:half], features[half : 2 * half]
+    if labels is None:
+        return one, other
+    labels = labels[half : 2 * half]
+    members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    turns = (divmod(i, len(members)) for i in range(half))
+    return one, rows_at(other, np.array([members[c][turn % len(members[c])] for turn, c in turns]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -231,8 +256,17 @@ def merge(references: list[Reference], dataset: str, seed: int = 0) -> Reference
         moments.merge(RunningMoments.of(count, reference.mu, reference.sigma))
     features = _merged_features([reference.real_features for reference in references], counts, seed)
     subset = sum(counts) if any(protocol.reference_num for protocol in protocols) else None
-    about = {"dataset": dataset, "num_images": sum(counts), "seed": seed, "reference_num": subset}
-    return Reference(*moments.finalize(), features, None, None, None, dataclasses.replace(protocols[0], **about))
+    about = {"dataset": dataset, "num_images": sum(counts), "seed": seed, "reference_num": subset, "content": None}
+    protocol = dataclasses.replace(protocols[0], **about)
+    return Reference(*moments.finalize(), features, None, None, None, protocol, *_merged_classes(references))
+
+
+def _merged_classes(references):
+    """Counts and names of the classes of all parts, where all have the same; else None, None."""
+    names = references[0].class_names
+    if names is None or any(part.class_names != names or part.class_counts is None for part in references):
+        return None, None
+    return np.sum([part.class_counts for part in references], axis=0).tolist(), names
 
 
 def _check_apart(one, other):

@@ -65,9 +65,11 @@ def differences(results: list[tuple[str, dict]]) -> list[str]:
 def incomparable(one: dict, other: dict) -> list[str]:
     """The lines of `compare_protocols` about what both protocols record.
 
-    Of images from files nobody knows the batch norm; the order of the images decides only which split of IS has which.
+    Of images from files nobody knows batch norm and classes; the order decides only which split of IS has which image.
     """
-    keys = one.keys() & other.keys() - {"order"}
     if None in (one["bn_mode"], other["bn_mode"]):
-        keys -= {"bn_mode"}
+        keys = one.keys() & other.keys() - {"order", "bn_mode", "class_sampling"}
+    else:  # results of before do not record how classes were drawn: evenly
+        one, other = ({"class_sampling": "uniform"} | protocol for protocol in (one, other))
+        keys = one.keys() & other.keys() - {"order"}
     return compare_protocols(*({key: p[key] for key in p if key in keys} for p in (one, other)))

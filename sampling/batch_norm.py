@@ -6,7 +6,7 @@ in between.
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,8 @@ class BatchNormMode(Options):
         "running",
         "running: averages of training (BigGAN-PyTorch's --G_eval_mode); batch: of each block of images itself "
         "(StudioGAN's -batch_stat); standing: averages over batches made for the purpose (StudioGAN's -std_stat, "
-        "BigGAN-PyTorch's --accumulate_stats)",
+        "BigGAN-PyTorch's --accumulate_stats). If none is named: running, or standing where z is truncated and the "
+        "weights hold no statistics for that truncation",
         choices=("running", "batch", "standing"),
     )
     bn_batch_size: int = option(64, "images of a block (batch) or of a batch (standing)", kind=positive_int)
@@ -56,15 +57,38 @@ class BatchNormMode(Options):
 RUNNING = BatchNormMode()
 
 
+def chosen_mode(values: dict, truncation: Truncation | None, own: Truncation | None) -> BatchNormMode:
+    """The mode of flags by name; where bn_mode is None, the one that suits the truncation, said if it is not `running`.
+
+    Running statistics are of the z of training: under another distribution they make images pale, down to white ones.
+    own: the truncation that the running statistics are for, as a converted checkpoint may say.
+    """
+    if values["bn_mode"] is not None:
+        return BatchNormMode.of(values)
+    suits = truncation is None or truncation == own or truncation.changes_nothing
+    if not suits and utils.is_main_process():
+        print(
+            "truncated z: batch norm uses standing statistics, made for it, as the running ones are of training's z "
+            "(--bn_mode running uses those)"
+        )
+    return BatchNormMode.of({**values, "bn_mode": "running" if suits else "standing"})
+
+
 @contextlib.contextmanager
-def prepared(G: nn.Module, mode: BatchNormMode, seed: int, truncation: Truncation | None = None) -> Iterator[nn.Module]:
+def prepared(
+    G: nn.Module,
+    mode: BatchNormMode,
+    seed: int,
+    truncation: Truncation | None = None,
+    class_counts: Sequence[int] | None = None,
+) -> Iterator[nn.Module]:
     """Yield the network to make images with: G itself, or for standing statistics a copy of it, in eval mode.
 
-    seed, truncation: of the images that standing statistics are made from. Under `batch` the caller makes the images
-    in whole blocks of mode.block_size.
+    seed, truncation, class_counts (what classes are drawn by, None: evenly): of the images that standing statistics are
+    made from. Under `batch` the caller makes the images in whole blocks of mode.block_size.
     """
     if mode.bn_mode == "standing":
-        yield standing_copy(G, mode, seed, truncation)
+        yield standing_copy(G, mode, seed, truncation, class_counts)
         return
     with evaluating(G), batch_statistics(G) if mode.bn_mode == "batch" else contextlib.nullcontext():
         yield G
@@ -105,12 +129,18 @@ def batch_statistics(module: nn.Module, accumulate: bool = False) -> Iterator[No
 
 
 @torch.no_grad()
-def standing_copy(G: nn.Module, mode: BatchNormMode, seed: int, truncation: Truncation | None = None) -> nn.Module:
+def standing_copy(
+    G: nn.Module,
+    mode: BatchNormMode,
+    seed: int,
+    truncation: Truncation | None = None,
+    class_counts: Sequence[int] | None = None,
+) -> nn.Module:
     """A copy of G, in eval mode, whose running statistics are made afresh (Brock et al. 2019, appendix C).
 
     They are the plain averages of mean and (unbiased) variance over the mode's number of batches of images with random
-    z, under `truncation`, and random classes: a function of G and the seed. As in training, each layer sees what the
-    layers before it make of the batch with the batch's own statistics.
+    z, under `truncation`, and random classes, by `class_counts` if any: a function of G and the seed. As in training,
+    each layer sees what the layers before it make of the batch with the batch's own statistics.
     """
     G = copy.deepcopy(G).requires_grad_(False).eval()
     G.zero_grad(set_to_none=True)  # the copy's gradients are copies too
@@ -119,7 +149,8 @@ def standing_copy(G: nn.Module, mode: BatchNormMode, seed: int, truncation: Trun
     for norm in norms:
         norm.reset_running_stats()
     size = mode.bn_batch_size
-    y = random_labels(seed, mode.num_standing_accumulations * size, range(G.config.n_classes), stream="standing_y")
+    number, classes = mode.num_standing_accumulations * size, range(G.config.n_classes)
+    y = random_labels(seed, number, classes, stream="standing_y", counts=class_counts)
     with batch_statistics(G, accumulate=True):
         for i, y_batch in enumerate(y.split(size)):
             z = latents(seed, range(i * size, (i + 1) * size), G.config.dim_z, truncation, stream="standing_z")

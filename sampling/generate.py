@@ -47,6 +47,11 @@ class SamplingOptions(Options):
         limit = self.truncation or meta.get("convention", {}).get("truncation")
         return Truncation(limit, self.chosen_kind(meta)) if limit is not None else None
 
+    @staticmethod
+    def own_truncation(meta: dict) -> Truncation | None:
+        """The Truncation that a converted checkpoint's running batch-norm statistics are for, None for none."""
+        return SamplingOptions().chosen_truncation(meta)
+
 
 def generate(
     G: nn.Module, y: Tensor, seed: int, batch_size: int, truncation: Truncation | None = None, start: int = 0

@@ -32,6 +32,11 @@ class Truncation:
     limit: float
     kind: str = "truncated_normal"
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether z stays the normal one: scaled by 1."""
+        return TRUNCATION_KINDS[self.kind](self.limit) == (math.inf, 1, math.inf)
+
 
 def latents(
     seed: int, indices: Sequence, dim_z: int, truncation: Truncation | None = None, stream: str = "sample_z"
@@ -55,23 +60,61 @@ def latents(
     return torch.from_numpy(np.clip(z, -limit, limit).astype(np.float32))
 
 
-def balanced_labels(num_images: int, classes: Sequence[int]) -> Tensor:
-    """Class ids of images 0 to N-1, taking turns: int64 (N,)."""
+def balanced_labels(num_images: int, classes: Sequence[int], counts: Sequence[int] | None = None) -> Tensor:
+    """Class ids of images 0 to N-1, taking turns, or as often as `counts` of the classes say: int64 (N,)."""
+    if counts is not None:
+        return torch.as_tensor(classes)[_in_proportion(num_images, counts)]
     return torch.as_tensor(classes)[torch.arange(num_images) % len(classes)]
 
 
-def shuffled_labels(seed: int, num_images: int, classes: Sequence[int]) -> Tensor:
+def shuffled_labels(seed: int, num_images: int, classes: Sequence[int], counts: Sequence[int] | None = None) -> Tensor:
     """Class ids of images 0 to N-1, taking turns in an order that is drawn anew for each turn: int64 (N,).
 
     As balanced as `balanced_labels`, but neighbours are no neighbours in the list of classes, where similar classes
     often are: for images that share batch statistics.
     """
+    if counts is not None:
+        return torch.as_tensor(classes)[_in_proportion(num_images, counts, seed)]
     turns = range(-(-num_images // len(classes)))
     order = [utils.rng(seed, "sample_turn", turn).permutation(len(classes)) for turn in turns]
     return torch.as_tensor(classes)[np.concatenate(order)[:num_images]]
 
 
-def random_labels(seed: int, num_images: int, classes: Sequence[int], stream: str = "sample_y") -> Tensor:
-    """Independent uniform class ids of images 0 to N-1: int64 (N,). stream: of `utils.rng`."""
-    picks = [utils.rng(seed, stream, i).integers(len(classes)) for i in range(num_images)]
+def _in_proportion(num_images, counts, seed=None):
+    """Positions in `counts` (K,), int64 (N,), each as often as its count says, to within one, among any first images.
+
+    A class of share p has its image number j at the time (j + 1/2)/p, or with a seed at a random place of the interval
+    from j/p to (j + 1)/p, and images come in the order of their times (Webster and Sainte-Lague's way of apportioning
+    seats): with equal counts all classes take turns.
+    """
+    shares = np.asarray(counts) / np.sum(counts)
+    images = np.floor((num_images + len(shares)) * shares).astype(int) + (shares > 0)  # N come before any is missed
+    positions = np.repeat(np.arange(len(shares)), images)
+    numbers = np.arange(len(positions)) - np.repeat(np.cumsum(images) - images, images)
+    place = 0.5
+    if seed is not None:
+        place = np.empty(len(positions))
+        by_number = np.argsort(numbers, kind="stable")
+        for number, part in enumerate(np.split(by_number, np.flatnonzero(np.diff(numbers[by_number])) + 1)):
+            place[part] = utils.rng(seed, "sample_turn", number).random(len(shares))[positions[part]]
+    order = np.lexsort((positions, (numbers + place) / shares[positions]))
+    return torch.from_numpy(positions[order[:num_images]])
+
+
+def random_labels(
+    seed: int,
+    num_images: int,
+    classes: Sequence[int],
+    stream: str = "sample_y",
+    counts: Sequence[int] | None = None,
+) -> Tensor:
+    """Independent class ids of images 0 to N-1, uniform or in proportion to `counts` of the classes: int64 (N,).
+
+    stream: of `utils.rng`.
+    """
+    if counts is not None:
+        below = np.cumsum(counts) / np.sum(counts)
+        picks = [np.searchsorted(below, utils.rng(seed, stream, i).random(), "right") for i in range(num_images)]
+    else:
+        picks = [utils.rng(seed, stream, i).integers(len(classes)) for i in range(num_images)]
     return torch.as_tensor(classes)[picks]

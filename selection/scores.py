@@ -8,7 +8,6 @@ Symbols: N images of the data set.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +16,18 @@ import torch
 from tqdm import tqdm
 
 import utils
+from image_datasets.content import check_content
 from image_datasets.image_sets import ImageSet
 from image_datasets.loading import DataOptions
-from metrics.networks import NETWORK_RESIZE, FeatureNetwork, FeatureOptions, load_feature_network, network_name
+from metrics.classifier import classifier_path
+from metrics.networks import (
+    NETWORK_RESIZE,
+    FeatureNetwork,
+    FeatureOptions,
+    load_feature_network,
+    network_name,
+    statistics_command,
+)
 from selection.measures import DENSITY_MEASURES
 from torch_utils.distributed import Ranks, on_ranks
 from utils import Check, Options, option
@@ -217,13 +225,16 @@ def load_scores(
     Returns: float64 (N,) and its key, the same on all ranks.
     """
     network = options.load_network(data_root, dataset.name, weights, ranks.device)
+    command = statistics_command(dataset.name, data_root, network.name)
+    fitted = classifier_path(data_root, dataset.name)
+    check_content(network.fitted.get("content"), content, fitted, dataset.path, command)
     path, measure = options.path(data_root, dataset.name), options.density_measure
     key = scores_key(content, network, measure)
 
     def look():
         found = None if overwrite else read_scores(path, key)
-        if found is None and path.parent.exists() and not os.access(path.parent, os.W_OK):
-            raise utils.UserError(f"{path} cannot be written; make {path.parent} writable for the scores")
+        if found is None:
+            utils.check_writable(path.parent)
         return found
 
     scores = on_ranks(ranks, look)  # rank 0 decides, so that all ranks compute or none does

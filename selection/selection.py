@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+import utils
 from image_datasets.image_sets import ImageSet, Subset
 from image_datasets.loading import iterate
 from image_datasets.writing import check_disk, write_hdf5
@@ -130,4 +131,4 @@ def write_subset(out: str | Path, selection: Selection) -> None:
     images = (image for block, _ in iterate(subset, 256) for image in block.numpy())
     rule = selection.dataset.crop_resize or "unknown"
     write_hdf5(out, images, subset.labels, subset.class_names, f"{source}; {selection.describe()}", rule)
-    print(f"wrote {out}: {len(subset):,} images")
+    print(f"wrote {out}: {utils.counted(len(subset), 'image')}")

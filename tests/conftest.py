@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from evaluation_fixtures import G, data_root, files, measure, run, samples  # noqa: F401  (fixtures)
 from family_files import random_images, write
 from PIL import Image
 from torch import nn

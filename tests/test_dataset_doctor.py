@@ -1,18 +1,21 @@
 """What the doctor finds in made data sets, when it looks again, what it says, and the picture that it draws."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import h5py
 import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 
 import dataset_doctor
 import make_hdf5
 import train
 import utils
-from image_datasets import doctor, doctor_picture, loading
+from image_datasets import doctor, doctor_picture, loading, writing
 from training import run_folder
 from training.plan import make_plan
 
@@ -98,7 +101,9 @@ def test_a_pass_is_made_once(tmp_path, planted, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "full_pass", no_pass)
     again = doctor.introduce(loading.HDF5Dataset(tmp_path / "a.hdf5"))
     assert again == findings | {"fresh": False}
-    assert capsys.readouterr().out.count("\n") == 1
+    out = capsys.readouterr().out
+    assert out.startswith("a: 40 images 8x8, 4 classes; ") and out.count("\n") == 1
+    assert out.endswith(f"; 5 warnings, see {tmp_path / 'a_doctor.png'}\n")
     with pytest.raises(AssertionError, match="a pass"):
         doctor.examine(dataset, overwrite=True)
 
@@ -176,9 +181,119 @@ def test_warnings(tmp_path, planted):
         "warning: 2 of the duplicates are of different classes: number 31 is number 3, number 39 is number 3",
         "warning: 2 of the images are of one colour: number 12, 13",
     ]
-    findings["largest"]["count"] = 200  # 100 times as many is still fine, and so is one duplicate in a hundred
+    findings["largest"]["count"] = 6  # 3 times as many is still fine, and so is one duplicate in a hundred
     findings |= {"num_images": 400, "num_duplicates_across_classes": 0, "num_constant": 0, "empty": []}
     assert doctor.warnings(findings) == []
+
+
+def test_unbalanced_classes(tmp_path):
+    dataset = write(tmp_path / "a.hdf5", noise(20), [0] * 15 + [1] * 5, ["many", "few"])
+    findings = doctor.examine(dataset)
+    assert doctor.warnings(findings) == []  # 3 to 1
+    findings["largest"]["count"] = 16
+    assert doctor.warnings(findings) == ["class 'many' has 3.2 times the images of 'few'"]
+
+
+def test_a_single_thing_is_told_of_as_one(tmp_path):
+    images = noise(2)
+    images[1] = images[0]
+    text = doctor.report(doctor.examine(write(tmp_path / "a.hdf5", images, [0, 1])))
+    assert "a: 2 images 8x8, 2 classes of 1 each\n1 duplicate, none" in text and "1 of the duplicates is of" in text
+    images = noise(1)
+    images[:] = 7
+    text = doctor.report(doctor.examine(write(tmp_path / "b.hdf5", images, [0], ["only"])))
+    assert text.startswith("b: 1 image 8x8, one class, 'only'\n") and "1 of the images is of one colour" in text
+
+
+def test_ids_that_begin_at_1(tmp_path):
+    (line,) = doctor.warnings(doctor.examine(write(tmp_path / "a.hdf5", noise(6), [1, 2, 3] * 2)))
+    assert line == "1 of 4 classes have no images: '0'; class ids start at 0, are these counted from 1?"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_duplicates_are_named_by_path_all_of_them_in_the_json(tmp_path, number):
+    images = noise(40)
+    images[20:] = images[:20]
+    images[3] = 9
+    labels = np.arange(40) // 20
+    paths = [f"{'cat' if i < 20 else 'dog'}/{'long' * 20 * number}{i}\udcff.png" for i in range(40)]
+    writing.write_hdf5(tmp_path / "a.hdf5", images, labels, ["cat", "dog"], "", "", paths)
+    findings = doctor.examine(loading.HDF5Dataset(tmp_path / "a.hdf5"))
+    pairs = [[i, i - 20] for i in range(20, 40) if i != 23]
+    stored = json.loads((tmp_path / "a_doctor.json").read_text())
+    for found in (findings, stored):
+        assert found["duplicates"] == pairs and found["constant_paths"] == [paths[3]]
+        assert found["duplicate_paths"] == [[paths[i], paths[j]] for i, j in pairs]
+    text = "\n".join(doctor.warnings(findings))
+    assert text.encode() and f"20?.png is {'…' * number if number else 'cat/'}" in text
+    assert ("dog/21?.png is cat/1?.png" in text) == (number == 0) and "3?.png" in text.splitlines()[-1]
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("bits", "flag"), [(8, "--range 0 255"), (10, "--range 0 1023"), (12, "--range 0 4095"), (14, "--range 0 16383")]
+)
+def test_dark_data_are_told_of_with_the_remedy(tmp_path, bits, flag):
+    values = np.random.default_rng(0).integers(0, 2**bits, (60, 8, 8), dtype=np.uint16)
+    for i, array in enumerate(values):
+        path = tmp_path / "deep" / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+    command = [
+        "--dataset",
+        "folder",
+        "--images",
+        str(tmp_path / "deep"),
+        "--resolution",
+        "8",
+        "--data_root",
+        str(tmp_path),
+    ]
+    make_hdf5.main(command)
+    dataset = loading.open_dataset("deep", tmp_path)
+    (line,) = [line for line in doctor.warnings(doctor.examine(dataset)) if "values" in line]
+    assert line.startswith(
+        f"nearly all images keep to the values 0 to {dataset.images.max()} of 0 to 255; make_hdf5.py"
+    )
+    assert f"such as {flag.removeprefix('--range ')} for {bits} bits" in line
+    make_hdf5.main([*command, *flag.split(), "--overwrite"])
+    assert doctor.warnings(doctor.examine(loading.open_dataset("deep", tmp_path))) == []
+
+
+def test_a_dark_class_is_told_of_and_outliers_do_not_hide_it(tmp_path):
+    images = noise(60)
+    images[20:40] //= 16
+    images[20] = noise(1, seed=1)  # one of 20 is as it should be
+    findings = doctor.examine(write(tmp_path / "a.hdf5", images, np.arange(60) // 20, ["a", "b", "c"]))
+    assert findings["narrow_classes"] == [{"name": "b", "low": 0, "high": 15}] and not findings["narrow"]
+    (line,) = doctor.warnings(findings)
+    assert line.startswith("1 class keeps to a small part of 0 to 255: 'b' (0 to 15); make_hdf5.py --range LOW HIGH")
+    bright = write(tmp_path / "b.hdf5", 255 - images[21:40], [0] * 19, ["snow"])
+    assert doctor.warnings(doctor.examine(bright))[0].startswith("nearly all images keep to the values 240 to 255")
+
+
+# The content hash
+
+
+def test_content_hash(tmp_path, planted, monkeypatch):
+    """Without a pass where it is known, and never that of other pixels."""
+    images, labels = planted
+    old = write(tmp_path / "old.hdf5", images, labels)
+    expected = doctor.full_pass(old)["content"]
+    assert doctor.content_hash(old) == expected  # by a pass
+    writing.write_hdf5(tmp_path / "a.hdf5", images, labels, list("abcd"), "", "")
+    with monkeypatch.context() as patch:
+        patch.setattr(doctor, "full_pass", no_pass)
+        assert doctor.content_hash(loading.HDF5Dataset(tmp_path / "old.hdf5")) == expected
+        assert doctor.content_hash(loading.HDF5Dataset(tmp_path / "a.hdf5")) == expected
+    doctor.examine(loading.HDF5Dataset(tmp_path / "a.hdf5"))
+    with h5py.File(tmp_path / "a.hdf5", "r+") as file:  # behind the back of its attribute
+        file["imgs"][5] = 255 - file["imgs"][5]
+    changed = loading.HDF5Dataset(tmp_path / "a.hdf5")
+    assert doctor.content_hash(changed) != expected
+    assert doctor.warnings(doctor.examine(changed))[0].startswith("pixels or labels are not those that the file was")
 
 
 # Picture
@@ -241,6 +356,18 @@ def test_the_script(tmp_path, planted, monkeypatch, capsys):
         dataset_doctor.main([*flags, "--overwrite"])
     with pytest.raises(utils.UserError, match=r"holds a; make it with"):
         dataset_doctor.main(["--dataset", "b", "--data_root", str(tmp_path)])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_any_name_is_printed_under_any_locale(tmp_path, planted, monkeypatch, encoding):
+    writing.write_hdf5(
+        tmp_path / "a.hdf5", *planted, ["猫", "b\udcff", "ç", "d"], "", "", [f"猫/{i}\udcff" for i in range(40)]
+    )
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict"))
+    dataset_doctor.main(["--dataset", "a", "--data_root", str(tmp_path)])
+    sys.stdout.flush()
+    out = sys.stdout.buffer.getvalue().decode(encoding)
+    assert ("largest '猫'" in out) == (encoding == "utf-8") and "31? is " in out
 
 
 def test_make_hdf5_ends_with_the_report(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,6 @@
 """evaluate.py: metrics that depend on neither batch size nor ranks, of checkpoints and files; sweeps; comparisons."""
 
-import itertools
+import dataclasses
 import json
 import os
 import shutil
@@ -11,115 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from small_models import CLASSES, NAMES, RESOLUTION, save_checkpoint, small_generator
+from evaluation_fixtures import METRICS, MODES, NUM_IMAGES, ONE, close, evaluated, fast
+from small_models import CLASSES, NAMES, save_checkpoint, small_generator
 
+import calculate_inception_moments
 import evaluate
 import sample
 import train
 import utils
 from image_datasets import writing
+from image_datasets.image_sets import ImageSet
 from inception_utils import Measure, evaluate_generator, evaluate_images
-from metrics import classifier, functional, networks, truncation_sweep
-from metrics.features import _part
+from metrics import functional, networks
+from metrics.features import _part, check_classes
 from metrics.images import GeneratedImages, Source
-from metrics.protocol import MetricOptions
-from metrics.reference import Reference, ReferenceProtocol, load_reference, reference_path
-from sampling.batch_norm import BatchNormMode
+from metrics.reference import load_reference, read_reference, reference_path
 from sampling.generate import generate
 from sampling.latents import Truncation, balanced_labels
-from torch_utils import checkpoints, distributed
+from torch_utils import checkpoints
 from training import intervals
-
-NUM_IMAGES = 150
-METRICS = {
-    "fd", "is_mean", "is_std", "kid_mean", "kid_std", "precision", "recall", "density", "coverage", "accuracy",
-    "protocol",
-}  # fmt: skip
-ONE = distributed.Ranks(0, 1, torch.device("cpu"))
-MODES = [BatchNormMode(), BatchNormMode("batch", 32), BatchNormMode("standing", 32, 2)]
-
-
-def fast(batch_size):
-    return MetricOptions(metric_batch_size=batch_size, kid_subsets=5)
-
-
-@pytest.fixture(scope="module")
-def G():
-    return small_generator()
-
-
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory, G):
-    """A data set, its classifier and reference statistics; the "real" images are G's own of another seed."""
-    folder = tmp_path_factory.mktemp("data")
-    torch.manual_seed(1)
-    net = classifier.Classifier(RESOLUTION, CLASSES).eval()
-    path = classifier.classifier_path(folder, "small")
-    classifier.save_classifier(net, path, dataset_name="small", accuracy=0.5, seed=0, epochs=0)
-    network = networks.load_feature_network("classifier", folder, "small")
-    y = balanced_labels(NUM_IMAGES, range(CLASSES))
-    images = torch.cat(list(generate(G, y, seed=9, batch_size=50)))
-    writing.write_hdf5(folder / "small.hdf5", images.numpy(), y.numpy(), NAMES, "made", "none")
-    features, _ = network(images)
-    moments = functional.RunningMoments()
-    moments.update(features)
-    protocol = ReferenceProtocol.of(network, dataset="small", num_images=NUM_IMAGES, seed=9, k=5, splits=3)
-    reference = Reference(*moments.finalize(), features, 1.0, 0.0, 1.0, protocol)
-    reference.save(reference_path(folder, "small", "classifier", "native"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def measure(data_root):
-    """The Measure of a batch size."""
-    network = networks.load_feature_network("classifier", data_root, "small")
-    path = reference_path(data_root, "small", "classifier", "native")
-    reference = load_reference(path, network)
-    return lambda batch_size=64, **options: Measure(network, reference, fast(batch_size), ONE, **options)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, G, data_root):
-    flags = {
-        "dataset": "small_hdf5", "data_root": str(data_root), "feature_network": "classifier", "resize": None,
-        "inception_weights": None, "num_inception_images": NUM_IMAGES, "metric_batch_size": 40, "seed": 9,
-        "ema": False, "device": "nowhere", "G_ch": 4, "kid_subsets": 5,
-    }  # fmt: skip
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    save_checkpoint(folder / "weights" / "best_00000007.pth", G, args=flags)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory, run):
-    """The run's images of seed 3 as files: images/ by class, samples.npz."""
-    out = tmp_path_factory.mktemp("samples")
-    flags = f"--num_samples {NUM_IMAGES} --format both --no-sheets --seed 3 --device cpu"
-    sample.main([str(run), "--out", str(out), *flags.split()])
-    return out
-
-
-@pytest.fixture
-def files(data_root):
-    """Flags that images of files need."""
-    flags = f"--dataset small --data_root {data_root} --feature_network classifier --kid_subsets 5 --device cpu"
-    return flags.split()
-
-
-def close(values, others, without=()):
-    assert values.keys() == others.keys() and values["protocol"] == others["protocol"]
-    for name in METRICS - {"protocol", *without}:
-        assert type(values[name]) is float
-        assert values[name] == pytest.approx(others[name], rel=1e-4, abs=1e-5), name
-
-
-def evaluated(capsys, *arguments):
-    """What evaluate.py --json prints on stdout."""
-    capsys.readouterr()
-    evaluate.main([*map(str, arguments), "--json", "--device", "cpu"])
-    return json.loads(capsys.readouterr().out)
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A generator
@@ -189,8 +99,33 @@ def test_intra_class_distance_is_the_mean_over_classes(G, measure, data_root):
         by_class[str(c)] = functional.frechet_distance(*next(moments), *next(moments))
     assert values["intra_fd"] == pytest.approx(np.mean(list(by_class.values())), rel=1e-4)
     assert values["intra_fd_per_class"] == pytest.approx(by_class, rel=1e-4)
-    with pytest.raises(utils.UserError, match="class 1 has 1 images"):
+    with pytest.raises(
+        utils.UserError, match=r"class 1 \('dog/wolf'\) has 1 image among the 4 evaluated ones.* --num_inception"
+    ):
         evaluate_generator(G, measure(real_images=real), 4, 0, ema=True)
+
+
+class Labelled(ImageSet):
+    """Labels alone."""
+
+    def __init__(self, labels, class_names=("all",)):
+        super().__init__("x.hdf5", "x", 16, np.array(labels), class_names)
+
+
+def test_intra_class_distances_say_what_is_wrong_with_a_class():
+    numbers, twice = [str(i) for i in range(3)], [0, 0, 1, 1, 2, 2]
+
+    def refused(words, fakes, reals, names=numbers):
+        with pytest.raises(utils.UserError, match=f"--intra_fid: {words}"):
+            check_classes(Labelled(fakes), np.arange(len(fakes)), Labelled(reals, names))
+
+    from_one, named = [1, 1, 1, 2, 2, 2], ["a", "cat", "b"]
+    refused("x.hdf5: 1 of 3 classes have no images: '0'; class ids start at 0, are these counted", twice, from_one)
+    refused("x.hdf5: 1 of 3 classes have no images: 'cat'.*--class_sampling data", twice, [0, 0, 2, 2], named)
+    refused(r"class 1 \('cat'\) has 1 image in x.hdf5", [0, *twice[2:]], [0, 0, 1, 2, 2], named)
+    refused("class 2 has 0 images among the 4 evaluated ones", twice[:4], twice)
+    refused("class 3 is none of the 3 classes of x.hdf5, which are 0 to 2", [*twice, 3], twice)
+    check_classes(Labelled([1, 1, 2, 2]), np.arange(4), Labelled([1, 1, 2, 2], numbers))  # class 0 is nobody's
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,14 +161,16 @@ def test_evaluating_never_changes_training(data_root, tmp_path, monkeypatch):
 def test_files_give_the_metrics_of_the_checkpoint_that_made_them(run, samples, files, capsys):
     own = evaluated(capsys, run, "--seed", 3)
     archive, folder = (evaluated(capsys, samples / name, *files) for name in ("samples.npz", "images"))
-    assert archive["images"] == str(samples / "samples.npz") and "accuracy" not in folder
+    assert archive["images"] == str(samples / "samples.npz")
     assert archive["protocol"]["bn_mode"] is None and archive["protocol"]["fake_num"] == NUM_IMAGES
     for values in (archive, folder):
         assert values["fd"] == pytest.approx(own["fd"], rel=1e-4)
         assert values["coverage"] == pytest.approx(own["coverage"])
         assert values["is_mean"] == pytest.approx(own["is_mean"], rel=0.1)  # its splits are others
-    assert archive["accuracy"] == pytest.approx(own["accuracy"])
-    close(evaluated(capsys, samples / "images", *files, "--metric_batch_size", 7), folder, without=["accuracy"])
+    assert archive["accuracy"] == pytest.approx(own["accuracy"]) == pytest.approx(folder["accuracy"])
+    close(evaluated(capsys, samples / "images", *files, "--metric_batch_size", 7), folder)
+    intra = evaluated(capsys, samples / "images", *files, "--intra_fid")
+    assert intra["intra_fd"] == pytest.approx(evaluated(capsys, run, "--seed", 3, "--intra_fid")["intra_fd"], rel=1e-3)
 
 
 def test_order_and_choice_do_not_follow_the_class(data_root, files, samples, capsys, tmp_path):
@@ -297,89 +234,6 @@ def test_an_npz_of_images_and_of_the_whole_sets_moments(samples, data_root, file
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Sweeps and comparisons
-
-
-@pytest.mark.slow
-def test_a_sweep_is_a_table_a_plot_and_numbers(run, tmp_path, capsys):
-    flags = ["--truncation_sweep", "0.2", "0.6", "0.4", "--out", str(tmp_path), "--bn_mode", "standing"]
-    result = evaluated(capsys, run, *flags, "--bn_batch_size", 16, "--num_standing_accumulations", 2)
-    sweep = result["truncation_sweep"]
-    assert [point["protocol"]["truncation"] for point in sweep] == [0.2, 0.6]
-    assert len({point["protocol"]["seed"] for point in sweep}) == 1 and len({point["fd"] for point in sweep}) == 2
-    assert json.loads((tmp_path / "truncation_sweep_best_00000007.json").read_text()) == result
-    with Image.open(result["plot"]) as picture:
-        assert picture.format == "PNG" and len(picture.convert("RGB").getcolors(1 << 24)) > 50
-    evaluate.main(["--compare", str(tmp_path / "truncation_sweep_best_00000007.json")])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and len({line.rindex(".") for line in lines[1:]}) == 1
-
-
-def test_an_interrupted_sweep_keeps_its_points(G, measure, tmp_path):
-    def points():
-        yield evaluate_generator(G, measure(), 130, 0, Truncation(0.5), ema=True)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        truncation_sweep.run(points(), {"step": 7}, tmp_path / "new" / "sweep.png", ONE)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["sweep.partial.json"]
-    assert len(json.loads((tmp_path / "new" / "sweep.partial.json").read_text())["truncation_sweep"]) == 1
-    result = truncation_sweep.run(itertools.islice(points(), 1), {"step": 7}, tmp_path / "new" / "sweep.png", ONE)
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["sweep.json", "sweep.png"]
-    assert json.loads((tmp_path / "new" / "sweep.json").read_text()) == result
-
-
-def test_a_folder_that_cannot_be_written_to_is_found_before_any_evaluation(tmp_path):
-    (tmp_path / "file").touch()
-    points = iter([{"never": "evaluated"}])
-    with pytest.raises(utils.UserError, match="cannot write"):
-        truncation_sweep.run(points, {}, tmp_path / "file" / "sweep.png", ONE)
-    assert list(points)
-
-
-def test_truncations_of_a_sweep():
-    assert truncation_sweep.limits(0.2, 1.0, 0.1) == [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    assert truncation_sweep.limits(0.5, 0.5, 1) == [0.5] and truncation_sweep.limits(0.2, 1.0, 0.3) == [0.2, 0.5, 0.8]
-    for wrong in ((1, 0.2, 0.1), (0.001, 10, 0.001)):
-        with pytest.raises(utils.UserError, match="--truncation_sweep"):
-            truncation_sweep.limits(*wrong)
-
-
-def test_results_of_unlike_protocol_are_compared_with_a_warning(run, samples, files, tmp_path, capsys):
-    def printed(*arguments):
-        evaluate.main([*map(str, arguments), "--device", "cpu"])
-        return capsys.readouterr()
-
-    results = {"like": ["--seed", 1], "fewer": ["--num_inception_images", 130], "batch": ["--bn_mode", "batch"]}
-    for name, flags in results.items():
-        (tmp_path / name).write_text(json.dumps(evaluated(capsys, run, *flags)))
-    alike = printed(run, "--compare", tmp_path / "like")
-    assert "warning" not in alike.err and len(alike.out.splitlines()) == 4  # what is evaluated, a header and two rows
-    unlike = printed("--compare", *(tmp_path / name for name in results))
-    warnings = [line for line in unlike.err.splitlines() if "warning" in line]
-    assert any("fewer" in line and "fake_num: 150 against 130" in line for line in warnings)
-    assert any("batch" in line and "bn_mode: running against batch" in line for line in warnings)
-    assert unlike.out.splitlines()[0].split()[:2] == ["fd", "is_mean"] and len(unlike.out.splitlines()) == 4
-    of_files = printed(samples / "samples.npz", *files, "--compare", tmp_path / "like")
-    assert "warning" not in of_files.err  # how the files were made, nobody knows
-    (tmp_path / "other").write_text('{"fd": 1.0}')
-    (tmp_path / "started").write_text('{"checkpoint": "a.pth", "plot": "a.png", "truncation_sweep": []}')
-    (tmp_path / "bare").write_text('{"fd": 1.0, "is_mean": 1.0, "protocol": {}}')
-    for name in ("other", "nowhere", "started", "bare"):
-        with pytest.raises(utils.UserError, match=name):
-            evaluate.main(["--compare", str(tmp_path / name)])
-
-
-def test_numbers_unlike_those_of_training_warn(run, G, tmp_path, capsys):
-    protocol = evaluated(capsys, run)["protocol"]
-    checkpoint = checkpoints.load(run / "weights" / "best_00000007.pth")
-    checkpoints.save({**checkpoint, "metrics": {"protocol": protocol}}, tmp_path / "best.pth")
-    for flags, warns in (([], False), (["--bn_mode", "batch"], True)):
-        evaluate.main([str(tmp_path / "best.pth"), "--device", "cpu", *flags])
-        assert ("evaluations of training: bn_mode" in capsys.readouterr().err) is warns
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The script
 
 
@@ -390,8 +244,8 @@ def test_the_script_takes_the_flags_of_the_run(run, capsys):
 
     evaluate.main([str(run), "--seed", "1", "--num_inception_images", "140", "--truncation", "2", "--device", "cpu"])
     lines = capsys.readouterr().out.splitlines()
-    assert "best_00000007.pth" in lines[0]
-    assert len({line.rindex(".") for line in lines[1 : len(METRICS)]}) == 1  # aligned at the point
+    assert "best_00000007.pth" in lines[0] and "batch norm uses standing statistics" in lines[1]
+    assert len({line.rindex(".") for line in lines[2 : len(METRICS) + 1]}) == 1  # aligned at the point
     shown = dict(line.split(maxsplit=1) for line in lines[1:] if line)
     assert shown["fake_num"] == "140" and shown["seed"] == "1" and shown["truncation"] == "2.0"
 
@@ -451,6 +305,9 @@ def test_bad_input_is_one_line(run, samples, data_root, files, tmp_path, G, caps
     shutil.copytree(samples / "images", tmp_path / "images")
     next((tmp_path / "images").rglob("*.png")).write_bytes(b"torn")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "flat").mkdir()
+    for file in (samples / "images").rglob("*.png"):
+        shutil.copy(file, tmp_path / "flat")
     for arguments, words in (
         ([tmp_path / "nowhere"], "nowhere"),
         ([nameless], "--dataset"),
@@ -468,8 +325,8 @@ def test_bad_input_is_one_line(run, samples, data_root, files, tmp_path, G, caps
         ([tmp_path / "torn.npz", *files], "torn.npz"),
         ([tmp_path / "images", *files], "cannot be read as an image"),
         ([tmp_path / "empty", *files], "no images"),
-        ([samples / "images", *files, "--intra_fid"], "does not say which class"),
-        ([npz, samples / "images", *files, "--intra_fid"], "does not say which class"),
+        ([tmp_path / "flat", *files, "--intra_fid"], "does not say which class"),
+        ([npz, tmp_path / "flat", *files, "--intra_fid"], "does not say which class"),
         ([npz, samples / "images", *files, "--reference_num", "50"], "--reference_num: .*images is what to compare"),
         ([run, npz, "--reference_file", statistics], "--reference_file: .*samples.npz is what to compare"),
         ([npz, *files, "--truncation", "0.5"], "--truncation: .*samples.npz is no checkpoint"),
@@ -488,3 +345,89 @@ def test_bad_input_is_one_line(run, samples, data_root, files, tmp_path, G, caps
         with pytest.raises(SystemExit) as caught:
             evaluate.main(flags.split())
         assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Unbalanced classes
+
+SKEWED = (110, 25, 15)
+
+
+@pytest.fixture(scope="module")
+def skewed(tmp_path_factory, data_root, G):
+    """A data set like `small` whose classes are unbalanced, and its statistics; the images are G's of seed 9."""
+    folder = tmp_path_factory.mktemp("skewed")
+    images = torch.cat(list(generate(G, y := balanced_labels(NUM_IMAGES, range(CLASSES), SKEWED), 9, 50)))
+    writing.write_hdf5(folder / "skewed.hdf5", images.numpy(), y.numpy(), NAMES, "made", "none")
+    shutil.copy(data_root / "small_classifier.pth", folder / "skewed_classifier.pth")
+    flags = ["--dataset", "skewed", "--data_root", str(folder), "--feature_network", "classifier", "--device", "cpu"]
+    calculate_inception_moments.main(flags)
+    return ["--dataset", "skewed", "--data_root", str(folder)]
+
+
+def test_fakes_are_drawn_as_the_data_and_real_images_score_as_real(run, skewed, capsys):
+    default, uniform = (evaluated(capsys, run, *skewed, *flags) for flags in ([], ["--class_sampling", "uniform"]))
+    assert default["protocol"]["class_sampling"] == "data" and uniform["protocol"]["class_sampling"] == "uniform"
+    assert default["fd"] < 1e-6 and default["coverage"] > 0.99  # G's own images of seed 9
+    assert uniform["fd"] > 100 * default["fd"] and uniform["fd"] > 1e-4
+    for mode in ("batch", "standing"):
+        flags = ["--bn_mode", mode, "--bn_batch_size", 50]
+        values = [evaluated(capsys, run, *skewed, *flags, "--class_sampling", way)["fd"] for way in ("data", "uniform")]
+        assert values[0] < values[1]
+
+
+def test_statistics_know_the_classes_and_what_real_images_score(skewed, capsys):
+    reference = read_reference(reference_path(skewed[-1], "skewed", "classifier", "native"))
+    assert reference.class_counts == list(SKEWED) and reference.class_names == NAMES
+    data, uniform = reference.real_scores["data"], reference.real_scores["uniform"]
+    assert data["coverage"] == reference.coverage_ceiling > uniform["coverage"] and data["num"] == 75
+    assert data["frechet"] < uniform["frechet"] and data["kid"] != uniform["kid"]
+    calculate_inception_moments.main([*skewed, "--feature_network", "classifier", "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert f"75 of the real images score FD {data['frechet']:.3f}, KID {data['kid']:.5f}" in out
+    assert f"evenly over these they score FD {uniform['frechet']:.3f}" in out and "--class_sampling uniform" in out
+
+
+def test_old_statistics_mean_uniform_classes_and_say_so(run, skewed, tmp_path, capsys):
+    new = reference_path(skewed[-1], "skewed", "classifier", "native")
+    old = dataclasses.replace(read_reference(new), class_counts=None, class_names=None, real_scores=None)
+    old.save(tmp_path / "old.npz")
+    flags = [*skewed, "--reference_file", tmp_path / "old.npz"]
+    values = evaluated(capsys, run, *flags)
+    assert values["fd"] == evaluated(capsys, run, *skewed, "--class_sampling", "uniform")["fd"]
+    evaluate.main([*map(str, [run, *flags]), "--device", "cpu"])
+    assert "how many images each class of the data has is not recorded" in capsys.readouterr().out
+    with pytest.raises(utils.UserError, match="--class_sampling data"):
+        evaluated(capsys, run, *flags, "--class_sampling", "data")
+
+
+def test_samples_are_drawn_as_the_data_and_even_ones_are_warned_of(G, skewed, tmp_path, capsys):
+    checkpoint = save_checkpoint(tmp_path / "skewed.pth", G)
+    stored = checkpoints.load(checkpoint) | {"data": {}, "class_counts": list(SKEWED)}
+    checkpoints.save(stored, checkpoint)
+    against = [*skewed, "--feature_network", "classifier"]
+    for flags, expected in (
+        ([], [110, 25, 15]),
+        (["--class_sampling", "uniform"], [50, 50, 50]),
+        (["--classes", "0", "2"], [75, 0, 75]),
+        (["--classes", "0", "2", "--class_sampling", "data"], [132, 0, 18]),
+        (["--bn_mode", "batch", "--bn_batch_size", "50"], [110, 25, 15]),
+    ):
+        common = ["--num_samples", "150", "--format", "npz", "--no-sheets", "--out", str(tmp_path), "--device", "cpu"]
+        sample.main([str(checkpoint), *common, *flags])
+        y = np.load(tmp_path / "samples.npz")["arr_1"]
+        assert np.abs(np.bincount(y, minlength=3) - expected).max() <= 1
+        evaluate.main([*map(str, [tmp_path / "samples.npz", *against]), "--device", "cpu"])
+        assert ("as many images of each class" in capsys.readouterr().err) is (expected == [50, 50, 50])
+
+
+@pytest.mark.slow
+def test_training_draws_fakes_as_the_data(skewed, tmp_path, monkeypatch):
+    monkeypatch.setattr(intervals, "plot_curves", lambda *paths: None)  # takes longer than the rest
+    model = "--G_ch 4 --D_ch 4 --G_ch_mult 2-2-1 --D_ch_mult 1-2 --G_attn 0 --D_attn 0 --dim_z 6 --G_param SN"
+    steps = "--batch_size 4 --num_D_steps 1 --num_iters 1 --test_every 1 --num_inception_images 150 --device cpu"
+    where = f"--runs_root {tmp_path} --experiment_name a --feature_network classifier --kid_subsets 5 --which_best FD"
+    train.main([*f"{model} {steps} {where}".split(), *skewed])
+    checkpoint = checkpoints.load(tmp_path / "a" / "weights" / "ckpt_00000001.pth")
+    assert checkpoint["metrics"]["protocol"]["class_sampling"] == "data"
+    assert checkpoint["class_counts"] == list(SKEWED) and checkpoint["args"]["class_sampling"] is None

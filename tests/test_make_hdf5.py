@@ -9,15 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from cifar_files import PART, make_files
-from PIL import Image
+from PIL import Image, ImageOps
 
 import make_hdf5
 import utils
-from image_datasets import cifar, loading, sources
+from image_datasets import cifar, decoding, loading, sources, writing
 
 
 def make(images, out, *flags, resolution=8):
@@ -174,6 +175,114 @@ def test_existing_output_is_kept_unless_it_is_the_same(photos, tmp_path, capsys)
     assert out.read_text() == "mine"
 
 
+def repaint(photos, keep_times):
+    """Make every image of a folder its negative, of the same size in bytes, at its old time or at a new one."""
+    for path in photos.glob("*/*.bmp"):
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        ImageOps.invert(Image.open(path).convert("RGB")).save(path)
+        os.utime(path, ns=times if keep_times else (times[0], times[1] + 1))
+
+
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_images_that_have_changed_behind_the_same_names_and_sizes(photos, tmp_path, capsys, keep_times):
+    for path in photos.glob("*/*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    archive = Path(shutil.make_archive(tmp_path / "packed", "zip", photos))
+    before, zipped = make(photos, tmp_path / "a.hdf5"), make(archive, tmp_path / "z.hdf5")
+    make(photos, tmp_path / "a.hdf5")
+    make(archive, tmp_path / "z.hdf5")
+    out = capsys.readouterr().out
+    assert "compared: names, sizes and modification times, and the content of 6 of 6 files" in out
+    assert "compared: names, sizes and checksums" in out
+    content = before.content, zipped.content
+    repaint(photos, keep_times)
+    shutil.make_archive(tmp_path / "packed", "zip", photos)
+    changed = (
+        "a.hdf5 exists, .* have changed since .compared: names, sizes and modification.*--overwrite makes it again"
+    )
+    refused(changed, photos, tmp_path / "a.hdf5")
+    refused("z.hdf5 exists, .* have changed since .compared: names, sizes and checksums", archive, tmp_path / "z.hdf5")
+    after = make(photos, tmp_path / "a.hdf5", "--overwrite"), make(archive, tmp_path / "z.hdf5", "--overwrite")
+    assert content[0] == content[1] != after[0].content == after[1].content
+    assert after[0].images[0, 0, 0, 0] == 255
+
+
+def test_work_on_images_that_have_changed_is_not_gone_on_with(photos, tmp_path, monkeypatch):
+    real, calls = decoding.read_pixels, []
+    monkeypatch.setattr(decoding, "read_pixels", lambda image, r: calls.append(image) or real(image, r))
+    monkeypatch.setattr(decoding, "BLOCK_IMAGES", 1)
+    monkeypatch.setattr(writing, "_write_at", lambda *args: calls[3:] and interrupt())
+    out = tmp_path / "a.hdf5"
+    with pytest.raises(SystemExit):
+        make(photos, out)
+    monkeypatch.undo()
+    os.utime(photos / "cat" / "0.png")
+    refused("begun from other images.*--overwrite starts anew", photos, out)
+    assert len(make(photos, out, "--overwrite")) == 6
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_files_of_earlier_versions_are_left_alone(tmp_path, capsys):
+    """No stamp, and classes in the order of their names as text."""
+    for name in ("0", "1", "2", "10"):
+        (tmp_path / "numbers" / name).mkdir(parents=True)
+        Image.new("L", (8, 8), 10 * int(name)).save(tmp_path / "numbers" / name / "a.png")
+    new = make(tmp_path / "numbers", tmp_path / "new.hdf5")
+    assert new.class_names == ["0", "1", "2", "10"] and new.images[:, 0, 0, 0].tolist() == [0, 10, 20, 100]
+    assert new.class_order == "names of the folders as numbers"
+    assert "4 classes, in the order of the names of the folders as numbers" in capsys.readouterr().out
+    old = tmp_path / "old.hdf5"
+    images = new.images[[0, 1, 3, 2]]
+    writing.write_hdf5(old, images, [0, 1, 2, 3], ["0", "1", "10", "2"], new.source, new.crop_resize)
+    with h5py.File(old, "r+") as file:
+        del file.attrs["content"]
+    before = old.read_bytes()
+    assert make(tmp_path / "numbers", old).class_names == ["0", "1", "10", "2"] and old.read_bytes() == before
+    out = capsys.readouterr().out
+    assert "nothing to do" in out and "compared: names and sizes, as the file is of before" in out
+    assert "classes stay in the order of their names as text, --overwrite orders them as numbers: 0, 1, 2, 10" in out
+
+
+def test_range(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 4096, (2, 8, 8), dtype=np.uint16)
+    for name, array in zip("ab", values, strict=True):
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        Image.fromarray(array).save(tmp_path / "deep" / name / "0.png")
+    dark = make(tmp_path / "deep", tmp_path / "dark.hdf5")
+    assert dark.images.max() <= 16
+    scaled = make(tmp_path / "deep", tmp_path / "scaled.hdf5", "--range", 0, 4095)
+    assert np.array_equal(scaled.images[:, 0], np.rint(values * (255 / 4095)).astype(np.uint8))
+    assert scaled.crop_resize.endswith("; values 0 to 4095 as 0 to 255")
+    refused("exists, made from .*--overwrite", tmp_path / "deep", tmp_path / "scaled.hdf5")
+    make(tmp_path / "deep", tmp_path / "scaled.hdf5", "--range", -1000, 3000, "--overwrite")  # not taken for a flag
+
+
+@pytest.mark.parametrize("name", ["猫" * 85, "a" * 255, "é" * 127, "\udcff" * 200])
+def test_names_as_long_as_a_system_allows(tmp_path, name):
+    for i in range(3):
+        (tmp_path / name / name[:-1] / "images").mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "b").mkdir(exist_ok=True)
+        Image.new("L", (8, 8), i).save(
+            tmp_path / name / name[:-1] / "images" / f"{name[: -6 if name[0] == 'a' else -2]}{i}.png"
+        )
+    (tmp_path / name / "b" / "broken.png").write_text("?")
+    Image.new("L", (8, 8), 9).save(tmp_path / name / "b" / "0.png")
+    make_hdf5.main(
+        ["--dataset", "folder", "--images", str(tmp_path / name), "--resolution", "8", "--data_root", str(tmp_path)]
+    )
+    (out,) = tmp_path.glob("*.hdf5")
+    dataset = loading.HDF5Dataset(out)
+    assert sorted(dataset.class_names) == sorted([name[:-1], "b"]) and len(dataset) == 4
+    assert dataset.read_paths()[-1 if name[0] > "b" else 0].startswith(f"{name[:-1]}/images/{name[:5]}")
+    with pytest.raises(utils.UserError, match="its name has .* bytes; choose one of 160 at most"):
+        make(tmp_path / name, tmp_path / f"{'a' * 170}.hdf5")
+
+
 def test_bad_outputs_are_refused(photos, tmp_path, monkeypatch):
     refused("must end in .hdf5", photos, tmp_path / "a.npz")
     (tmp_path / "a.hdf5").mkdir()
@@ -197,6 +306,10 @@ def test_bad_outputs_are_refused(photos, tmp_path, monkeypatch):
         "--dataset C10 --split val",
         "--dataset folder --images . --resolution 8 --max_bad -1",
         "--dataset birds",
+        "--dataset digits --range 5 5",
+        "--dataset digits --range 5 nan",
+        "--dataset digits --range 0 inf",
+        "--dataset digits --range 5",
         "--dataset folder --images . --resolution 0",
     ],
 )

@@ -183,6 +183,7 @@ def test_a_model_of_one_class_has_no_class_sheets(tmp_path):
 def test_npz_and_png_hold_the_same_balanced_images(run, tmp_path, G):
     out = tmp_path / "out"
     flags = ["--no-sheets", "--num_samples", "7", "--batch_size", "3", "--seed", "2", "--truncation", "0.8"]
+    flags += ["--bn_mode", "running"]
     sample.main([str(run), "--out", str(out), "--format", "both", "--device", "cpu", *flags])
     assert sorted(path.name for path in out.iterdir()) == ["images", "samples.npz"]
 

@@ -1,5 +1,6 @@
 """Run plumbing: seeding, atomic files, pixel ranges, argument errors, grids."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -169,3 +170,25 @@ def test_a_folder_without_permission_is_told(tmp_path):
     tmp_path.chmod(0o555)
     with pytest.raises(utils.UserError, match="cannot write .*: Permission denied"):
         utils.check_writable(tmp_path / "runs")
+
+
+SCRIPTS = "calculate_inception_moments evaluate instance_selection sample train".split()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_printed(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(name).main(["--help"])
+    assert stop.value.code == 0 and "--device" in capsys.readouterr().out
+
+
+def test_help_says_defaults_as_they_are(capsys):
+    for name, words in {
+        "evaluate": ["those of the reference statistics, mostly 10", "mostly 5", "all images of files"],
+        "train": ["images per evaluation", "(default: 50000)", "mostly 10"],
+        "calculate_inception_moments": ["(default: 10)", "(default: 5)", "(default: all)"],
+    }.items():
+        with pytest.raises(SystemExit):
+            importlib.import_module(name).main(["--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert all(word in text for word in words), name

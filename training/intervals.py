@@ -23,7 +23,6 @@ from training.logs import RunLog, peak_memory_mb, plot_curves
 from training.options import ReportOptions, TrainOptions
 from training.state import TrainingState
 
-
 MAX_SKIPPED = 40  # steps in a row that float16's loss scale may leave out: by then it is a millionth of a millionth
 
 

@@ -11,6 +11,7 @@ from image_datasets.loading import DataOptions
 from metrics.protocol import MetricOptions
 from model_config import ModelConfig, add_model_args
 from sampling.batch_norm import BatchNormMode
+from sampling.class_sampling import ClassSampling
 from selection.scores import SelectionOptions
 from torch_utils.distributed import device_option
 from torch_utils.precision import PrecisionOptions
@@ -113,7 +114,15 @@ class ReportOptions(Options):
 
 # The concerns whose options may change where --allow_change names them, but for those that decide what the state is.
 EVALUATION = (MetricOptions, BatchNormMode)
-CHANGEABLE_BY_NAME = (BatchOptions, StepOptions, EMAOptions, OptimizerOptions, ReportOptions, PrecisionOptions, *EVALUATION)
+CHANGEABLE_BY_NAME = (
+    BatchOptions,
+    StepOptions,
+    EMAOptions,
+    OptimizerOptions,
+    ReportOptions,
+    PrecisionOptions,
+    *EVALUATION,
+)
 NEVER_CHANGEABLE = {"unconditional", "ema"}
 
 
@@ -133,6 +142,7 @@ class TrainOptions:
     optimizers: OptimizerOptions
     selection: SelectionOptions
     metrics: MetricOptions
+    classes: ClassSampling
     batch_norm: BatchNormMode
     reports: ReportOptions
     precision: PrecisionOptions

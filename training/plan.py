@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import inception_utils
 import utils
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import ImageSet
 from image_datasets.loading import open_dataset
 from inception_utils import Measure, load_evaluation, metric_keys
+from metrics.reference import Reference
 from model_config import ModelConfig
 from torch_utils.distributed import Ranks
 from training import finetune, run_folder
@@ -79,6 +81,11 @@ class Plan:
     config: ModelConfig
     class_rows: finetune.ClassRows | None
 
+    @property
+    def class_counts(self) -> list[int]:
+        """Images of each class of the model."""
+        return self.dataset.class_counts if len(self.class_names) > 1 else [len(self.dataset)]
+
 
 def make_plan(options: TrainOptions, source: finetune.Source | None) -> Plan:
     """The Plan of a command. Raises: utils.UserError if the data set or the options are wrong."""
@@ -125,6 +132,13 @@ def make_config(options: TrainOptions, resolution: int, n_classes: int) -> Model
     return dataclasses.replace(config, D_cond="none") if options.batches.unconditional else config
 
 
+def check_content(options: TrainOptions, plan: Plan, measure: Measure | None, content: str) -> None:
+    """Raise utils.UserError where evaluations would compare with other images than the data set's (of this content)."""
+    if measure:
+        where = (options.data.data_root, plan.reference.name, plan.dataset)
+        inception_utils.check_content(options.metrics, *where, (measure.network, measure.reference), content)
+
+
 def load_measure(options: TrainOptions, plan: Plan | None, ranks: Ranks) -> Measure | None:
     """What evaluations measure with, None without evaluations; plan: None where there are no data to compare with.
 
@@ -137,7 +151,14 @@ def load_measure(options: TrainOptions, plan: Plan | None, ranks: Ranks) -> Meas
     if plan:
         keys = metric_keys(network, reference, plan.config.n_classes)
         run_folder.check_which_best(options.reports.which_best, keys)
-    return Measure(network, reference, options.metrics, ranks)
+    counts = plan and class_counts(options, plan, reference)
+    return Measure(network, reference, options.metrics, ranks, class_counts=counts)
+
+
+def class_counts(options: TrainOptions, plan: Plan, reference: Reference) -> list[int] | None:
+    """How often evaluations draw each class, by --class_sampling; None: all alike."""
+    holder = f"the reference statistics of {reference.protocol.dataset}"
+    return options.classes.counts(reference.class_counts, plan.config.n_classes, holder)
 
 
 def about_run(
@@ -157,6 +178,7 @@ def about_run(
     return {
         "model_config": plan.config.to_dict(),
         "class_names": plan.class_names,
+        "class_counts": plan.class_counts,
         "data": {
             "num_images": num_images,
             "content": content,

@@ -4,7 +4,9 @@ import itertools
 import multiprocessing
 import os
 import signal
+import struct
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -75,6 +77,47 @@ def test_float_grey(tmp_path):
         Image.fromarray(np.full((4, 4), bad, np.float32)).save(tmp_path / "a.tiff")
         with pytest.raises(ValueError, match=r"outside of 0..255"):
             decoding.read_pixels(tmp_path / "a.tiff", 4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_values_of_a_range_become_0_to_255(tmp_path, dtype):
+    values = np.array([[0, 100, 2000], [3000, 5000, 4095]], dtype)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    grey = np.asarray(decoding.read_rgb(tmp_path / "a.tif", (100, 3000)))
+    assert np.array_equal(
+        grey, np.rint((values.astype(float).clip(100, 3000) - 100) * 255 / 2900)[..., None].repeat(3, 2)
+    )
+
+
+def test_a_range_of_colours_leaves_transparency_alone():
+    image = Image.merge(
+        "RGBA", [Image.new("L", (3, 1), 10), *[Image.new("L", (3, 1), 20)] * 2, Image.new("L", (3, 1), 128)]
+    )
+    assert np.asarray(decoding.to_rgb(image.convert("RGB"), (0, 20)))[0, 0].tolist() == [128, 255, 255]
+    white = np.asarray(decoding.to_rgb(image, (0, 20)))[0, 0].astype(int)
+    assert abs(white - [191, 255, 255]).max() <= 1
+    palette = image.convert("RGB").quantize(2)
+    assert np.asarray(decoding.to_rgb(palette, (0, 20)))[0, 0, 1] > 200
+
+
+def test_what_cannot_be_scaled_is_said(tmp_path):
+    rows = b"".join(b"\0" + bytes(4 * 6) for _ in range(4))
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    assert decoding.read_pixels(tmp_path / "a.png", 4).max() == 0
+    with pytest.raises(ValueError, match="colours of 16 bits"):
+        decoding.read_pixels(tmp_path / "a.png", 4, (0, 4095))
+    Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="NaN"):
+        decoding.read_pixels(tmp_path / "a.tif", 4, (0, 1))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_range_reaches_every_process(num_workers):
+    pixels, _, _ = decoded(arrays(40), num_workers=num_workers, value_range=(0, 51))
+    assert np.array_equal(pixels, np.stack([decoding.read_pixels(image, 4, (0, 51)) for image in arrays(40)]))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

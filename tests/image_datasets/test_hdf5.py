@@ -1,6 +1,7 @@
 """Reading one HDF5 file: every storage, damage, replacement."""
 
 import errno
+import os
 
 import h5py
 import numpy as np
@@ -174,3 +175,27 @@ def test_written_files_are_memory_mapped_with_their_attributes(tmp_path):
     assert dataset.class_names == names and dataset.num_classes == 3000
     assert (dataset.source, dataset.crop_resize) == ("made here", "as they are")
     assert torch.equal(dataset.read(range(N)), torch.from_numpy(images))
+
+
+@pytest.mark.parametrize("label", [2**32 - 1, 2**31, 65535, 2**64 - 1])
+def test_absurd_class_ids_are_refused_before_classes_are_counted(tmp_path, label):
+    images, labels = random_images()
+    labels = labels.astype(np.uint64)
+    labels[3] = label
+    write(tmp_path / "a.hdf5", images, labels)
+    with pytest.raises(
+        utils.UserError, match=f"a.hdf5: 'labels' go up to {label}, which is no class id among 50"
+    ) as error:
+        loading.HDF5Dataset(tmp_path / "a.hdf5")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_system_that_cannot_map_files(tmp_path, monkeypatch):
+    images, labels = random_images()
+    write(tmp_path / "a.hdf5", images, labels)
+
+    def no_map(*args, **kwargs):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(np, "memmap", no_map)
+    assert np.array_equal(loading.HDF5Dataset(tmp_path / "a.hdf5").read([4, 1]).numpy(), images[[4, 1]])

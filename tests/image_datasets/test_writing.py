@@ -1,6 +1,7 @@
 """Writing data sets: the layout, and that no interruption changes a byte of the result or loses what is done."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import itertools
@@ -19,7 +20,7 @@ import PIL
 import pytest
 
 import utils
-from image_datasets import decoding, loading, writing
+from image_datasets import decoding, doctor, journal, loading, writing
 from image_datasets.sources import Source
 
 BAD = {3: "/nowhere/3.png", 4: "/nowhere/4.png", 77: "/nowhere/77.png"}  # index: a path that cannot be read
@@ -87,6 +88,54 @@ def test_both_writers_write_the_same(tmp_path):
     pixels = (image.transpose(2, 0, 1) for image in source.images)
     writing.write_hdf5(tmp_path / "b.hdf5", pixels, source.labels, source.class_names, "made", "rule")
     assert (tmp_path / "a.hdf5").read_bytes() == (tmp_path / "b.hdf5").read_bytes()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_the_file_says_of_itself(tmp_path, monkeypatch, interrupted):
+    """The doctor's hash of its content, and where each image came from, images that are left out excepted."""
+    source = make_source()
+    paths = [f"{'ab'[y]}/{i}\udcff.png" for i, y in enumerate(source.labels)]
+    source = dataclasses.replace(source, paths=paths, class_order="text", stamp="names: 1234")
+    if interrupted:
+        interrupt_at(source.images[100], monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "a.hdf5", source)
+    write(tmp_path / "a.hdf5", source)
+    dataset = loading.HDF5Dataset(tmp_path / "a.hdf5")
+    assert dataset.content == doctor.full_pass(dataset)["content"]
+    assert dataset.read_paths() == [path for i, path in enumerate(paths) if i not in BAD]
+    assert (dataset.class_order, dataset.stamp) == ("text", "names: 1234")
+    assert np.array_equal(dataset.read([5]).numpy()[0].transpose(1, 2, 0), source.images[7])
+    plain = write_plain(tmp_path / "b.hdf5", dataset)
+    assert plain.content == dataset.content and plain.read_paths() is None and plain.stamp is None
+
+
+def write_plain(path, dataset):
+    writing.write_hdf5(path, dataset.images, dataset.labels, dataset.class_names, "made", "rule")
+    return loading.HDF5Dataset(path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
+    real = h5py.File
+
+    def without_locks(*args, locking=None, **kwargs):
+        if locking is not False:
+            raise OSError(number, f"Unable to synchronously create file (unable to lock file, errno = {number})")
+        return real(*args, locking=locking, **kwargs)
+
+    def no_lock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(h5py, "File", without_locks)
+    monkeypatch.setattr(fcntl, "lockf", no_lock)
+    write(tmp_path / "a.hdf5", make_source())
+    dataset = loading.HDF5Dataset(tmp_path / "a.hdf5")
+    assert len(write_plain(tmp_path / "b.hdf5", dataset)) == len(dataset) and dataset.read_paths() is None
+    monkeypatch.setattr(
+        h5py, "File", lambda path, mode, locking: without_locks(path, mode)
+    )  # as the environment may ask
+    refused("cannot write .*a.hdf5.*HDF5_USE_FILE_LOCKING", tmp_path / "c" / "a.hdf5", make_source())
 
 
 @pytest.mark.parametrize("names", [["a"], [f"class {i}" for i in range(3000)]])
@@ -372,7 +421,7 @@ def test_two_at_once(tmp_path):
     ready, finish = context.Event(), context.Event()
 
     def hold():
-        with writing._locked(tmp_path / "a.hdf5.journal"):
+        with journal.locked(tmp_path / "a.hdf5.journal"):
             ready.set()
             finish.wait(20)
 

@@ -1,6 +1,9 @@
 """Images to evaluate, from folders, npz and HDF5 files: the right pixels, or one clear line."""
 
+import shutil
+import tarfile
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,8 @@ from PIL import Image
 
 import utils
 from image_datasets import decoding
-from metrics.images import FolderImages, NpzImages, Source, kind_of
+from metrics.array_files import NpzImages
+from metrics.images import FolderImages, Source, class_ids, kind_of
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 6, 8, 3), dtype=np.uint8)
 
@@ -123,19 +127,161 @@ def test_bad_images_are_one_line(tmp_path, folder):
     refused(["nowhere", "no such"], kind_of, tmp_path / "nowhere")
 
     npz = tmp_path / "made.npz"
-    for arrays, words in (
-        ({"x": IMAGES}, ["holds x", "arr_0"]),
-        ({"arr_0": IMAGES / 255}, ["uint8", "float64"]),
-        ({"arr_0": IMAGES.transpose(0, 3, 1, 2)}, ["(N,R,R,3)"]),
-        ({"arr_0": np.asfortranarray(IMAGES)}, ["uint8 images"]),
-        ({"arr_0": IMAGES[:0]}, ["(0, 6, 8, 3)"]),
-    ):
-        np.savez(npz, **arrays)
-        refused(["made.npz", *words], lambda: Source.at(npz).open())
     np.savez(npz, IMAGES)
     whole = npz.read_bytes()
     npz.write_bytes(whole[:500])
     refused(["made.npz", "truncated"], kind_of, npz)
     npz.write_bytes(whole[:400] + bytes(100) + whole[500:])
     refused(["made.npz", "damaged"], lambda: NpzImages(npz).read(np.arange(12)))
-    assert kind_of(npz) == "npz"
+
+
+# Other programs' files
+
+
+def saved(path, images=IMAGES, labels=None):
+    """Images in a file of a kind that its name tells."""
+    name = path.name.lower()
+    if name.endswith(".npy"):
+        with open(path, "wb") as file:
+            np.save(file, images)
+    elif name.endswith(".npz"):
+        with open(path, "wb") as file:
+            np.savez(file, x=images, **({} if labels is None else {"y": labels}))
+    else:
+        folder = path.parent / "unpacked" / "made"
+        for i, image in enumerate(images):
+            (folder / f"{i // 6}_class").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i // 6}_class" / f"{i:02}.png")
+        if name.endswith(".zip"):
+            made = shutil.make_archive(path.parent / "archive", "zip", folder.parent)
+        else:
+            made = shutil.make_archive(path.parent / "archive", "gztar" if "gz" in name else "tar", folder.parent)
+        Path(made).rename(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["a.npy", "A.NPY", "a.npz", "A.NPZ", "a.zip", "A.ZIP", "a.tar", "A.TAR", "a.tar.gz", "a.tgz", "a.TGZ"]
+)
+def test_files_of_other_programs_are_read_whatever_the_case_of_their_names(tmp_path, name):
+    images = Source.at(saved(tmp_path / name)).open()
+    assert np.array_equal(pixels(images.read(np.arange(12))), IMAGES) and len(images) == 12
+    assert np.array_equal(pixels(images.read(np.array([1, 2, 7]))), IMAGES[[1, 2, 7]])
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_arrays_of_either_layout_and_order(tmp_path, name):
+    for made in (IMAGES, IMAGES.transpose(0, 3, 1, 2), np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2))):
+        for array in (made, np.asfortranarray(made)):
+            images = Source.at(saved(tmp_path / name, array)).open()
+            assert images.resolution is None
+            for indices in ([0, 1, 2], [3], [4, 5, 9, 11], range(12)):
+                assert np.array_equal(pixels(images.read(np.array(indices))), IMAGES[list(indices)])
+
+
+def test_the_labels_of_the_familys_sample_script_and_the_only_images_of_a_file(tmp_path):
+    labels = np.arange(12) % 3
+    saved(tmp_path / "family.npz", IMAGES.transpose(0, 3, 1, 2), labels)
+    images = Source.at(tmp_path / "family.npz").open()
+    assert images.labels.tolist() == labels.tolist() and images.class_counts == [4, 4, 4]
+    np.savez(tmp_path / "other.npz", z=np.zeros((12, 5)), pictures=IMAGES, labels=labels[:, None])
+    assert Source.at(tmp_path / "other.npz").open().labels.tolist() == labels.tolist()
+    saved(tmp_path / "absurd.npz", IMAGES, np.array([2**32 - 1, *range(11)]))
+    with pytest.raises(utils.UserError, match=r"absurd.npz: y go up to 4294967295"):
+        Source.at(tmp_path / "absurd.npz").open()
+
+
+WRONG = {
+    "floats from 0 to 1": (IMAGES / 255, r"float64 .* in \[0, 1\]; save np.rint\(255 \* x\)"),
+    "floats from -1 to 1": (IMAGES.astype(np.float32) / 127.5 - 1, r"float32 .* in \[-1, 1\]; save np.rint\(127.5"),
+    "floats from 0 to 255": (IMAGES.astype(np.float16), r"in \[0, 255\]; save np.rint\(x\)"),
+    "floats beyond": (IMAGES * 1e3, "values from 0 to"),
+    "floats in Fortran's order": (np.asfortranarray(IMAGES / 255), r"in \[0, 1\]"),
+    "integers": (IMAGES.astype(np.int64), r"int64 .* in \[0, 255\]"),
+    "one image": (IMAGES[0], "a single image"),
+    "grey": (IMAGES[..., 0], "grey ones"),
+    "one channel": (IMAGES[..., :1], "grey ones"),
+    "four channels": (np.concatenate([IMAGES, IMAGES[..., :1]], 3), r"not uint8 \(12, 6, 8, 4\)"),
+    "none": (IMAGES[:0], r"\(0, 6, 8, 3\)"),
+    "vectors": (np.zeros((12, 128)), "features or logits"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_arrays_that_are_no_images_are_named_for_what_they_are(tmp_path, wrong):
+    array, words = WRONG[wrong]
+    with pytest.raises(utils.UserError, match=words) as caught:
+        Source.at(saved(tmp_path / "a.npy", array)).open()
+    assert "a.npy" in str(caught.value) and "\n" not in str(caught.value)
+    if array.ndim == 4:
+        with pytest.raises(utils.UserError, match=words):
+            Source.at(saved(tmp_path / "a.npz", array)).open()
+
+
+def test_files_of_other_kinds_are_named_for_what_they_are(tmp_path):
+    np.savez(tmp_path / "two.npz", a=IMAGES, b=IMAGES)
+    np.savez(tmp_path / "features.npz", features=np.zeros((12, 5)))
+    (tmp_path / "no.npz").write_bytes(b"no zip")
+    np.save(tmp_path / "torn.npy", IMAGES)
+    (tmp_path / "torn.npy").write_bytes((tmp_path / "torn.npy").read_bytes()[:500])
+    np.save(tmp_path / "objects.npy", np.array([{}, {}]), allow_pickle=True)
+    saved(tmp_path / "torn.tgz")
+    (tmp_path / "torn.tgz").write_bytes((tmp_path / "torn.tgz").read_bytes()[:900])
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "torn.npy", "cifar-10-batches-py/data_batch_1")
+    for name in ("a.png", "a.JPG", "a.json", "a.pkl", "a.mat", "a.rar", "a.lmdb", "a.mp4"):
+        (tmp_path / name).write_bytes(b"something")
+    for name, words in {
+        "two.npz": "holds a uint8 .*, b uint8 .*by the name arr_0 or x",
+        "features.npz": r"holds features float64 \(12, 5\): neither images .* nor statistics",
+        "no.npz": "not a readable npz file",
+        "torn.npy": "not a readable npy file",
+        "objects.npy": "not a readable npy file",
+        "torn.tgz": "no readable tar archive",
+        "cifar-10-python.tar.gz": "make_hdf5.py --dataset C10",
+        "a.png": "a single image",
+        "a.JPG": "a single image",
+        "a.json": "--compare",
+        "a.pkl": "convert_weights.py",
+        "a.mat": "numpy.save",
+        "a.rar": "archives: .rar",
+        "a.lmdb": "archives: .lmdb",
+        "a.mp4": "films: .mp4",
+        "archive.zip/nowhere": "not a readable zip",
+    }.items():
+        (tmp_path / "archive.zip").write_bytes(b"") if "zip" in name else None
+        with pytest.raises(utils.UserError, match=words) as caught:
+            Source.at(tmp_path / name).open()
+        assert name.split("/")[0] in str(caught.value) and "\n" not in str(caught.value), name
+    (tmp_path / "checkpoint.pth.tar").write_bytes(b"PK")
+    assert kind_of(tmp_path / "checkpoint.pth.tar") == "checkpoint"
+
+
+# Sub-folders as classes
+
+
+def test_sub_folders_are_classes_by_name_or_by_the_number_that_sample_py_gives_them():
+    names = ["cat", "dog/wolf", "2"]
+    assert class_ids(["2", "cat"], names, 3) == [2, 0]  # by name, whichever are there
+    assert class_ids(["0_cat", "1_dog_wolf", "2"], names, 3) == [0, 1, 2] == class_ids(["0_a", "1_b", "2"], None, 3)
+    assert class_ids(["00_a", "11_b"], None, 12) == [0, 11]
+    assert class_ids(["1", "2", "3"], ["1", "2", "3"], 3) == [0, 1, 2]  # names, though they look like numbers
+    assert class_ids(["0", "1", "2"], None, 3) == [0, 1, 2]
+    for folders in (["cat", "cow"], ["0", "1"], ["3_a", "0_b"], ["0_a", "0_b"], ["00_a", "01_b"]):
+        assert class_ids(folders, names, 3) is None, folders  # nothing is guessed
+    assert class_ids(["0", "1"], None, 3) is None and class_ids(["a", "b"], ["a", "a"], 2) is None
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "unpacked/made"])
+def test_images_know_the_classes_of_their_folders(tmp_path, name):
+    saved(tmp_path / ("a.zip" if "zip" in name else "a.tar"))
+    images = Source.at(tmp_path / name).open()
+    assert images.labels is None
+    images.know_classes(["x", "0_class", "1_class"], 3)
+    assert images.labels.tolist() == [1] * 6 + [2] * 6 and images.class_counts == [0, 6, 6]
+    images = Source.at(tmp_path / name).open()
+    images.know_classes(["x", "y"], 2)
+    assert images.labels.tolist() == [0] * 6 + [1] * 6
+    images = Source.at(tmp_path / name).open()
+    images.know_classes(["x"] * 30, 30)
+    assert images.labels is None

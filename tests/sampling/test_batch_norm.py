@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import utils
 from metrics.images import GeneratedImages
 from sampling import generate, latents
-from sampling.batch_norm import BatchNormMode, batch_statistics, evaluating, prepared, standing_copy
+from sampling.batch_norm import BatchNormMode, batch_statistics, chosen_mode, evaluating, prepared, standing_copy
 
 MODES = [BatchNormMode(), BatchNormMode("batch", 8), BatchNormMode("standing", 8, 3)]
 
@@ -171,3 +171,17 @@ def test_no_mode_mixes_devices(mode, monkeypatch):
     with FakeTensorMode(allow_non_fake_inputs=True), prepared(G.to("cuda"), mode, seed=0) as made.G:
         images = made.read(np.arange(12))
     assert images.shape == (12, 3, 16, 16) and images.device.type == "cpu"
+
+
+def test_truncated_z_has_standing_statistics_unless_a_mode_is_named_or_the_weights_hold_them(capsys):
+    own, other = latents.Truncation(0.4, "scaled_truncated_normal"), latents.Truncation(0.4)
+    flags = {"bn_mode": None, "bn_batch_size": 8, "num_standing_accumulations": 3}
+    for truncation in (None, own, latents.Truncation(1.0, "scaled_normal")):
+        assert chosen_mode(flags, truncation, own) == BatchNormMode("running", 8, 3)
+    assert capsys.readouterr().out == ""
+    for truncation, of_weights in ((other, None), (other, own), (latents.Truncation(1.0), None)):
+        assert chosen_mode(flags, truncation, of_weights) == BatchNormMode("standing", 8, 3)
+        assert "--bn_mode running" in capsys.readouterr().out
+    for mode in ("running", "batch"):
+        assert chosen_mode({**flags, "bn_mode": mode}, other, None).bn_mode == mode
+    assert capsys.readouterr().out == ""

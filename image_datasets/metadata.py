@@ -1,0 +1,129 @@
+"""Opening images whose metadata are broken: the pixels count, and what cannot be read of the rest is left out.
+
+Pillow refuses some images for chunks that have nothing to do with their pixels: text or a colour profile that unpacks
+to more than 1 MB, a wrong checksum of a comment, Exif data that are none.
+"""
+
+import contextlib
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+
+from PIL import Image
+
+ORIENTATION = 0x0112  # the Exif tag: which of these makes the image upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_PIXELS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"}  # chunks that pixels and their orientation are in
+JPEG_START = b"\xff\xd8"
+JPEG_PIXELS = {0xE0: (b"JFIF\0", 12), 0xE1: (b"Exif\0\0", 6), 0xEE: (b"Adobe", 12)}  # likewise: start, least length
+
+
+@contextlib.contextmanager
+def opened(file: str | os.PathLike | bytes, load: bool = True) -> Iterator[Image.Image]:
+    """An image of a path or of a file's content; load: decode its pixels.
+
+    Raises: of a damaged file nearly anything, as Pillow does: OSError, SyntaxError, struct.error ...
+    """
+    try:
+        image = _open(io.BytesIO(file) if isinstance(file, bytes) else file, load)
+    except Exception as error:
+        image = _open_pixels(file, load)
+        if image is None:
+            raise error
+    with image:
+        yield image
+
+
+def _open(file, load):
+    image = Image.open(file)
+    try:
+        if load:
+            image.load()
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def _open_pixels(file, load):
+    """What is left of an image once its metadata are gone; None where that does not help."""
+    with contextlib.suppress(Exception):
+        content = file if isinstance(file, bytes) else _read(file)
+        if (pixels := without_metadata(content)) != content:
+            return _open(io.BytesIO(pixels), load)
+    return None
+
+
+def _read(file):
+    with open(file, "rb") as opened_file:
+        return opened_file.read()
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A loaded image turned as its Exif data say, where they can be read; Pillow's own way writes them again."""
+    method = UPRIGHT.get(_orientation(image))
+    return image if method is None else image.transpose(method)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an opened image once it is upright, from its header alone."""
+    # Asked for the Exif data of a PNG without any before its pixels, Pillow would decode these to look behind them.
+    known = image.format != "PNG" or "exif" in image.info
+    turned = known and _orientation(image) in (5, 6, 7, 8)  # height and width change places
+    return image.size if turned else image.size[::-1]
+
+
+def _orientation(image):
+    with contextlib.suppress(Exception):  # broken Exif data make Pillow raise nearly anything
+        orientation = image.getexif().get(ORIENTATION)
+        return orientation if isinstance(orientation, int) else None
+
+
+def without_metadata(content: bytes) -> bytes:
+    """A PNG or JPEG file without the parts that say nothing of pixels; any other content as it is."""
+    if content.startswith(PNG_START):
+        return PNG_START + b"".join(_png_chunks(content))
+    if content.startswith(JPEG_START):
+        return JPEG_START + b"".join(_jpeg_segments(content))
+    return content
+
+
+def _png_chunks(content):
+    position = len(PNG_START)
+    while position + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, position)
+        end = position + 12 + length
+        chunk = content[position:end]
+        whole = end <= len(content) and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+        if kind in PNG_PIXELS and (whole or kind != b"eXIf"):  # damaged pixels stay: they are told as such
+            yield chunk
+        position = end
+
+
+def _jpeg_segments(content):
+    position = len(JPEG_START)
+    while position + 4 <= len(content):
+        start, marker, length = struct.unpack_from(">BBH", content, position)
+        if start != 0xFF or marker == 0xDA:  # the scan: from here on it is pixels
+            break
+        if marker == 0xFF:  # a byte that fills up
+            position += 1
+            continue
+        data = content[position + 4 : position + 2 + length]
+        is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
+        begins, least = JPEG_PIXELS.get(marker, (b"\0", 1 << 16))
+        if not is_metadata or (data.startswith(begins) and len(data) >= least):
+            yield content[position : position + 2 + length]
+        position += 2 + length
+    yield content[position:]
