@@ -43,6 +43,7 @@ from sampling.generate import SamplingOptions, describe
 from sampling.latents import Truncation
 from torch_utils import checkpoints, distributed
 from torch_utils.distributed import on_ranks
+from torch_utils.precision import PrecisionOptions
 
 # Flags here that mean something else in train.py, or belong to the machine: not taken over from the run.
 NOT_FROM_RUN = ("ema", "device")
@@ -94,6 +95,7 @@ def make_parser() -> utils.ArgumentParser:
     truncation_sweep.add_sweep_args(parser)
     SamplingOptions.add_to(parser)
     ClassSampling.add_to(parser)
+    PrecisionOptions.add_to(parser, only=("amp", "tf32"))
     BatchNormMode.add_to(parser, bn_mode=None)
     return parser
 
@@ -167,6 +169,7 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     of_run = _flags_of_run(meta.get("args", {}), defaults, given)
     args = argparse.Namespace(**defaults | {"num_inception_images": 50_000} | of_run | given)
     options = SamplingOptions.of(args)
+    PrecisionOptions.of(args).apply(G)
     measure = _load_measure(args, G.config.resolution, source, second, ranks)
     if ranks.is_main:
         print(describe(G, meta, ranks.device))
@@ -302,6 +305,7 @@ def _reference_of_checkpoint(args, options, source, network, ranks):
     """Reference statistics of a checkpoint's images, of another seed: images of the same z would be pairs."""
     sampling = SamplingOptions.of(args)
     G, meta = BigGAN.load_generator(source.path, ranks.device, sampling.ema)
+    PrecisionOptions.of(args).apply(G)
     _check_resolution(network, G.config.resolution, source)
     seed, truncation = sampling.seed + 1, sampling.chosen_truncation(meta)
     mode = batch_norm.chosen_mode(vars(args), truncation, sampling.own_truncation(meta))

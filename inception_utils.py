@@ -36,6 +36,7 @@ from sampling.class_sampling import is_balanced
 from sampling.latents import Truncation
 from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
+from torch_utils.precision import amp_name
 
 KID_SUBSETS_OF_REAL = 20  # few: their mean is all that is told
 
@@ -240,7 +241,8 @@ def evaluate_generator(
         labelled = measure.network.num_classes == G.config.n_classes
         sampling, turns = ("uniform", "classes in turns") if counts is None else ("data", "classes in proportion")
         order = turns + (", shuffled" if mode.block_size else "")
-        further = {"ema": ema, "truncation": truncation, "order": order, "class_sampling": sampling, **mode.protocol()}
+        about_order = {"order": order, "class_sampling": sampling}
+        further = {"ema": ema, "amp": amp_name(G.amp), "truncation": truncation, **about_order, **mode.protocol()}
         return _measured(measure, images, range(num_images), labelled, seed, further)
 
 

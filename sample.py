@@ -28,6 +28,7 @@ from sampling.latents import balanced_labels, shuffled_labels
 from sampling.sheets import class_interpolation_sheet, class_sheet, random_sheet, spread_classes, z_interpolation_sheet
 from torch_utils import checkpoints, distributed
 from torch_utils.images import save_image
+from torch_utils.precision import PrecisionOptions
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,6 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--batch_size", type=utils.positive_int, default=64, help="single images at a time")
     group.add_argument("--classes", type=utils.count, nargs="+", metavar="ID", help="only these classes; None: all")
     ClassSampling.add_to(parser)
+    PrecisionOptions.add_to(parser, only=("amp", "tf32"))
     BatchNormMode.add_to(parser, bn_mode=None)
     group = parser.add_argument_group("output")
     group.add_argument("--out", help="folder to write to; None: samples/ in the checkpoint's run folder")
@@ -54,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         raise utils.UserError("--no-sheets without --num_samples N: there is nothing to write")
     device = distributed.resolve_device(options.device)
     G, meta = BigGAN.load_generator(args.checkpoint, device, options.ema)
+    PrecisionOptions.of(args).apply(G)
     classes = _checked_classes(args.classes, G.config.n_classes)
     out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"]))
     _check_out(out, args, G.config.resolution)

@@ -96,9 +96,8 @@ def folder_source(path: str | Path, unconditional: bool = False) -> Source:
 
 def _say_left_out(files):
     if foreign := [file for file in files if listing.suffix(file) in listing.FORMAT_OF]:
-        print(
-            f"left out {utils.counted(len(foreign), 'file')} of formats that are not read: {listing.counted(foreign)}"
-        )
+        number = utils.counted(len(foreign), "file")
+        print(f"left out {number} of formats that are not read: {listing.counted(foreign)}")
     if others := [file for file in files if listing.suffix(file) not in listing.FORMAT_OF]:
         names = ", ".join(os.path.basename(other) for other in others[:3]) + (", ..." if len(others) > 3 else "")
         print(f"ignored {len(others)} file(s) that are not images: {names} ({listing.counted(others)})")

@@ -79,6 +79,11 @@ def autocast(device_type: str, dtype: torch.dtype | None) -> contextlib.Abstract
     return torch.autocast(device_type, dtype) if dtype else contextlib.nullcontext()
 
 
+def amp_name(dtype: torch.dtype | None) -> str | None:
+    """The name in AMP of a type of feature maps; None for that of the weights."""
+    return next((name for name, known in AMP.items() if known and known == dtype), None)
+
+
 def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
     """What is computed here keeps the type of its inputs."""
     known = torch.amp.is_autocast_available(device_type)  # not that of the meta device

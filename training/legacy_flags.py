@@ -48,6 +48,17 @@ REFUSED = {
 }
 
 
+# The family's switches of mixed precision, for one network or both: name -> --amp. Here both networks compute alike.
+MIXED_PRECISION = {"G_fp16": "fp16", "D_fp16": "fp16", "G_mixed_precision": "fp16", "D_mixed_precision": "fp16"}
+
+
+class _Amp(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        namespace.amp = MIXED_PRECISION[self.option_strings[0][2:]]
+        note = f"{option_string}: as --amp {namespace.amp}, for G and D"
+        namespace.legacy_notes = [*(namespace.legacy_notes or []), note]
+
+
 class _Accept(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         name = self.option_strings[0][2:]
@@ -75,5 +86,9 @@ def add_legacy_args(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", action=_Accept, nargs=nargs, dest="legacy_notes", help=argparse.SUPPRESS)
     for name in ACCEPTED_VALUES:
         parser.add_argument(f"--{name}", action=_Accept, dest="legacy_notes", help=argparse.SUPPRESS)
+    for name in MIXED_PRECISION:
+        parser.add_argument(
+            f"--{name}", action=_Amp, nargs=0, dest="amp", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
     for name in REFUSED:
         parser.add_argument(f"--{name}", action=_Refuse, nargs="*", dest="legacy_notes", help=argparse.SUPPRESS)

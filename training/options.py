@@ -114,15 +114,8 @@ class ReportOptions(Options):
 
 # The concerns whose options may change where --allow_change names them, but for those that decide what the state is.
 EVALUATION = (MetricOptions, BatchNormMode)
-CHANGEABLE_BY_NAME = (
-    BatchOptions,
-    StepOptions,
-    EMAOptions,
-    OptimizerOptions,
-    ReportOptions,
-    PrecisionOptions,
-    *EVALUATION,
-)
+OF_TRAINING = (BatchOptions, StepOptions, EMAOptions, OptimizerOptions, PrecisionOptions)
+CHANGEABLE_BY_NAME = (*OF_TRAINING, ReportOptions, *EVALUATION)
 NEVER_CHANGEABLE = {"unconditional", "ema"}
 
 
