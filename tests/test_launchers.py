@@ -55,7 +55,7 @@ def inception(tmp_path_factory):
     about = {"network": "inception", "weights_hash": utils.sha256(weights), "resize": "bilinear_corners"}
     about |= {"dataset": "ILSVRC64", "num_images": 2, "seed": 0, "k": 5, "splits": 10, "assumed": False}
     moments = torch.zeros(2048, dtype=torch.float64), torch.eye(2048, dtype=torch.float64)
-    reference = Reference(*moments, torch.zeros(2, 2048), 1.0, 0.0, 1.0, ReferenceProtocol(**about))
+    reference = Reference(*moments, torch.zeros(6, 2048), 1.0, 0.0, 1.0, ReferenceProtocol(**about))
     reference.save(reference_path(root, "ILSVRC64", "inception", "bilinear_corners"))
     return weights, root
 
@@ -80,8 +80,8 @@ def test_dry_run(script, data_root, inception, capsys):
         and "no attention there" not in re.sub(r".*D_attn 64: .*\n", "", out)
     )
     options, _ = train.parse_args(flags)
-    resolution, num_classes = re.search(r"^(\d+)x\d+ images, (\d+) classes", out, re.M).groups()
-    assert f"{resolution}x{resolution}" in out and int(num_classes) == (10 if options.data.dataset == "C10" else 1000)
+    resolution, num_classes = re.search(r"^(\d+)x\d+ images, ([\d,]+) classes", out, re.M).groups()
+    assert f"{resolution}x{resolution}" in out and num_classes == ("10" if options.data.dataset == "C10" else "1,000")
     if script.name.startswith("launch_"):
         assert f"so many processes: 1: {count_models.sizes(script).memory:.1f}, " in out
         assert options.run.experiment_name == script.stem.removeprefix("launch_")

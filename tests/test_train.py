@@ -253,6 +253,7 @@ def test_two_processes_see_the_images_and_weights_of_one(whole, where, tmp_path)
     assert done.returncode == 0, done.stderr
     one, two = ([e for e in events(f) if e["event"] == "train"] for f in (whole, tmp_path / "runs" / "run"))
     assert len(two) == 3
+    assert "on cpu, 2 processes: 4 images of a pass on each" in done.stdout
     assert done.stdout.count("next: python sample.py") == 1 and "Warning" not in done.stderr
     # Batch norm of G sees half the batch on each rank; D has none, and its first step starts from the same weights.
     assert two[0]["D_loss_real"] == pytest.approx(one[0]["D_loss_real"], abs=0.05)

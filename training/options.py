@@ -63,7 +63,7 @@ class DryRunOptions(Options):
     title = "dry run"
 
     dry_run: bool = option(
-        False, "check flags, data and weights, print sizes and memory, and stop", switch=True, changeable=True
+        False, "make all checks, print sizes, memory and disk, and stop", switch=True, changeable=True
     )
     dry_run_time: bool = option(
         False, "the same, and time the largest batch that fits on this machine", switch=True, changeable=True
