@@ -130,5 +130,6 @@ def write_subset(out: str | Path, selection: Selection) -> None:
     check_disk(out, len(subset), subset.resolution)
     images = (image for block, _ in iterate(subset, 256) for image in block.numpy())
     rule = selection.dataset.crop_resize or "unknown"
+    source = source.encode(errors="surrogateescape").decode(errors="backslashreplace")  # of a name that is no text
     write_hdf5(out, images, subset.labels, subset.class_names, f"{source}; {selection.describe()}", rule)
     print(f"wrote {out}: {utils.counted(len(subset), 'image')}")

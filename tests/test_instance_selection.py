@@ -3,7 +3,10 @@
 import json
 import multiprocessing
 import os
+import shutil
+import sys
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -207,6 +210,28 @@ def test_the_kept_images_as_a_data_set(script, capsys):
         script("--out", str(out))
     with pytest.raises(utils.UserError, match="the data set itself"):
         script("--out", str(script.root / "made.hdf5"), "--overwrite")
+
+
+def test_names_that_are_no_text_are_kept(data_root, tmp_path, capsys):
+    """A family file of a name, in a folder of a name, with a class of a name that are not UTF-8."""
+    root = tmp_path / os.fsdecode(b"r\xe9")
+    root.mkdir()
+    named = os.fsdecode(b"caf\xe9")
+    with h5py.File(data_root / "made.hdf5") as made, h5py.File(root / f"{named}.hdf5", "w") as file:
+        file["imgs"], file["labels"] = made["imgs"][()], made["labels"][()]
+        file.attrs["class_names"] = json.dumps([named, "猫" * 85, "b"])
+    shutil.copy(data_root / "made_classifier.pth", root / f"{named}_classifier.pth")
+    flags = ["--dataset", named, "--data_root", str(root), *CPU, *SELECT, "--retention_ratio", "50"]
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="ascii", errors="backslashreplace")  # as run_main does, under a strict locale
+    instance_selection.main([*flags, "--out", str(root / "out.hdf5")])
+    assert (root / f"{named}_classifier_gaussian_scores.png").exists()
+    kept = loading.open_dataset("out", root)
+    assert kept.class_names[0] == named and kept.source.startswith("caf\\xe9; instance selection keeps")
+    capsys.readouterr()
+    instance_selection.main([*flags, "--json"])
+    table = json.loads(capsys.readouterr().out.encode("ascii"))
+    assert table["dataset"] == table["classes"][0]["class"] == named
 
 
 @pytest.mark.parametrize(
