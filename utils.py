@@ -79,7 +79,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message):
         if "unrecognized arguments" in message:
             message += self._guess(message)
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)} (see --help)\n")
 
     def parse_layers(self, argv: list[str] | None = None) -> tuple[dict, dict]:
         """Defaults of all flags, and the values that are given on the command line: two dicts by name.
@@ -232,12 +232,18 @@ def _argument_type(field):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a script's `main()`: bad input ends in one line and status 2, Ctrl-C in one line and status 130."""
+    """Run a script's `main()`: bad input ends in one line and status 2, Ctrl-C in one line and status 130.
+
+    What it prints appears line by line, in a log file too; letters that the locale does not have are escaped.
+    """
     warnings.formatwarning = _one_line_warning
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
     except UserError as error:
-        _exit_with_line(error)
+        _exit_with_line(str(error))
     except BrokenPipeError:  # the reader of our output (head, less) has gone away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
@@ -253,13 +259,27 @@ def run_main(main: Callable[[], None]) -> None:
 def _one_line_warning(message, category, filename, lineno, line=None, default=warnings.formatwarning):
     """A warning as text; one of the project's own is for the user, who has no use for the line of code."""
     own = category is UserWarning and Path(filename).is_relative_to(ROOT) and ".venv" not in Path(filename).parts
-    return f"warning: {message}\n" if own else default(message, category, filename, lineno, line)
+    return f"warning: {printable(str(message))}\n" if own else default(message, category, filename, lineno, line)
 
 
 def _exit_with_line(text):
     if is_main_process():  # the others have found the same, or are ended by torchrun
-        print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {printable(text)}", file=sys.stderr)
     sys.exit(2)
+
+
+def printable(text: str) -> str:
+    """Any name, of a class or a file, as one line to be read: line breaks, control characters and bytes that are no
+    text are escaped. Bytes that were UTF-8 in a locale that could not read them are letters again.
+    """
+    with contextlib.suppress(UnicodeEncodeError):  # half a letter of UTF-16
+        text = text.encode(errors="surrogateescape").decode(errors="surrogateescape")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 class", "1,000 classes"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def bar_interval() -> dict:
@@ -337,7 +357,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        name = {"prefix": f".{path.name[:40]}.", "suffix": path.suffix[-20:]}  # a name can be as long as is allowed
+        handle, temporary = tempfile.mkstemp(**name, dir=path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     os.close(handle)
@@ -367,7 +388,7 @@ def save_json(obj, path: str | Path) -> None:
 def load_json(path: str | Path):
     """The content of a JSON file. Raises: UserError naming the file if it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # whatever the locale; Windows marks the start
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:

@@ -104,13 +104,60 @@ def test_run_main_turns_errors_into_exit_statuses():
         assert ("the remedy" in done.stderr) == (status == 2)
 
 
+def test_any_name_is_printed_in_any_locale(tmp_path):
+    """Under a locale of ASCII only, that does not forgive; what is printed appears at once, in a log file too."""
+    (tmp_path / "names.json").write_bytes('\ufeff["\u732b"]'.encode())
+    code = """
+import sys, utils
+def main():
+    print("IS 9.0 \\xb1 0.1", *utils.load_json(sys.argv[1]), "caf\\udce9")
+    print("e\\xe9", file=sys.stderr)
+    import os; assert b"IS" in open("/proc/self/fd/1", "rb").read()
+    raise utils.UserError("class a\\nb \\x1b[1m: the remedy")
+utils.run_main(main)"""
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii:strict"}
+    with open(tmp_path / "out", "w") as out:
+        command = [sys.executable, "-c", code, str(tmp_path / "names.json")]
+        done = subprocess.run(command, cwd=utils.ROOT, env=environment, stdout=out, stderr=subprocess.PIPE, text=True)
+    assert (tmp_path / "out").read_text() == "IS 9.0 \\xb1 0.1 \\u732b caf\\udce9\n"
+    assert done.stderr == "e\\xe9\n-c: error: class a\\nb \\x1b[1m: the remedy\n" and done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("great white", "great white"),
+        ("\u732b \xb1 \u00e9", "\u732b \xb1 \u00e9"),
+        ("caf\udce9", r"caf\udce9"),
+        ("\udce7\udc8c\udcab", "\u732b"),
+        ("a\r\n\tb\0\x1b\x7f\u202e\u2028", r"a\r\n\tb\x00\x1b\x7f\u202e\u2028"),
+        ("\ud83d \udce9", r"\ud83d \udce9"),
+        ("", ""),
+    ],
+)
+def test_any_name_is_one_line_of_letters(name, shown):
+    assert utils.printable(name) == shown.encode().decode() and utils.printable(shown) == shown
+
+
+def test_numbers_of_things():
+    assert [utils.counted(n, "class") for n in (0, 1, 1000)] == ["0 classes", "1 class", "1,000 classes"]
+    assert utils.counted(1, "image") == "1 image" and utils.counted(2, "image") == "2 images"
+
+
+@pytest.mark.parametrize(
+    "name", ["\u732b" * 83 + ".json", "a" * 250 + ".json", "a." + "b" * 253, os.fsdecode(b"\xe9" * 255)]
+)
+def test_a_file_name_as_long_as_is_allowed_can_be_written(tmp_path, name):
+    utils.save_json([1], tmp_path / name)
+    assert utils.load_json(tmp_path / name) == [1] and os.listdir(tmp_path) == [name]
+
+
 def test_image_grid_places_images_row_by_row():
     images = torch.zeros(6, 3, 4, 4, dtype=torch.uint8)
     images[4] = 200
     grid = np.asarray(image_grid(images, columns=3, scale=2, pad=1))
     assert grid.shape == (2 * 9 + 1, 3 * 9 + 1, 3)
     assert (grid[10:18, 10:18] == 200).all() and (grid[1:9, 1:9] == 0).all()
-    assert image_grid(images, columns=3, labels=["a", "b", "c"]).height > image_grid(images, 3).height
 
 
 def test_a_reader_that_goes_away_is_no_traceback():
