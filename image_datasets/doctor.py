@@ -285,5 +285,5 @@ def _selection(findings, kept):
 
 def _quoted(name):
     """A class name as part of a line of text, however long it is."""
-    name = doctor_picture.on_one_line(name)
+    name = utils.printable(name)
     return f"'{name if len(name) <= 40 else name[:39] + '…'}'"

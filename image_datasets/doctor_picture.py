@@ -1,14 +1,12 @@
 """The picture of a data set: images of some of its classes, and how many images each class has."""
 
-import contextlib
-import functools
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+import utils
 from image_datasets.hdf5 import HDF5Dataset
+from torch_utils import text
 
 MAX_CLASSES = 16  # of which images are shown
 MAX_BARS = 50  # classes with a bar and a name of their own; of more only the sorted sizes are drawn
@@ -17,22 +15,21 @@ TILE = 64  # pixels of a small image, enlarged by a whole number
 MAX_TILE = 96  # pixels that larger images are brought down to
 NAME_WIDTH, LINE, PAD, MARGIN = 260, 20, 4, 20  # pixels
 FONT_SIZE = 13
-CJK_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "msyh.ttc", "PingFang.ttc", "Arial Unicode.ttf")
-INK, FAINT, PALE, BAR = (20, 20, 20), (110, 110, 110), (210, 210, 210), (70, 110, 170)
+FAINT, PALE, BAR = (110, 110, 110), (210, 210, 210), (70, 110, 170)
 
 
-def draw(dataset: HDF5Dataset, counts: ArrayLike, text: str) -> Image.Image:
-    """One picture of a data set: `text` as its head; rows of up to 10 images for up to 16 classes spread over all; a
+def draw(dataset: HDF5Dataset, counts: ArrayLike, head: str) -> Image.Image:
+    """One picture of a data set: `head` above all; rows of up to 10 images for up to 16 classes spread over all; a
     bar per class, or for more than 50 classes their sizes in decreasing order.
 
     counts: images of each class, ints (num_classes,).
     """
     counts = np.asarray(counts)
-    names = [on_one_line(name) for name in dataset.class_names]
+    names = [utils.printable(name) for name in dataset.class_names]
     tile = min(dataset.resolution * max(1, TILE // dataset.resolution), MAX_TILE)
     width = 2 * MARGIN + NAME_WIDTH + COLUMNS * (tile + PAD)
     parts = [
-        _head(text.splitlines(), width),
+        _head(head.splitlines(), width),
         *_class_rows(dataset, names, counts, tile, width),
         _histogram(names, counts, width) if len(counts) > MAX_BARS else _bars(names, counts, width),
     ]
@@ -44,15 +41,10 @@ def draw(dataset: HDF5Dataset, counts: ArrayLike, text: str) -> Image.Image:
     return sheet
 
 
-def on_one_line(name: str) -> str:
-    """A class name fit to be written out: the name of a folder may hold line breaks, and bytes that are no letters."""
-    return " ".join(name.encode(errors="replace").decode().split())
-
-
 def _head(lines, width):
     part = Image.new("RGB", (width, LINE * len(lines) + MARGIN), "white")
     for i, line in enumerate(lines):
-        _write(part, (MARGIN, i * LINE), line, width - 2 * MARGIN, INK if i == 0 else FAINT)
+        _write(part, (MARGIN, i * LINE), line, width - 2 * MARGIN, text.INK if i == 0 else FAINT)
     return part
 
 
@@ -81,7 +73,7 @@ def _spread(indices, number):
 
 
 def _images(count):
-    return "no images" if count == 0 else "1 image" if count == 1 else f"{count:,} images"
+    return utils.counted(count, "image") if count else "no images"
 
 
 def _bars(names, counts, width):
@@ -120,40 +112,11 @@ def _histogram(names, counts, width):
     _write(part, ((left + right) // 2, bottom + 8), title, right - left, FAINT, "ma")
     for i, (kind, c) in enumerate((("largest", order[0]), ("smallest", order[-1]))):
         where, anchor = ((left, "la"), (right, "ra"))[i]
-        text = f"{kind}: {_images(counts[c])}, class {c}: {names[c]}"
-        _write(part, (where, bottom + 8 + (i + 1) * LINE), text, right - left, INK, anchor)
+        line = f"{kind}: {_images(counts[c])}, class {c}: {names[c]}"
+        _write(part, (where, bottom + 8 + (i + 1) * LINE), line, right - left, anchor=anchor)
     return part
 
 
-def _write(picture, position, text, width, fill=INK, anchor="la"):
+def _write(picture, position, line, width, fill=text.INK, anchor="la"):
     """Write a line of text, cut with an ellipsis where it is wider than `width` pixels."""
-    font = _font(text)
-    shown, cut = text, len(text)
-    while font.getlength(shown) > width and cut:
-        cut -= 1
-        shown = f"{text[:cut]}…"
-    ImageDraw.Draw(picture).text(position, shown, fill=fill, font=font, anchor=anchor)
-
-
-def _font(text):
-    """The first of our fonts that has all letters of a text, or the first of all."""
-    fonts = _fonts()
-    return next((font for font in fonts if all(_has(font, letter) for letter in set(text))), fonts[0])
-
-
-@functools.cache
-def _fonts():
-    """DejaVu Sans, which matplotlib brings along (Pillow's own font has few letters beyond ASCII), and what is here of
-    the usual fonts for Chinese, Japanese and Korean."""
-    import matplotlib
-
-    fonts = []
-    for name in (str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), *CJK_FONTS):
-        with contextlib.suppress(OSError):  # not on this machine
-            fonts.append(ImageFont.truetype(name, FONT_SIZE))
-    return fonts
-
-
-@functools.cache
-def _has(font, letter):
-    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))  # never a letter
+    text.fit(line, width, size=FONT_SIZE).draw(picture, position, fill, anchor)

@@ -160,6 +160,21 @@ def test_image_grid_places_images_row_by_row():
     assert (grid[10:18, 10:18] == 200).all() and (grid[1:9, 1:9] == 0).all()
 
 
+def test_text_around_a_grid_leaves_its_pixels_as_they_are():
+    images = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8)
+    plain = np.asarray(image_grid(images, 3))
+    for name in ("7", "a name of several words", "x" * 255, "\u732b" * 85):
+        heads, left, right = [name, "b", "c"], [name, "b"], ["c", name]
+        grid = np.asarray(image_grid(images, 3, heads, left=left, right=right))
+        top, sides = grid.shape[0] - plain.shape[0], grid.shape[1] - plain.shape[1]
+        before = next(x for x in range(sides + 1) if np.array_equal(grid[top:, x : x + plain.shape[1]], plain))
+        assert 16 <= top <= 55 and 8 < before < sides <= 2 * 159 and (grid[:top, :before] == 255).all()
+        for part in (grid[:top, before : before + 42], grid[top:, :before], grid[top:, before + plain.shape[1] :]):
+            assert (part < 100).any() and (part[:, -1] == 255).all()
+    wide = np.asarray(image_grid(images, 3, ["sparsest of all", "", "c"]))
+    assert wide.shape[0] == plain.shape[0] + 16 and (wide[:16, 42:84] < 100).any()  # over the column without a label
+
+
 def test_a_reader_that_goes_away_is_no_traceback():
     code = "import os, utils\ndef main():\n for _ in range(9999): os.write(1, b'x' * 99)\nutils.run_main(main)"
     process = subprocess.Popen(
