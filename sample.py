@@ -21,10 +21,11 @@ import BigGAN
 import utils
 from sampling import batch_norm
 from sampling.batch_norm import BatchNormMode
+from sampling.classes import class_ids, listed, pages, spread_classes
 from sampling.files import npz_writer, png_writer
 from sampling.generate import SamplingOptions, describe, generate
 from sampling.latents import balanced_labels, shuffled_labels
-from sampling.sheets import class_interpolation_sheet, class_sheet, random_sheet, spread_classes, z_interpolation_sheet
+from sampling.sheets import class_interpolation_sheet, class_sheet, random_sheet, z_interpolation_sheet
 from torch_utils import checkpoints, distributed
 from torch_utils.images import save_image
 
@@ -34,7 +35,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file, or a run folder: its best checkpoint")
     group = SamplingOptions.add_to(parser)
     group.add_argument("--batch_size", type=utils.positive_int, default=64, help="single images at a time")
-    group.add_argument("--classes", type=utils.count, nargs="+", metavar="ID", help="only these classes; None: all")
+    group.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="CLASS",
+        help="only these classes, by number (from 0) or name; all: every one, in sheets of up to 10 classes each; "
+        "None: 10 in sheets, all in single images. A name that begins with - is given as --classes=-NAME",
+    )
     BatchNormMode.add_to(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--out", help="folder to write to; None: samples/ in the checkpoint's run folder")
@@ -52,23 +59,17 @@ def main(argv: list[str] | None = None) -> None:
         raise utils.UserError("--no-sheets without --num_samples N: there is nothing to write")
     device = distributed.resolve_device(options.device)
     G, meta = BigGAN.load_generator(args.checkpoint, device, options.ema)
-    classes = _checked_classes(args.classes, G.config.n_classes)
+    names, K = meta["class_names"], G.config.n_classes
+    chosen = class_ids(args.classes, names) if args.classes else None
     out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"]))
     _check_out(out, args, G.config.resolution)
     truncation = options.chosen_truncation(meta)
     print(describe(G, meta, device) + (f", z {truncation.kind} {truncation.limit:g}" if truncation else ""))
     with batch_norm.prepared(G, mode, options.seed, truncation) as G:
         if args.sheets:
-            _write_sheets(G, meta, args, classes, truncation, out)
+            _write_sheets(G, names, args, chosen, truncation, out)
         if args.num_samples:
-            _write_samples(G, meta, args, mode, classes, truncation, out)
-
-
-def _checked_classes(classes, num_classes):
-    for c in classes or ():
-        if c >= num_classes:
-            raise utils.UserError(f"--classes {c}: this model has the classes 0 to {num_classes - 1}")
-    return classes or list(range(num_classes))
+            _write_samples(G, names, args, mode, chosen or list(range(K)), truncation, out)
 
 
 def _check_out(out, args, resolution):
@@ -87,32 +88,38 @@ def _check_out(out, args, resolution):
         raise utils.UserError(f"--out {out}: {needed / 1e9:.1f} GB may be needed, {free / 1e9:.1f} GB are free")
 
 
-def _write_sheets(G, meta, args, classes, truncation, out):
-    chosen = args.classes or spread_classes(G.config.n_classes)
-    common = (G, args.rows, args.seed, truncation)
-    named = ", ".join(f"{c} {name}" if (name := meta["class_names"][c]) != str(c) else name for c in chosen)
-    if len(chosen) > 1:
-        _save(class_sheet(*common, chosen, meta["class_names"]), out / "class_sheet.png", f"columns: {named}")
-    _save(random_sheet(*common, classes), out / "random_sheet.png", "random z and classes")
-    _save(z_interpolation_sheet(*common, chosen), out / "interpolation_z.png", "from one z to another, class fixed")
-    if len(chosen) > 1:
-        sheet = class_interpolation_sheet(*common, chosen)
+def _write_sheets(G, names, args, chosen, truncation, out):
+    """The sheets of the classes `chosen`, of 10 spread over all if None. names: of all classes."""
+    K, spread, common = G.config.n_classes, spread_classes(G.config.n_classes), (G, args.rows, args.seed, truncation)
+    part = chosen if chosen and len(chosen) < K else None  # where not all are asked for
+    of_all = f"{len(spread)} of {K} classes, --classes all draws each; " if not chosen and len(spread) < K else ""
+    columns = pages(chosen or spread)
+    for i, classes in enumerate(columns if len(chosen or spread) > 1 else ()):
+        page = f"_{i + 1:0{len(str(len(columns)))}}_of_{len(columns)}" if len(columns) > 1 else ""
+        sheet = class_sheet(*common, classes, names)
+        _save(sheet, out / f"class_sheet{page}.png", f"{of_all}columns: {listed(classes, names)}")
+    classes_of = f"classes of: {listed(part, names)}" if part else "classes"
+    _save(random_sheet(*common, chosen), out / "random_sheet.png", f"random z and {classes_of}")
+    sheet = z_interpolation_sheet(*common, part or spread, names)
+    _save(sheet, out / "interpolation_z.png", "from one z to another, class fixed")
+    if len(part or spread) > 1:
+        sheet = class_interpolation_sheet(*common, part or spread, names)
         _save(sheet, out / "interpolation_class.png", "from one class to another, z fixed")
 
 
 def _save(image, path, what):
     save_image(image, path)
-    print(f"wrote {path} ({what})")
+    print(f"wrote {utils.printable(str(path))} ({what})")
 
 
-def _write_samples(G, meta, args, mode, classes, truncation, out):
+def _write_samples(G, names, args, mode, classes, truncation, out):
     to_make, batch_size = balanced_labels(args.num_samples, classes), args.batch_size
     if mode.block_size:  # whole blocks, whatever the number of images, so that each has its block's statistics
         to_make, batch_size = shuffled_labels(args.seed, mode.whole(args.num_samples), classes), mode.block_size
     y = to_make[: args.num_samples]
     writers = {}
     if args.format != "npz":
-        writers[out / "images"] = png_writer(out / "images", y, meta["class_names"])
+        writers[out / "images"] = png_writer(out / "images", y, names)
     if args.format != "png":
         writers[out / "samples.npz"] = npz_writer(out / "samples.npz", y, G.config.resolution)
     with contextlib.ExitStack() as stack, tqdm(total=len(y), unit="img", disable=None) as bar:
@@ -125,7 +132,7 @@ def _write_samples(G, meta, args, mode, classes, truncation, out):
             left -= len(wanted)
             bar.update(len(wanted))
     for path in writers:
-        print(f"wrote {path} ({len(y)} images)")
+        print(f"wrote {utils.printable(str(path))} ({utils.counted(len(y), 'image')})")
 
 
 if __name__ == "__main__":

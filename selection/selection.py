@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+import utils
 from image_datasets.image_sets import ImageSet, Subset
 from image_datasets.loading import iterate
 from image_datasets.writing import check_disk, write_hdf5
 from metrics.networks import FeatureOptions
+from sampling.classes import numbered
 from selection.scores import SelectionOptions, class_indices, keep, load_scores
 from torch_utils.distributed import Ranks
 from torch_utils.images import image_grid
@@ -86,7 +88,8 @@ def report(selection: Selection) -> str:
     """Two lines: how many images are kept, and of which classes fewest and most."""
     classes, images, kept = selection.counts()
     names = selection.dataset.class_names
-    few, many = (f"{names[classes[i]]} ({kept[i]:,} of {images[i]:,})" for i in (kept.argmin(), kept.argmax()))
+    ends = ((utils.printable(names[classes[i]]), kept[i], images[i]) for i in (kept.argmin(), kept.argmax()))
+    few, many = (f"{name} ({kept_here:,} of {all_here:,})" for name, kept_here, all_here in ends)
     return f"{selection.describe()}\nfewest of class {few}, most of class {many}"
 
 
@@ -104,7 +107,7 @@ def table(selection: Selection) -> dict:
 
 
 def score_sheet(dataset: ImageSet, scores: np.ndarray) -> tuple[Image.Image, list[int]]:
-    """A picture of up to 10 classes, spread over all: in each row the 5 densest images, then the 5 sparsest.
+    """A picture of up to 10 classes, spread over all: in each named row the 5 densest images, then the 5 sparsest.
 
     Returns: the picture, class ids of the rows.
     """
@@ -119,8 +122,11 @@ def score_sheet(dataset: ImageSet, scores: np.ndarray) -> tuple[Image.Image, lis
         images[row, : len(densest)] = dataset.read(densest)
         if len(sparsest):
             images[row, -len(sparsest) :] = dataset.read(sparsest)
-    grid = image_grid(images.flatten(0, 1), columns, ["densest", *[""] * (columns - 2), "sparsest"])
-    return grid, [int(dataset.labels[indices[0]]) for indices in groups]
+    classes = [int(dataset.labels[indices[0]]) for indices in groups]
+    names = [numbered(c, dataset.class_names) for c in classes]
+    blank = [""] * (SHEET_IMAGES - 1)
+    heads = ["densest first", *blank, "", "sparsest last", *blank]
+    return image_grid(images.flatten(0, 1), columns, heads, left=names), classes
 
 
 def write_subset(out: str | Path, selection: Selection) -> None:

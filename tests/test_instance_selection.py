@@ -187,10 +187,12 @@ def test_the_script_shows_and_tells(script, capsys):
     with Image.open(script.root / "made_classifier_gaussian_scores.png") as sheet:
         picture = np.asarray(sheet)
     scale, pad, header = 4, 2, 16  # of torch_utils.images.image_grid at 16x16
+    left = picture.shape[1] - 11 * (16 * scale + pad) - pad
+    assert left > 8 and (picture[:, :left] < 100).any()  # names of the rows
     for column, rank in ((0, -1), (10, 0)):  # of class a: the densest image, and the sparsest
         own = np.flatnonzero(dataset.labels == 0)
         image = dataset.images[own[np.argsort(scores[own])[rank]]]
-        x = column * (16 * scale + pad) + pad
+        x = left + column * (16 * scale + pad) + pad
         tile = picture[header + pad : header + pad + 16 * scale : scale, x : x + 16 * scale : scale]
         assert np.array_equal(tile.transpose(2, 0, 1), image)
 
