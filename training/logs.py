@@ -1,6 +1,7 @@
 """What a run writes for people to look at: a JSON line per event, TensorBoard, and a picture of the curves."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class RunLog:
         with utils.atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(self.path, "a")  # noqa: SIM115  (open for the life of the run; `close` closes it)
-        self.board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=0 if step is None else step + 1)
+        self.board = SummaryWriter(_text_path(Path(folder, "tensorboard")), purge_step=0 if step is None else step + 1)
 
     def write(self, event: str, step: int, entries: dict) -> None:
         """Append one event; its numbers also go to TensorBoard, as event/name."""
@@ -45,6 +46,15 @@ class RunLog:
     def close(self) -> None:
         self.file.close()
         self.board.close()
+
+
+def _text_path(folder):
+    """A path to a folder, made if need be, that is text: TensorBoard takes no other names, where the system does."""
+    try:
+        return str(folder).encode().decode()
+    except UnicodeEncodeError:
+        folder.mkdir(parents=True, exist_ok=True)
+        return f"/proc/self/fd/{os.open(folder, os.O_RDONLY)}"  # open for the life of the process, as the log is
 
 
 def read_log(path: str | Path) -> list[dict]:

@@ -33,6 +33,14 @@ def test_resumed_log_equals_the_undisturbed_one(tmp_path):
     assert len(numbers(tmp_path / "whole")) == 12
 
 
+def test_a_folder_whose_name_is_no_text_has_a_log_too(tmp_path):
+    folder = tmp_path / "caf\udce9"
+    write(folder, [1, 2])
+    assert len(numbers(folder)) == 4
+    (events,) = (folder / "tensorboard").iterdir()
+    assert events.stat().st_size > 100
+
+
 def test_a_new_run_starts_a_new_log(tmp_path):
     write(tmp_path, [1, 2])
     write(tmp_path, [1])
