@@ -19,7 +19,7 @@ import typing
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import NamedTuple
@@ -275,6 +275,12 @@ def printable(text: str) -> str:
     with contextlib.suppress(UnicodeEncodeError):  # half a letter of UTF-16
         text = text.encode(errors="surrogateescape").decode(errors="surrogateescape")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def numbered(c: int, class_names: Sequence[str] | None = None) -> str:
+    """A class's number and name, printable; the number alone where that is its name, or where there are no names."""
+    name = printable(class_names[c]) if class_names else str(c)
+    return name if name == str(c) else f"{c} {name}".strip()
 
 
 def counted(number: int, noun: str) -> str:

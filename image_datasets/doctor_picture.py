@@ -14,7 +14,7 @@ COLUMNS = 10  # images in a row
 TILE = 64  # pixels of a small image, enlarged by a whole number
 MAX_TILE = 96  # pixels that larger images are brought down to
 NAME_WIDTH, LINE, PAD, MARGIN = 260, 20, 4, 20  # pixels
-FONT_SIZE = 13
+FONT_SIZE, HEAD_LINES, NAME_LINES = 13, 3, 2  # lines that a line of the head, or a name, is wrapped into at most
 FAINT, PALE, BAR = (110, 110, 110), (210, 210, 210), (70, 110, 170)
 
 
@@ -25,7 +25,7 @@ def draw(dataset: HDF5Dataset, counts: ArrayLike, head: str) -> Image.Image:
     counts: images of each class, ints (num_classes,).
     """
     counts = np.asarray(counts)
-    names = [utils.printable(name) for name in dataset.class_names]
+    names = [utils.numbered(c, dataset.class_names) for c in range(len(counts))]
     tile = min(dataset.resolution * max(1, TILE // dataset.resolution), MAX_TILE)
     width = 2 * MARGIN + NAME_WIDTH + COLUMNS * (tile + PAD)
     parts = [
@@ -42,9 +42,12 @@ def draw(dataset: HDF5Dataset, counts: ArrayLike, head: str) -> Image.Image:
 
 
 def _head(lines, width):
-    part = Image.new("RGB", (width, LINE * len(lines) + MARGIN), "white")
-    for i, line in enumerate(lines):
-        _write(part, (MARGIN, i * LINE), line, width - 2 * MARGIN, text.INK if i == 0 else FAINT)
+    texts = [text.fit(line, width - 2 * MARGIN, HEAD_LINES, FONT_SIZE) for line in lines]
+    part = Image.new("RGB", (width, sum(lines.height + PAD for lines in texts) + MARGIN), "white")
+    y = 0
+    for i, lines in enumerate(texts):
+        lines.draw(part, (MARGIN, y), text.INK if i == 0 else FAINT)
+        y += lines.height + PAD
     return part
 
 
@@ -55,9 +58,10 @@ def _class_rows(dataset, names, counts, tile, width):
     for c in shown:
         indices = _spread(np.flatnonzero(dataset.labels == c), rows * COLUMNS)
         lines = max(1, -(-len(indices) // COLUMNS))
-        part = Image.new("RGB", (width, max(lines * (tile + PAD), 2 * LINE) + PAD), "white")
-        _write(part, (MARGIN, 4), names[c], NAME_WIDTH - MARGIN)
-        _write(part, (MARGIN, 4 + LINE), f"class {c}: {_images(counts[c])}", NAME_WIDTH - MARGIN, FAINT)
+        name = text.fit(names[c], NAME_WIDTH - MARGIN, NAME_LINES, FONT_SIZE)
+        part = Image.new("RGB", (width, max(lines * (tile + PAD), PAD + name.height + LINE) + PAD), "white")
+        name.draw(part, (MARGIN, PAD))
+        _write(part, (MARGIN, PAD + name.height + PAD), _images(counts[c]), NAME_WIDTH - MARGIN, FAINT)
         for i, pixels in enumerate(dataset.read(indices).permute(0, 2, 3, 1).numpy()):
             resampling = Image.Resampling.BOX if dataset.resolution > tile else Image.Resampling.NEAREST
             image = Image.fromarray(pixels).resize((tile, tile), resampling)
@@ -104,15 +108,16 @@ def _histogram(names, counts, width):
     for x in range(left, right):
         count = counts[order[(x - left) * len(counts) // (right - left)]]
         canvas.line([x, bottom - round(height * scale(count)), x, bottom], fill=BAR)
-    for tick in (0, *(10 ** np.arange(int(np.log10(largest))) if logarithmic else [largest / 2]), largest):
+    for tick in (0, *(10 ** np.arange(int(np.log10(largest))) if logarithmic else [largest // 2]), largest):
         y = bottom - round(height * scale(tick))
         canvas.line([left - 5, y, right, y], fill=FAINT if tick == 0 else PALE)
         _write(part, (left - 10, y), f"{tick:,.0f}", left - 10, FAINT, "rm")
-    title = f"images a class, {len(counts):,} classes by size; median {np.median(counts):,.0f}"
+    median = f"{np.median(counts):,.1f}".removesuffix(".0")
+    title = f"images a class, {len(counts):,} classes by size; median {median}"
     _write(part, ((left + right) // 2, bottom + 8), title, right - left, FAINT, "ma")
-    for i, (kind, c) in enumerate((("largest", order[0]), ("smallest", order[-1]))):
+    for i, (kind, c) in enumerate((("largest", counts.argmax()), ("smallest", counts.argmin()))):
         where, anchor = ((left, "la"), (right, "ra"))[i]
-        line = f"{kind}: {_images(counts[c])}, class {c}: {names[c]}"
+        line = f"{kind}: {_images(counts[c])}, class {names[c]}"
         _write(part, (where, bottom + 8 + (i + 1) * LINE), line, right - left, anchor=anchor)
     return part
 

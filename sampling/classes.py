@@ -11,16 +11,11 @@ import warnings
 from collections.abc import Sequence
 
 import utils
+from utils import numbered
 
 ALL = "all"  # of --classes: every class
 SHOWN = 10  # classes of a sheet
 MAX_NAME = 40  # letters of a name in a line of text
-
-
-def numbered(c: int, class_names: Sequence[str] | None = None) -> str:
-    """A class's number and name; the number alone where that is its name, or where there are no names."""
-    name = utils.printable(class_names[c]) if class_names else str(c)
-    return name if name == str(c) else f"{c} {name}".strip()
 
 
 def listed(classes: Sequence[int], class_names: Sequence[str]) -> str:

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sampling.classes import SHOWN, numbered, spread_classes
+from sampling.classes import SHOWN, spread_classes
 from sampling.generate import make_images
 from sampling.latents import Truncation, balanced_labels, latents, random_labels
 from torch_utils.images import image_grid
+from utils import numbered
 
 COLUMNS = SHOWN  # of every sheet
 SHEET_BATCH = 20  # images at a time for a sheet: fits wherever training did

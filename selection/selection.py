@@ -21,7 +21,6 @@ from image_datasets.image_sets import ImageSet, Subset
 from image_datasets.loading import iterate
 from image_datasets.writing import check_disk, write_hdf5
 from metrics.networks import FeatureOptions
-from sampling.classes import numbered
 from selection.scores import SelectionOptions, class_indices, keep, load_scores
 from torch_utils.distributed import Ranks
 from torch_utils.images import image_grid
@@ -123,7 +122,7 @@ def score_sheet(dataset: ImageSet, scores: np.ndarray) -> tuple[Image.Image, lis
         if len(sparsest):
             images[row, -len(sparsest) :] = dataset.read(sparsest)
     classes = [int(dataset.labels[indices[0]]) for indices in groups]
-    names = [numbered(c, dataset.class_names) for c in classes]
+    names = [utils.numbered(c, dataset.class_names) for c in classes]
     blank = [""] * (SHEET_IMAGES - 1)
     heads = ["densest first", *blank, "", "sparsest last", *blank]
     return image_grid(images.flatten(0, 1), columns, heads, left=names), classes

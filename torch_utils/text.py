@@ -20,16 +20,18 @@ WORD = re.compile(r"[^\s_./-]*[\s_./-]*")  # with what a line can be broken behi
 UNIT = re.compile(
     r"\\U[0-9a-f]{8}|\\u[0-9a-f]{4}|\\x[0-9a-f]{2}|.[\u0300-\u036f]*"
 )  # a code, a letter with its accents
-SIZE, LINE = 11, 13  # pixels: of the font, and from one line to the next
+SIZE = 11  # of the font, in pixels
+LINE = SIZE + 2  # from one line to the next
 INK = (20, 20, 20)
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines of text, and the font that they are written in."""
+    """Lines of text, and the font that they are written in; `step`: pixels from one to the next."""
 
     lines: tuple[str, ...]
     font: ImageFont.FreeTypeFont
+    step: int
 
     @property
     def width(self) -> int:
@@ -38,13 +40,13 @@ class Lines:
 
     @property
     def height(self) -> int:
-        return LINE * len(self.lines)
+        return self.step * len(self.lines)
 
     def draw(self, picture: Image.Image, position: tuple, fill: tuple = INK, anchor: str = "la") -> None:
         """Write the lines one below the other; position, anchor: of the first, as Pillow has them."""
         x, y = position
         for i, line in enumerate(self.lines):
-            ImageDraw.Draw(picture).text((x, y + i * LINE), line, fill=fill, font=self.font, anchor=anchor)
+            ImageDraw.Draw(picture).text((x, y + i * self.step), line, fill=fill, font=self.font, anchor=anchor)
 
 
 def fit(text: str, width: float, max_lines: int = 1, size: int = SIZE) -> Lines:
@@ -68,7 +70,7 @@ def fit(text: str, width: float, max_lines: int = 1, size: int = SIZE) -> Lines:
                 break
             last += unit
         lines = [*lines[: max_lines - 1], last.rstrip() + ellipsis]
-    return Lines(tuple(line.rstrip() for line in lines), font)
+    return Lines(tuple(line.rstrip() for line in lines), font, LINE + size - SIZE)
 
 
 def _wrap(text, fits):

@@ -3,7 +3,8 @@
 import pytest
 
 import utils
-from sampling.classes import class_ids, listed, numbered, pages, spread_classes
+from sampling.classes import class_ids, listed, pages, spread_classes
+from utils import numbered
 
 NAMES = ["cat", "Große Katze", "caf\udce9", "a\nb", "e\u0301toile", "\u732b", "Dog", "dog", "twin", "twin", "flags", ""]
 
