@@ -80,6 +80,8 @@ PANELS = {
     "class accuracy": ("accuracy",),
 }
 
+MANY = 1000  # points of a curve: more hide one another
+
 
 def plot_curves(log_path: Path, path: Path) -> None:
     """Draw the curves of a log.jsonl into one PNG: losses at each logged step, metrics at each evaluation."""
@@ -100,10 +102,8 @@ def plot_curves(log_path: Path, path: Path) -> None:
         figure.subplots(rows, columns, squeeze=False).flat[: len(panels)], panels.items(), strict=True
     ):
         for name in names:
-            steps, values = zip(*curves[name], strict=True)
-            axes.plot(steps, values, label=name, linewidth=1, marker="." if len(steps) < 40 else None)
-        if title == "Frechet distance":
-            axes.set_yscale("log")  # it falls by orders of magnitude
+            _draw(axes, name, *zip(*curves[name], strict=True))
+        _set_ticks(axes, logarithmic=title == "Frechet distance")  # it falls by orders of magnitude
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("generator step", fontsize=8)
         axes.tick_params(labelsize=8)
@@ -114,6 +114,31 @@ def plot_curves(log_path: Path, path: Path) -> None:
         axes.set_axis_off()
     with utils.atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
+
+
+def _draw(axes, name, steps, values):
+    """One curve; of very many points the average over a hundredth of them, and behind it, pale, the points."""
+    (line,) = axes.plot(steps, values, label=name, linewidth=1, marker="." if len(steps) < 40 else None)
+    if len(steps) > MANY:
+        line.set(label=None, linewidth=0.5, alpha=0.2)
+        width = len(steps) // 100
+        middle = np.convolve(values, np.full(width, 1 / width), "valid")
+        axes.plot(steps[width // 2 :][: len(middle)], middle, label=name, linewidth=1, color=line.get_color())
+
+
+def _set_ticks(axes, logarithmic):
+    """Whole steps, large ones as 200k; numbers at the other axis that can be read, also where it is logarithmic."""
+    from matplotlib import ticker
+
+    axes.xaxis.set_major_locator(ticker.MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
+    if axes.dataLim.x1 >= 100_000:
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    low, high = axes.dataLim.y0, axes.dataLim.y1
+    if logarithmic and high > 5 * low > 0:  # less than that has no two round numbers in it
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def _curve(events, name):

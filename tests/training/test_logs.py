@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import layers
@@ -55,6 +56,35 @@ def test_curves_are_drawn(tmp_path):
     assert picture.shape[1] > 600 and (picture != 255).any()
     logs.plot_curves(tmp_path / "missing.jsonl", tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "values", "steps_shown", "values_shown"),
+    [
+        ([1000, 2000], [100, 70], {"1000", "2000"}, {"70", "100"}),  # on no logarithmic axis: it had one number
+        ([5000 * i for i in range(1, 201)], [200 / i for i in range(1, 201)], {"200k", "1M"}, {"1", "20", "200"}),
+        ([4], [7], {"4"}, {"7.0"}),
+        ([1, 2], [0, 1e-14], {"1", "2"}, set()),
+    ],
+)
+def test_numbers_at_the_axes_can_be_read(steps, values, steps_shown, values_shown):
+    axes = Figure().subplots()
+    logs._draw(axes, "fd", steps, values)
+    logs._set_ticks(axes, logarithmic=True)
+    axes.figure.canvas.draw()
+    shown = [[label.get_text() for label in axis.get_majorticklabels()] for axis in (axes.xaxis, axes.yaxis)]
+    assert steps_shown <= set(shown[0]) and values_shown <= set(shown[1])
+    assert len(set(shown[0])) == len(shown[0]) and not any("e" in text for text in shown[0])
+
+
+def test_many_points_are_drawn_with_their_average():
+    axes = Figure().subplots()
+    values = np.arange(5000) + np.tile([-900.0, 900.0], 2500)
+    logs._draw(axes, "G_loss", range(0, 10_000, 2), values.tolist())
+    points, average = axes.lines
+    assert points.get_alpha() < 0.5 and points.get_color() == average.get_color() and average.get_label() == "G_loss"
+    assert np.abs(average.get_ydata() - average.get_xdata() / 2).max() < 1
+    assert len(axes.get_legend_handles_labels()[1]) == 1
 
 
 def test_singular_values_are_those_that_spectral_norm_divides_by():
