@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         raise utils.UserError("--no-sheets without --num_samples N: there is nothing to write")
     device = distributed.resolve_device(options.device)
     G, meta = BigGAN.load_generator(args.checkpoint, device, options.ema)
-    names, K = meta["class_names"], G.config.n_classes
+    K = G.config.n_classes
+    names = meta.get("class_names") or [str(c) for c in range(K)]
     chosen = class_ids(args.classes, names) if args.classes else None
     out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"]))
     _check_out(out, args, G.config.resolution)

@@ -247,7 +247,9 @@ def run_main(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # the reader of our output (head, less) has gone away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:  # a disk can fill up under any write
+    except OSError as error:  # a disk can fill up under any write, a name be too long in any flag
+        if error.errno == errno.ENAMETOOLONG:
+            _exit_with_line(f"{error.filename}: longer than a name can be")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _exit_with_line(f"the disk is full ({error.filename or error.strerror})")

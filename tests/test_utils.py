@@ -97,7 +97,8 @@ def test_a_mistyped_flag_is_one_line_with_a_guess(capsys):
 
 def test_run_main_turns_errors_into_exit_statuses():
     code = "import utils\ndef main(): raise {}\nutils.run_main(main)"
-    for error, status in (("utils.UserError('the remedy')", 2), ("KeyboardInterrupt", 130)):
+    too_long = "OSError(utils.errno.ENAMETOOLONG, 'too long', 'the remedy')"
+    for error, status in (("utils.UserError('the remedy')", 2), (too_long, 2), ("KeyboardInterrupt", 130)):
         root = Path(__file__).parent.parent
         done = subprocess.run([sys.executable, "-c", code.format(error)], cwd=root, capture_output=True, text=True)
         assert done.returncode == status and "Traceback" not in done.stderr

@@ -53,6 +53,7 @@ def test_classes_are_found_by_number_and_name(given, expected):
         ("12", "--classes 12: .*it has the classes 0 to 11: 0 cat, 1 Große Katze, .*, ...$"),
         ("-1", "--classes -1: "),
         ("9" * 5000, "no such class"),
+        ("0,1", "--classes 0,1: .* with spaces between them"),
         ("DOG", "2 classes have this name; give a number, 6 or 7"),
         ("twin", "2 classes have this name; give a number, 8 or 9"),
     ],
