@@ -80,9 +80,10 @@ def _caseless(name):
 
 def _near(text, class_names):
     """What an unknown name may be meant to be: similar names, or those that it is a part of, or what there is."""
-    if any(comma in text for comma in ",;"):
-        return "several are given with spaces between them, a name that has spaces in quotes"
     text, names = _caseless(text), [_caseless(name) for name in class_names]
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 1 and all(part in names or part.isdecimal() for part in parts):
+        return f"several are given with spaces between them: --classes {' '.join(parts)}"
     near = [names.index(name) for name in difflib.get_close_matches(text, names, n=3)]
     near = near or [c for c, name in enumerate(names) if text and text in name][:3]
     if near:

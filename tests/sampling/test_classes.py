@@ -6,7 +6,10 @@ import utils
 from sampling.classes import class_ids, listed, pages, spread_classes
 from utils import numbered
 
-NAMES = ["cat", "Große Katze", "caf\udce9", "a\nb", "e\u0301toile", "\u732b", "Dog", "dog", "twin", "twin", "flags", ""]
+NAMES = [
+    "cat", "Große Katze", "caf\udce9", "a\nb", "e\u0301toile", "\u732b", "Dog", "dog", "twin", "twin", "flags", "",
+    "cat, of all kinds",
+]  # fmt: skip
 
 
 def test_spread():
@@ -38,7 +41,7 @@ def test_classes_are_written_with_number_and_name():
         ([r"caf\udce9", r"a\nb", "a\nb"], [2, 3]),  # as they are printed, and as they are
         (["\u00e9toile", "\udce7\udc8c\udcab"], [4, 5]),  # an accent of its own; UTF-8 in a locale without it
         (["dog", "Dog"], [7, 6]),
-        (["all"], list(range(12))),
+        (["all"], list(range(13))),
     ],
 )
 def test_classes_are_found_by_number_and_name(given, expected):
@@ -50,10 +53,11 @@ def test_classes_are_found_by_number_and_name(given, expected):
     [
         ("falgs", "--classes falgs: this model has no such class; near it are: 10 flags"),
         ("katze", "near it are: 1 Große Katze"),
-        ("12", "--classes 12: .*it has the classes 0 to 11: 0 cat, 1 Große Katze, .*, ...$"),
+        ("13", "--classes 13: .*it has the classes 0 to 12: 0 cat, 1 Große Katze, .*, ...$"),
         ("-1", "--classes -1: "),
         ("9" * 5000, "no such class"),
-        ("0,1", "--classes 0,1: .* with spaces between them"),
+        ("0,1", "--classes 0,1: .* with spaces between them: --classes 0 1"),
+        ("cats, of all kinds", "near it are: 12 cat, of all kinds"),
         ("DOG", "2 classes have this name; give a number, 6 or 7"),
         ("twin", "2 classes have this name; give a number, 8 or 9"),
     ],
