@@ -91,21 +91,31 @@ def _check_out(out, args, resolution):
 
 def _write_sheets(G, names, args, chosen, truncation, out):
     """The sheets of the classes `chosen`, of 10 spread over all if None. names: of all classes."""
-    K, spread, common = G.config.n_classes, spread_classes(G.config.n_classes), (G, args.rows, args.seed, truncation)
+    K, spread = G.config.n_classes, spread_classes(G.config.n_classes)
     part = chosen if chosen and len(chosen) < K else None  # where not all are asked for
-    of_all = f"{len(spread)} of {K} classes, --classes all draws each; " if not chosen and len(spread) < K else ""
-    columns = pages(chosen or spread)
-    for i, classes in enumerate(columns if len(chosen or spread) > 1 else ()):
-        page = f"_{i + 1:0{len(str(len(columns)))}}_of_{len(columns)}" if len(columns) > 1 else ""
-        sheet = class_sheet(*common, classes, names)
-        _save(sheet, out / f"class_sheet{page}.png", f"{of_all}columns: {listed(classes, names)}")
+    ends, common = part or spread, (G, args.rows, args.seed, truncation)
+    for path, classes in _class_sheets(out, chosen or spread):
+        what = f"columns: {listed(classes, names)}"
+        if not chosen and len(spread) < K:
+            what = f"{len(spread)} of {K} classes, --classes all draws each; {what}"
+        _save(class_sheet(*common, classes, names), path, what)
     classes_of = f"classes of: {listed(part, names)}" if part else "classes"
     _save(random_sheet(*common, chosen), out / "random_sheet.png", f"random z and {classes_of}")
-    sheet = z_interpolation_sheet(*common, part or spread, names)
+    sheet = z_interpolation_sheet(*common, ends, names)
     _save(sheet, out / "interpolation_z.png", "from one z to another, class fixed")
-    if len(part or spread) > 1:
-        sheet = class_interpolation_sheet(*common, part or spread, names)
+    if len(ends) > 1:
+        sheet = class_interpolation_sheet(*common, ends, names)
         _save(sheet, out / "interpolation_class.png", "from one class to another, z fixed")
+
+
+def _class_sheets(out, classes):
+    """Path and classes of each sheet with a class a column: none of a single class, several of more than 10."""
+    if len(classes) == 1:
+        return []
+    parts = pages(classes)
+    digits, number = len(str(len(parts))), len(parts)
+    paths = [out / f"class_sheet_{i + 1:0{digits}}_of_{number}.png" for i in range(number)]
+    return zip(paths if number > 1 else [out / "class_sheet.png"], parts, strict=True)
 
 
 def _save(image, path, what):
