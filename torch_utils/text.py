@@ -7,19 +7,21 @@ first font of this machine that has them. A letter that no font has becomes its 
 import contextlib
 import functools
 import itertools
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-# Preferred where several fonts of a machine have the letters, in this order; all others come behind these.
+# Preferred where several fonts of a machine have the letters, in this order; all others come behind these, and last the
+# files of other than upright letters of normal weight.
 PREFERRED = ("NotoSansCJK-Regular", "SourceHanSans", "wqy-microhei", "msyh", "PingFang", "Arial Unicode", "NotoSans")
-STYLES = re.compile("bold|black|heavy|italic|oblique|light|thin|mono|condensed|lastresort|adobeblank", re.IGNORECASE)
+STYLES = re.compile("bold|black|heavy|italic|oblique|light|thin|mono|condensed", re.IGNORECASE)
+EMPTY = re.compile("lastresort|adobeblank", re.IGNORECASE)  # fonts that have no letters, but boxes or blanks for all
 WORD = re.compile(r"[^\s_./-]*[\s_./-]*")  # with what a line can be broken behind
-UNIT = re.compile(
-    r"\\U[0-9a-f]{8}|\\u[0-9a-f]{4}|\\x[0-9a-f]{2}|.[\u0300-\u036f]*"
-)  # a code, a letter with its accents
+# A code, or a letter with its accents: broken only where it is wider than a line.
+UNIT = re.compile(r"\\U[0-9a-f]{8}|\\u[0-9a-f]{4}|\\x[0-9a-f]{2}|.[\u0300-\u036f]*")
 SIZE = 11  # of the font, in pixels
 LINE = SIZE + 2  # from one line to the next
 INK = (20, 20, 20)
@@ -36,7 +38,7 @@ class Lines:
     @property
     def width(self) -> int:
         """Pixels of the longest line."""
-        return max(-int(-self.font.getlength(line)) for line in self.lines) + 1
+        return math.ceil(max(map(self.font.getlength, self.lines)))
 
     @property
     def height(self) -> int:
@@ -119,14 +121,15 @@ def _first_with(letter):
 
 @functools.cache
 def _machine_fonts():
-    """The upright font files of normal weight in the system's and the user's folders, the preferred ones first."""
+    """The font files in the system's and the user's folders, the preferred ones first."""
     from matplotlib.font_manager import findSystemFonts
 
     def rank(file):
         name = Path(file).name
-        return next((i for i, wanted in enumerate(PREFERRED) if name.startswith(wanted)), len(PREFERRED)), name
+        preferred = (i for i, wanted in enumerate(PREFERRED) if name.startswith(wanted))
+        return bool(STYLES.search(name)), next(preferred, len(PREFERRED)), name
 
-    return sorted((file for file in findSystemFonts() if not STYLES.search(Path(file).name)), key=rank)
+    return sorted((file for file in findSystemFonts() if not EMPTY.search(Path(file).name)), key=rank)
 
 
 @functools.cache

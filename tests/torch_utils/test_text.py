@@ -85,9 +85,12 @@ def test_letters_that_our_font_lacks_are_looked_for_in_the_machine_s(fonts, tmp_
     for name, font in ((f"12 {CAT}", "Other.ttf"), (f"12 {DOG}", "NotoSansCJK-Regular.ttf"), ("12", "DejaVuSans.ttf")):
         lines = text.fit(name, 100)
         assert lines.lines == (name,) and lines.font.path.endswith(f"/{font}")
+    fonts(letters["Other-Bold.ttf"])
+    assert text.fit(CAT, 100).font.path.endswith("Other-Bold.ttf")
     picture = Image.new("L", (12, 13), "white")
     text.fit(CAT, 100).draw(picture, (0, 0), fill=0)
     assert (np.asarray(picture) < 50).sum() > 40  # the square that stands for it, and no outline of a box
+    fonts(*letters.values())
     assert text.fit(CAT + DOG, 100).lines in ((CAT + r"\u72ac",), (r"\u732b" + DOG,))  # no font has both
 
 
