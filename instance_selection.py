@@ -20,6 +20,7 @@ import utils
 from image_datasets import doctor
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.loading import DataOptions
+from sampling.classes import listed
 from selection.scores import SelectionOptions, load_scores
 from selection.selection import make_selection, report, score_sheet, table, write_subset
 from torch_utils import distributed
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         sheet, classes = score_sheet(dataset, scores)
         save_image(sheet, path.with_suffix(".png"))
         print(f"scores: {path}")
-        print(f"wrote {path.with_suffix('.png')} (rows: {', '.join(dataset.class_names[c] for c in classes)})")
+        print(f"wrote {path.with_suffix('.png')} (rows: {listed(classes, dataset.class_names)})")
         if args.out:
             write_subset(args.out, selection)
     if args.json:

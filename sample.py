@@ -22,10 +22,11 @@ import utils
 from sampling import batch_norm
 from sampling.batch_norm import BatchNormMode
 from sampling.class_sampling import ClassSampling
+from sampling.classes import class_ids, listed, pages, spread_classes
 from sampling.files import npz_writer, png_writer
 from sampling.generate import SamplingOptions, describe, generate
 from sampling.latents import balanced_labels, shuffled_labels
-from sampling.sheets import class_interpolation_sheet, class_sheet, random_sheet, spread_classes, z_interpolation_sheet
+from sampling.sheets import class_interpolation_sheet, class_sheet, random_sheet, z_interpolation_sheet
 from torch_utils import checkpoints, distributed
 from torch_utils.images import save_image
 from torch_utils.precision import PrecisionOptions
@@ -36,7 +37,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pth file, or a run folder: its best checkpoint")
     group = SamplingOptions.add_to(parser)
     group.add_argument("--batch_size", type=utils.positive_int, default=64, help="single images at a time")
-    group.add_argument("--classes", type=utils.count, nargs="+", metavar="ID", help="only these classes; None: all")
+    group.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="CLASS",
+        help="only these classes, by number (from 0) or name; all: every one, in sheets of up to 10 classes each; "
+        "None: 10 in sheets, all in single images. A name that begins with - is given as --classes=-NAME",
+    )
     ClassSampling.add_to(parser)
     PrecisionOptions.add_to(parser, only=("amp", "tf32"))
     BatchNormMode.add_to(parser, bn_mode=None)
@@ -57,7 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     device = distributed.resolve_device(options.device)
     G, meta = BigGAN.load_generator(args.checkpoint, device, options.ema)
     PrecisionOptions.of(args).apply(G)
-    classes = _checked_classes(args.classes, G.config.n_classes)
+    K = G.config.n_classes
+    names = meta.get("class_names") or [str(c) for c in range(K)]
+    chosen = class_ids(args.classes, names) if args.classes else None
     out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"]))
     _check_out(out, args, G.config.resolution)
     truncation = options.chosen_truncation(meta)
@@ -66,16 +75,10 @@ def main(argv: list[str] | None = None) -> None:
     counts = _class_counts(args, meta, G.config.n_classes)
     with batch_norm.prepared(G, mode, options.seed, truncation, counts) as G:
         if args.sheets:
-            _write_sheets(G, meta, args, classes, truncation, out)
+            _write_sheets(G, names, args, chosen, truncation, out)
         if args.num_samples:
-            _write_samples(G, meta, args, mode, classes, truncation, out, counts)
-
-
-def _checked_classes(classes, num_classes):
-    for c in classes or ():
-        if c >= num_classes:
-            raise utils.UserError(f"--classes {c}: this model has the classes 0 to {num_classes - 1}")
-    return classes or list(range(num_classes))
+            classes = chosen or list(range(K))
+            _write_samples(G, names, args, mode, classes, truncation, out, counts)
 
 
 def _class_counts(args, meta, n_classes):
@@ -105,25 +108,41 @@ def _check_out(out, args, resolution):
         raise utils.UserError(f"--out {out}: {needed / 1e9:.1f} GB may be needed, {free / 1e9:.1f} GB are free")
 
 
-def _write_sheets(G, meta, args, classes, truncation, out):
-    chosen = args.classes or spread_classes(G.config.n_classes)
-    common = (G, args.rows, args.seed, truncation)
-    named = ", ".join(f"{c} {name}" if (name := meta["class_names"][c]) != str(c) else name for c in chosen)
-    if len(chosen) > 1:
-        _save(class_sheet(*common, chosen, meta["class_names"]), out / "class_sheet.png", f"columns: {named}")
-    _save(random_sheet(*common, classes), out / "random_sheet.png", "random z and classes")
-    _save(z_interpolation_sheet(*common, chosen), out / "interpolation_z.png", "from one z to another, class fixed")
-    if len(chosen) > 1:
-        sheet = class_interpolation_sheet(*common, chosen)
+def _write_sheets(G, names, args, chosen, truncation, out):
+    """The sheets of the classes `chosen`, of 10 spread over all if None. names: of all classes."""
+    K, spread = G.config.n_classes, spread_classes(G.config.n_classes)
+    part = chosen if chosen and len(chosen) < K else None  # where not all are asked for
+    ends, common = part or spread, (G, args.rows, args.seed, truncation)
+    for path, classes in _class_sheets(out, chosen or spread):
+        what = f"columns: {listed(classes, names)}"
+        if not chosen and len(spread) < K:
+            what = f"{len(spread)} of {K} classes, --classes all draws each; {what}"
+        _save(class_sheet(*common, classes, names), path, what)
+    classes_of = f"classes of: {listed(part, names)}" if part else "classes"
+    _save(random_sheet(*common, chosen), out / "random_sheet.png", f"random z and {classes_of}")
+    sheet = z_interpolation_sheet(*common, ends, names)
+    _save(sheet, out / "interpolation_z.png", "from one z to another, class fixed")
+    if len(ends) > 1:
+        sheet = class_interpolation_sheet(*common, ends, names)
         _save(sheet, out / "interpolation_class.png", "from one class to another, z fixed")
+
+
+def _class_sheets(out, classes):
+    """Path and classes of each sheet with a class a column: none of a single class, several of more than 10."""
+    if len(classes) == 1:
+        return []
+    parts = pages(classes)
+    digits, number = len(str(len(parts))), len(parts)
+    paths = [out / f"class_sheet_{i + 1:0{digits}}_of_{number}.png" for i in range(number)]
+    return zip(paths if number > 1 else [out / "class_sheet.png"], parts, strict=True)
 
 
 def _save(image, path, what):
     save_image(image, path)
-    print(f"wrote {path} ({what})")
+    print(f"wrote {utils.printable(str(path))} ({what})")
 
 
-def _write_samples(G, meta, args, mode, classes, truncation, out, counts):
+def _write_samples(G, names, args, mode, classes, truncation, out, counts):
     counts = counts and [counts[c] for c in classes]
     to_make, batch_size = balanced_labels(args.num_samples, classes, counts), args.batch_size
     if mode.block_size:  # whole blocks, whatever the number of images, so that each has its block's statistics
@@ -132,7 +151,7 @@ def _write_samples(G, meta, args, mode, classes, truncation, out, counts):
     y = to_make[: args.num_samples]
     writers = {}
     if args.format != "npz":
-        writers[out / "images"] = png_writer(out / "images", y, meta["class_names"])
+        writers[out / "images"] = png_writer(out / "images", y, names)
     if args.format != "png":
         writers[out / "samples.npz"] = npz_writer(out / "samples.npz", y, G.config.resolution)
     with contextlib.ExitStack() as stack, tqdm(total=len(y), unit="img", disable=None) as bar:
@@ -145,7 +164,7 @@ def _write_samples(G, meta, args, mode, classes, truncation, out, counts):
             left -= len(wanted)
             bar.update(len(wanted))
     for path in writers:
-        print(f"wrote {path} ({len(y)} images)")
+        print(f"wrote {utils.printable(str(path))} ({utils.counted(len(y), 'image')})")
 
 
 if __name__ == "__main__":

@@ -249,7 +249,9 @@ def run_main(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # the reader of our output (head, less) has gone away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:  # a disk can fill up under any write
+    except OSError as error:  # a disk can fill up under any write, a name be too long in any flag
+        if error.errno == errno.ENAMETOOLONG:
+            _exit_with_line(f"{error.filename}: longer than a name can be")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _exit_with_line(f"the disk is full ({error.filename or error.strerror})")
@@ -268,20 +270,6 @@ def _exit_with_line(text):
     if is_main_process():  # the others have found the same, or are ended by torchrun
         print(f"{Path(sys.argv[0]).name}: error: {printable(text)}", file=sys.stderr)
     sys.exit(2)
-
-
-def printable(text: str) -> str:
-    """Any name, of a class or a file, as one line to be read: line breaks, control characters and bytes that are no
-    text are escaped. Bytes that were UTF-8 in a locale that could not read them are letters again.
-    """
-    with contextlib.suppress(UnicodeEncodeError):  # half a letter of UTF-16
-        text = text.encode(errors="surrogateescape").decode(errors="surrogateescape")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def counted(number: int, noun: str) -> str:
-    """ "1 class", "1,000 classes"."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def bar_interval() -> dict:
@@ -304,6 +292,21 @@ def is_rank() -> bool:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Text
+
+
+def printable(text: str) -> str:
+    """Any name, of a class or a file, as one line to be read: line breaks, control characters and bytes that are no
+    text are escaped. Bytes that were UTF-8 in a locale that could not read them are letters again.
+    """
+    with contextlib.suppress(UnicodeEncodeError):  # half a letter of UTF-16
+        text = text.encode(errors="surrogateescape").decode(errors="surrogateescape")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def numbered(c: int, class_names: Sequence[str] | None = None) -> str:
+    """A class's number and name, printable; the number alone where that is its name, or where there are no names."""
+    name = printable(class_names[c]) if class_names else str(c)
+    return name if name == str(c) else f"{c} {name}".strip()
 
 
 def counted(number: int, noun: str) -> str:

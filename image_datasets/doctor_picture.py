@@ -1,15 +1,12 @@
 """The picture of a data set: images of some of its classes, and how many images each class has."""
 
-import contextlib
-import functools
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+import utils
 from image_datasets.hdf5 import HDF5Dataset
-from image_datasets.image_sets import on_one_line
+from torch_utils import text
 
 MAX_CLASSES = 16  # of which images are shown
 MAX_BARS = 50  # classes with a bar and a name of their own; of more only the sorted sizes are drawn
@@ -17,23 +14,22 @@ COLUMNS = 10  # images in a row
 TILE = 64  # pixels of a small image, enlarged by a whole number
 MAX_TILE = 96  # pixels that larger images are brought down to
 NAME_WIDTH, LINE, PAD, MARGIN = 260, 20, 4, 20  # pixels
-FONT_SIZE = 13
-CJK_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "msyh.ttc", "PingFang.ttc", "Arial Unicode.ttf")
-INK, FAINT, PALE, BAR = (20, 20, 20), (110, 110, 110), (210, 210, 210), (70, 110, 170)
+FONT_SIZE, HEAD_LINES, NAME_LINES = 13, 3, 2  # lines that a line of the head, or a name, is wrapped into at most
+FAINT, PALE, BAR = (110, 110, 110), (210, 210, 210), (70, 110, 170)
 
 
-def draw(dataset: HDF5Dataset, counts: ArrayLike, text: str) -> Image.Image:
-    """One picture of a data set: `text` as its head; rows of up to 10 images for up to 16 classes spread over all; a
+def draw(dataset: HDF5Dataset, counts: ArrayLike, head: str) -> Image.Image:
+    """One picture of a data set: `head` above all; rows of up to 10 images for up to 16 classes spread over all; a
     bar per class, or for more than 50 classes their sizes in decreasing order.
 
     counts: images of each class, ints (num_classes,).
     """
     counts = np.asarray(counts)
-    names = [on_one_line(name) for name in dataset.class_names]
+    names = [utils.numbered(c, dataset.class_names) for c in range(len(counts))]
     tile = min(dataset.resolution * max(1, TILE // dataset.resolution), MAX_TILE)
     width = 2 * MARGIN + NAME_WIDTH + COLUMNS * (tile + PAD)
     parts = [
-        _head(text.splitlines(), width),
+        _head(head.splitlines(), width),
         *_class_rows(dataset, names, counts, tile, width),
         _histogram(names, counts, width) if len(counts) > MAX_BARS else _bars(names, counts, width),
     ]
@@ -46,9 +42,12 @@ def draw(dataset: HDF5Dataset, counts: ArrayLike, text: str) -> Image.Image:
 
 
 def _head(lines, width):
-    part = Image.new("RGB", (width, LINE * len(lines) + MARGIN), "white")
-    for i, line in enumerate(lines):
-        _write(part, (MARGIN, i * LINE), line, width - 2 * MARGIN, INK if i == 0 else FAINT)
+    texts = [text.fit(line, width - 2 * MARGIN, HEAD_LINES, FONT_SIZE) for line in lines]
+    part = Image.new("RGB", (width, sum(lines.height + PAD for lines in texts) + MARGIN), "white")
+    y = 0
+    for i, lines in enumerate(texts):
+        lines.draw(part, (MARGIN, y), text.INK if i == 0 else FAINT)
+        y += lines.height + PAD
     return part
 
 
@@ -59,9 +58,10 @@ def _class_rows(dataset, names, counts, tile, width):
     for c in shown:
         indices = _spread(np.flatnonzero(dataset.labels == c), rows * COLUMNS)
         lines = max(1, -(-len(indices) // COLUMNS))
-        part = Image.new("RGB", (width, max(lines * (tile + PAD), 2 * LINE) + PAD), "white")
-        _write(part, (MARGIN, 4), names[c], NAME_WIDTH - MARGIN)
-        _write(part, (MARGIN, 4 + LINE), f"class {c}: {_images(counts[c])}", NAME_WIDTH - MARGIN, FAINT)
+        name = text.fit(names[c], NAME_WIDTH - MARGIN, NAME_LINES, FONT_SIZE)
+        part = Image.new("RGB", (width, max(lines * (tile + PAD), PAD + name.height + LINE) + PAD), "white")
+        name.draw(part, (MARGIN, PAD))
+        _write(part, (MARGIN, PAD + name.height + PAD), _images(counts[c]), NAME_WIDTH - MARGIN, FAINT)
         for i, pixels in enumerate(dataset.read(indices).permute(0, 2, 3, 1).numpy()):
             resampling = Image.Resampling.BOX if dataset.resolution > tile else Image.Resampling.NEAREST
             image = Image.fromarray(pixels).resize((tile, tile), resampling)
@@ -77,7 +77,7 @@ def _spread(indices, number):
 
 
 def _images(count):
-    return "no images" if count == 0 else "1 image" if count == 1 else f"{count:,} images"
+    return utils.counted(count, "image") if count else "no images"
 
 
 def _bars(names, counts, width):
@@ -108,48 +108,20 @@ def _histogram(names, counts, width):
     for x in range(left, right):
         count = counts[order[(x - left) * len(counts) // (right - left)]]
         canvas.line([x, bottom - round(height * scale(count)), x, bottom], fill=BAR)
-    for tick in (0, *(10 ** np.arange(int(np.log10(largest))) if logarithmic else [largest / 2]), largest):
+    for tick in (0, *(10 ** np.arange(int(np.log10(largest))) if logarithmic else [largest // 2]), largest):
         y = bottom - round(height * scale(tick))
         canvas.line([left - 5, y, right, y], fill=FAINT if tick == 0 else PALE)
         _write(part, (left - 10, y), f"{tick:,.0f}", left - 10, FAINT, "rm")
-    title = f"images a class, {len(counts):,} classes by size; median {np.median(counts):,.0f}"
+    median = f"{np.median(counts):,.1f}".removesuffix(".0")
+    title = f"images a class, {len(counts):,} classes by size; median {median}"
     _write(part, ((left + right) // 2, bottom + 8), title, right - left, FAINT, "ma")
-    for i, (kind, c) in enumerate((("largest", order[0]), ("smallest", order[-1]))):
+    for i, (kind, c) in enumerate((("largest", counts.argmax()), ("smallest", counts.argmin()))):
         where, anchor = ((left, "la"), (right, "ra"))[i]
-        text = f"{kind}: {_images(counts[c])}, class {c}: {names[c]}"
-        _write(part, (where, bottom + 8 + (i + 1) * LINE), text, right - left, INK, anchor)
+        line = f"{kind}: {_images(counts[c])}, class {names[c]}"
+        _write(part, (where, bottom + 8 + (i + 1) * LINE), line, right - left, anchor=anchor)
     return part
 
 
-def _write(picture, position, text, width, fill=INK, anchor="la"):
+def _write(picture, position, line, width, fill=text.INK, anchor="la"):
     """Write a line of text, cut with an ellipsis where it is wider than `width` pixels."""
-    font = _font(text)
-    shown, cut = text, len(text)
-    while font.getlength(shown) > width and cut:
-        cut -= 1
-        shown = f"{text[:cut]}…"
-    ImageDraw.Draw(picture).text(position, shown, fill=fill, font=font, anchor=anchor)
-
-
-def _font(text):
-    """The first of our fonts that has all letters of a text, or the first of all."""
-    fonts = _fonts()
-    return next((font for font in fonts if all(_has(font, letter) for letter in set(text))), fonts[0])
-
-
-@functools.cache
-def _fonts():
-    """DejaVu Sans, which matplotlib brings along (Pillow's own font has few letters beyond ASCII), and what is here of
-    the usual fonts for Chinese, Japanese and Korean."""
-    import matplotlib
-
-    fonts = []
-    for name in (str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), *CJK_FONTS):
-        with contextlib.suppress(OSError):  # not on this machine
-            fonts.append(ImageFont.truetype(name, FONT_SIZE))
-    return fonts
-
-
-@functools.cache
-def _has(font, letter):
-    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))  # never a letter
+    text.fit(line, width, size=FONT_SIZE).draw(picture, position, fill, anchor)

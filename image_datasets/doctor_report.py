@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 import utils
-from image_datasets.image_sets import empty_classes, on_one_line, quoted
+from image_datasets.image_sets import empty_classes, quoted
 
 MANY_DUPLICATES = 0.01  # of the images: from here on worth a warning
 IMBALANCE = 3  # ratio of the largest class to the smallest: above it worth a warning
@@ -69,7 +69,7 @@ def _constants(findings):
 
 def _path(path):
     """The path of a file as part of a line: its end, which tells most, where it is long."""
-    path = on_one_line(path)
+    path = utils.printable(path)
     return path if len(path) <= 60 else f"…{path[-59:]}"
 
 

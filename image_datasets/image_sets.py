@@ -128,13 +128,8 @@ def empty_classes(empty: Sequence[str], class_names: Sequence[str]) -> str:
 
 def quoted(name: str) -> str:
     """A class name as part of a line of text, however long it is and whatever it holds."""
-    name = on_one_line(name)
+    name = utils.printable(name)
     return f"'{name if len(name) <= 40 else name[:39] + '…'}'"
-
-
-def on_one_line(name: str) -> str:
-    """A class name fit to be written out: the name of a folder may hold line breaks, and bytes that are no letters."""
-    return " ".join(name.encode(errors="replace").decode().split())
 
 
 def cropped_name(name: str, size: int) -> str:

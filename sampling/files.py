@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shutil
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ import torch
 from PIL import Image
 
 import utils
+
+MAX_NAME_BYTES = 100  # of a class's name in the name of a folder; some file systems take no more than 143 in all
 
 
 @contextlib.contextmanager
@@ -60,6 +63,13 @@ def png_writer(folder: str | Path, y: torch.Tensor, class_names: list[str]) -> I
 
 
 def _class_folders(class_names):
+    """A folder name for each class that every file system takes, whatever the class's name: bytes of any locale, short
+    enough, without what Windows forbids; the id tells apart what is the same afterwards."""
     digits = len(str(len(class_names) - 1))
-    safe = [re.sub(r"[^\w.-]+", "_", name) for name in class_names]
-    return [f"{i:0{digits}}" if name == str(i) else f"{i:0{digits}}_{name}" for i, name in enumerate(safe)]
+    folders = []
+    for i, name in enumerate(class_names):
+        safe = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", utils.printable(name)))
+        safe = safe.encode()[:MAX_NAME_BYTES].decode(errors="ignore").rstrip(".")
+        folder = f"{i:0{digits}}" if safe in ("", str(i)) else f"{i:0{digits}}_{safe}"
+        folders.append(os.fsdecode(folder.encode()))  # UTF-8, also where the locale has no such letters
+    return folders

@@ -94,5 +94,6 @@ def describe(G: nn.Module, meta: dict, device: torch.device) -> str:
     """One line about a loaded generator, for the user to read."""
     weights = "moving average of G" if meta["ema"] else "G"
     config = G.config
-    size = f"{config.n_classes} classes at {config.resolution}x{config.resolution}"
-    return f"{meta['path']}: {weights} after {meta['step']} iterations, {size}, on {device}"
+    size = f"{utils.counted(config.n_classes, 'class')} at {config.resolution}x{config.resolution}"
+    steps = utils.counted(meta["step"], "iteration")
+    return f"{utils.printable(meta['path'])}: {weights} after {steps}, {size}, on {device}"

@@ -87,7 +87,8 @@ def report(selection: Selection) -> str:
     """Two lines: how many images are kept, and of which classes fewest and most."""
     classes, images, kept = selection.counts()
     names = selection.dataset.class_names
-    few, many = (f"{names[classes[i]]} ({kept[i]:,} of {images[i]:,})" for i in (kept.argmin(), kept.argmax()))
+    ends = ((utils.printable(names[classes[i]]), kept[i], images[i]) for i in (kept.argmin(), kept.argmax()))
+    few, many = (f"{name} ({kept_here:,} of {all_here:,})" for name, kept_here, all_here in ends)
     return f"{selection.describe()}\nfewest of class {few}, most of class {many}"
 
 
@@ -105,7 +106,7 @@ def table(selection: Selection) -> dict:
 
 
 def score_sheet(dataset: ImageSet, scores: np.ndarray) -> tuple[Image.Image, list[int]]:
-    """A picture of up to 10 classes, spread over all: in each row the 5 densest images, then the 5 sparsest.
+    """A picture of up to 10 classes, spread over all: in each named row the 5 densest images, then the 5 sparsest.
 
     Returns: the picture, class ids of the rows.
     """
@@ -120,8 +121,11 @@ def score_sheet(dataset: ImageSet, scores: np.ndarray) -> tuple[Image.Image, lis
         images[row, : len(densest)] = dataset.read(densest)
         if len(sparsest):
             images[row, -len(sparsest) :] = dataset.read(sparsest)
-    grid = image_grid(images.flatten(0, 1), columns, ["densest", *[""] * (columns - 2), "sparsest"])
-    return grid, [int(dataset.labels[indices[0]]) for indices in groups]
+    classes = [int(dataset.labels[indices[0]]) for indices in groups]
+    names = [utils.numbered(c, dataset.class_names) for c in classes]
+    blank = [""] * (SHEET_IMAGES - 1)
+    heads = ["densest first", *blank, "", "sparsest last", *blank]
+    return image_grid(images.flatten(0, 1), columns, heads, left=names), classes
 
 
 def write_subset(out: str | Path, selection: Selection) -> None:

@@ -3,10 +3,8 @@
 import io
 import json
 import sys
-from pathlib import Path
 
 import h5py
-import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -173,7 +171,7 @@ def test_warnings(tmp_path, planted):
     findings["largest"]["count"] = 201
     lines = doctor.report(findings).splitlines()
     assert lines[1] == "4 duplicates, 2 of one colour, 2 grey" and len(lines) == 7
-    assert lines[2].startswith("warning: 1 of 4 classes have no images: 'c ccc") and len(lines[2]) < 100
+    assert lines[2].startswith("warning: 1 of 4 classes have no images: 'c\\ncc") and len(lines[2]) < 100
     assert lines[3:] == [
         "warning: class 'a' has 100 times the images of 'd'",
         "warning: 10.0 % of the images are duplicates: "
@@ -331,12 +329,21 @@ def test_bars_are_as_long_as_classes_are_large(num_classes):
     assert abs(lengths[0] / lengths[-1] - counts[0] / counts[-1]) < 0.03
 
 
-def test_letters_that_the_font_lacks_are_looked_for_in_others(monkeypatch):
-    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    monkeypatch.setattr(doctor_picture, "CJK_FONTS", ("missing.ttc", str(fonts / "LastResortHE-Regular.ttf")))
-    doctor_picture._fonts.cache_clear()
-    assert "DejaVu" in doctor_picture._font("собака").path and "LastResort" in doctor_picture._font("猫").path
-    doctor_picture._fonts.cache_clear()
+def test_classes_are_told_apart_by_more_than_the_beginning_of_their_names():
+    bars = doctor_picture._bars([utils.numbered(c, ["x" * 255] * 3) for c in range(3)], np.array([5, 5, 5]), 900)
+    names = np.asarray(bars)[20:, :260].reshape(3, 20, -1)
+    assert (names < 128).any() and not np.array_equal(names[0], names[1]) and not np.array_equal(names[1], names[2])
+
+
+def test_lines_across_the_sizes_are_where_their_numbers_are(monkeypatch):
+    written = []
+    monkeypatch.setattr(doctor_picture, "_write", lambda part, where, line, *_, **__: written.append((where, line)))
+    doctor_picture._histogram([str(i) for i in range(60)], np.array([2, 3] * 30), 900)
+    heights = {int(line): y for (_, y), line in written[:3]}
+    assert heights == {0: 240, 1: 240 - round(220 / 3), 3: 20}
+    assert [line for _, line in written[3:]] == [
+        "images a class, 60 classes by size; median 2.5", "largest: 3 images, class 1", "smallest: 2 images, class 0",
+    ]  # fmt: skip
 
 
 # Scripts

@@ -34,6 +34,7 @@ from selection.scores import (
     save_scores,
     scores_key,
 )
+from selection.selection import make_selection, report, score_sheet
 from torch_utils import distributed
 from torch_utils.images import to_uint8
 from training import run_folder
@@ -190,12 +191,27 @@ def test_the_script_shows_and_tells(script, capsys):
     with Image.open(script.root / "made_classifier_gaussian_scores.png") as sheet:
         picture = np.asarray(sheet)
     scale, pad, header = 4, 2, 16  # of torch_utils.images.image_grid at 16x16
+    left = picture.shape[1] - 11 * (16 * scale + pad) - pad
+    assert left > 8 and (picture[:, :left] < 100).any()  # names of the rows
     for column, rank in ((0, -1), (10, 0)):  # of class a: the densest image, and the sparsest
         own = np.flatnonzero(dataset.labels == 0)
         image = dataset.images[own[np.argsort(scores[own])[rank]]]
-        x = column * (16 * scale + pad) + pad
+        x = left + column * (16 * scale + pad) + pad
         tile = picture[header + pad : header + pad + 16 * scale : scale, x : x + 16 * scale : scale]
         assert np.array_equal(tile.transpose(2, 0, 1), image)
+
+
+def test_any_class_name_is_told_and_shown(data_root):
+    dataset = loading.open_dataset("made", data_root)
+    scores = np.random.default_rng(0).random(len(dataset))
+    plain, _ = score_sheet(dataset, scores)
+    dataset.class_names = ["caf\udce9", "two\nlines", "\u732b" * 85]
+    selection = make_selection(SelectionOptions(retention_ratio=50, embedding="classifier"), dataset, scores, {})
+    assert report(selection).encode().decode().splitlines()[1].startswith(r"fewest of class caf\udce9 (10 of 20)")
+    named, classes = score_sheet(dataset, scores)
+    assert classes == [0, 1, 2] and named.height == plain.height and named.width > plain.width
+    images = 11 * 66 + 2  # pixels of a row, the same in both
+    assert np.array_equal(np.asarray(named)[:, -images:], np.asarray(plain)[:, -images:])
 
 
 def test_the_kept_images_as_a_data_set(script, capsys):

@@ -1,6 +1,7 @@
 """sample.py: what an image depends on, the geometry of sheets, the written files, and the script's errors."""
 
 import copy
+import os
 import subprocess
 import sys
 import zipfile
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
-from small_models import CLASSES, DIM_Z, RESOLUTION, save_checkpoint, small_config, small_generator
+from small_models import CLASSES, DIM_Z, NAMES, RESOLUTION, save_checkpoint, small_config, small_generator
 
 import sample
 import utils
@@ -20,7 +21,7 @@ from sampling import batch_norm, sheets
 from sampling.files import npz_writer, png_writer
 from sampling.generate import SamplingOptions, generate
 from sampling.latents import Truncation, balanced_labels, latents, random_labels
-from torch_utils import checkpoints
+from torch_utils import checkpoints, text
 from torch_utils.images import to_uint8
 from training import finetune
 
@@ -36,13 +37,15 @@ def run(tmp_path, G):
     return tmp_path / "run"
 
 
-def tiles(sheet, rows, columns, header):
-    """The images of a sheet: uint8 (rows, columns, R, R, 3)."""
+def tiles(sheet, rows, columns, header=0, left=(), right=()):
+    """The images of a sheet: uint8 (rows, columns, R, R, 3). header: lines above the columns; left, right: of a row."""
     scale, pad = 64 // RESOLUTION, 2
     cell = RESOLUTION * scale + pad
-    top = 16 if header else 0
-    assert sheet.size == (columns * cell + pad, rows * cell + pad + top)
-    cells = np.asarray(sheet)[top + pad :, pad:].reshape(rows, cell, columns, cell, 3).swapaxes(1, 2)
+    top = 3 + 13 * header if header else 0
+    before, after = (max((text.fit(name, 150, 5).width + 8 for name in side), default=0) for side in (left, right))
+    assert sheet.size == (before + columns * cell + pad + after, rows * cell + pad + top)
+    pixels = np.asarray(sheet)[top + pad :, before + pad : before + pad + columns * cell]
+    cells = pixels.reshape(rows, cell, columns, cell, 3).swapaxes(1, 2)
     return cells[:, :, : scale * RESOLUTION : scale, : scale * RESOLUTION : scale]
 
 
@@ -110,12 +113,10 @@ def test_labels():
     assert balanced_labels(5, [4, 9]).tolist() == [4, 9, 4, 9, 4]
     y = random_labels(0, 300, [4, 9])
     assert torch.equal(y[:10], random_labels(0, 10, [4, 9])) and 100 < (y == 4).sum() < 200
-    assert sheets.spread_classes(3) == [0, 1, 2]
-    assert sheets.spread_classes(1000) == list(range(0, 1000, 100))
 
 
 def test_class_sheet_has_a_class_per_column_and_a_z_per_row(G):
-    sheet = tiles(sheets.class_sheet(G, rows=4, seed=5, classes=[2, 0]), rows=4, columns=2, header=True)
+    sheet = tiles(sheets.class_sheet(G, rows=4, seed=5, classes=[2, 0]), rows=4, columns=2, header=1)
     z = latents(5, range(4), DIM_Z)
     for column, c in enumerate((2, 0)):
         expected = to_uint8(G(z, torch.full((4,), c))).permute(0, 2, 3, 1).numpy()
@@ -123,23 +124,18 @@ def test_class_sheet_has_a_class_per_column_and_a_z_per_row(G):
 
 
 def test_one_class_makes_a_random_sheet(G):
-    sheet = tiles(sheets.class_sheet(G, rows=2, seed=5, classes=[1]), rows=2, columns=10, header=False)
+    sheet = tiles(sheets.class_sheet(G, rows=2, seed=5, classes=[1]), rows=2, columns=10)
     assert len(np.unique(sheet.reshape(20, -1), axis=0)) == 20
-
-
-def test_headers_are_names_where_all_are_short():
-    assert sheets._headers([1, 0], ["a", "b"]) == ["b", "a"]
-    assert sheets._headers([1, 0], ["a", "a long class name"]) == [1, 0]
-    assert sheets._headers([1, 0], None) == [1, 0]
 
 
 def test_interpolations_start_and_end_at_the_images(G):
     z = latents(5, range(4), DIM_Z)
-    sheet = tiles(sheets.z_interpolation_sheet(G, rows=2, seed=5, classes=[2, 0]), 2, 10, header=False)
+    about = {"rows": 2, "seed": 5, "classes": [2, 0], "class_names": NAMES}
+    sheet = tiles(sheets.z_interpolation_sheet(G, **about), 2, 10, left=["0 cat"])
     expected = to_uint8(G(z, torch.tensor([2, 2, 0, 0]))).permute(0, 2, 3, 1).numpy()
     assert np.abs(sheet[:, [0, 9]].reshape(expected.shape).astype(int) - expected).max() <= 1
 
-    sheet = tiles(sheets.class_interpolation_sheet(G, rows=2, seed=5, classes=[2, 0]), 2, 10, header=False)
+    sheet = tiles(sheets.class_interpolation_sheet(G, **about), 2, 10, left=["0 cat"], right=["0 cat"])
     expected = to_uint8(G(z[[0, 0, 1, 1]], torch.tensor([2, 0, 0, 2]))).permute(0, 2, 3, 1).numpy()
     assert np.abs(sheet[:, [0, 9]].reshape(expected.shape).astype(int) - expected).max() <= 1
     assert len(np.unique(sheet.reshape(20, -1), axis=0)) == 20
@@ -170,7 +166,65 @@ def test_the_script_writes_sheets_into_the_run(run, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and "after 7 iterations" in lines[0]
     assert sum(str(run / "samples" / name) in line for name in names for line in lines) == 4
-    tiles(Image.open(run / "samples" / "class_sheet.png"), rows=2, columns=CLASSES, header=True)
+    tiles(Image.open(run / "samples" / "class_sheet.png"), rows=2, columns=CLASSES, header=1)
+
+
+def test_many_classes_are_drawn_on_pages(tmp_path, capsys):
+    names = [f"class {'x' * 30} {c}" for c in range(23)]
+    G = small_generator(n_classes=23)
+    checkpoint = save_checkpoint(tmp_path / "G.pth", G, names)
+    flags = [str(checkpoint), "--rows", "2", "--device", "cpu", "--out"]
+    sample.main([*flags, str(tmp_path / "some")])
+    lines = capsys.readouterr().out.splitlines()
+    assert "class_sheet.png (10 of 23 classes, --classes all draws each; columns: 0 class x" in lines[1]
+    sample.main([*flags, str(tmp_path / "every"), "--classes", "all"])
+    lines = capsys.readouterr().out.splitlines()
+    pages = [f"class_sheet_{i}_of_3.png" for i in (1, 2, 3)]
+    assert sorted(path.name for path in (tmp_path / "every").glob("class_*")) == pages
+    assert [line.count(": 7 class") + line.count(", 8 class") for line in lines[1:4]] == [0, 2, 0]
+    page = tiles(Image.open(tmp_path / "every" / pages[1]), rows=2, columns=8, header=4)
+    for column, c in enumerate(range(7, 15)):
+        expected = to_uint8(G(latents(0, range(2), DIM_Z), torch.full((2,), c))).permute(0, 2, 3, 1).numpy()
+        assert np.abs(page[:, column].astype(int) - expected).max() <= 1
+    some, every = (Image.open(tmp_path / folder / "interpolation_z.png") for folder in ("some", "every"))
+    assert np.array_equal(some, every)
+
+
+def test_classes_are_asked_for_by_name(run, tmp_path, capsys):
+    flags = [
+        str(run),
+        "--out",
+        str(tmp_path),
+        "--rows",
+        "1",
+        "--device",
+        "cpu",
+        "--num_samples",
+        "4",
+        "--format",
+        "npz",
+    ]
+    sample.main([*flags, "--classes", "dog/wolf", "0"])
+    out = capsys.readouterr().out
+    assert "(columns: 1 dog/wolf, 0 cat)" in out and "(random z and classes of: 1 dog/wolf, 0 cat)" in out
+    assert np.load(tmp_path / "samples.npz")["arr_1"].tolist() == [1, 0, 1, 0]
+    with pytest.raises(utils.UserError, match="--classes dog: this model has no such class; near it are: 1 dog/wolf"):
+        sample.main([*flags, "--classes", "dog"])
+
+
+@pytest.mark.slow
+def test_any_class_name_works_in_any_locale(tmp_path):
+    """Names as long as a file system allows, or of bytes that are no text, under a strict locale of ASCII alone."""
+    names = ["\u732b" * 85, "caf\udce9", "../up\n\x1b[1m"]
+    checkpoint = save_checkpoint(tmp_path / "G.pth", small_generator(), names)
+    flags = f"{checkpoint} --device cpu --rows 1 --num_samples 3 --out {tmp_path / 'out'} --classes".split()
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii:strict"}
+    command = [os.fsencode(word) for word in [sys.executable, "sample.py", *flags, *names]]
+    done = subprocess.run(command, cwd=utils.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert r"1 caf\udce9, 2 ../up\n\x1b[1m)" in done.stdout and done.stdout.isascii()
+    folders = sorted(path.name for path in (tmp_path / "out" / "images").iterdir())
+    assert folders == ["0_" + "\u732b" * 33, r"1_caf_udce9", "2_.._up_n_x1b_1m"]
 
 
 def test_a_model_of_one_class_has_no_class_sheets(tmp_path):
@@ -242,7 +296,7 @@ def test_bad_input_is_one_line(run, tmp_path, G, capsys):
     for value in ("0", "nan"):
         with pytest.raises(utils.UserError, match=f"--truncation {float(value)}: must be positive"):
             sample.main([str(run), "--truncation", value])
-    for flags in ("--truncation x", "--rows 0", "--classes -1", "--trunc 1"):
+    for flags in ("--truncation x", "--rows 0", "--classes", "--trunc 1"):
         with pytest.raises(SystemExit) as caught:
             sample.main([str(run), *flags.split()])
         assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1

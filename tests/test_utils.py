@@ -98,7 +98,8 @@ def test_a_mistyped_flag_is_one_line_with_a_guess(capsys):
 
 def test_run_main_turns_errors_into_exit_statuses():
     code = "import utils\ndef main(): raise {}\nutils.run_main(main)"
-    for error, status in (("utils.UserError('the remedy')", 2), ("KeyboardInterrupt", 130)):
+    too_long = "OSError(utils.errno.ENAMETOOLONG, 'too long', 'the remedy')"
+    for error, status in (("utils.UserError('the remedy')", 2), (too_long, 2), ("KeyboardInterrupt", 130)):
         root = Path(__file__).parent.parent
         done = subprocess.run([sys.executable, "-c", code.format(error)], cwd=root, capture_output=True, text=True)
         assert done.returncode == status and "Traceback" not in done.stderr
@@ -159,6 +160,21 @@ def test_image_grid_places_images_row_by_row():
     grid = np.asarray(image_grid(images, columns=3, scale=2, pad=1))
     assert grid.shape == (2 * 9 + 1, 3 * 9 + 1, 3)
     assert (grid[10:18, 10:18] == 200).all() and (grid[1:9, 1:9] == 0).all()
+
+
+def test_text_around_a_grid_leaves_its_pixels_as_they_are():
+    images = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8)
+    plain = np.asarray(image_grid(images, 3))
+    for name in ("7", "a name of several words", "x" * 255, "\u732b" * 85):
+        heads, left, right = [name, "b", "c"], [name, "b"], ["c", name]
+        grid = np.asarray(image_grid(images, 3, heads, left=left, right=right))
+        top, sides = grid.shape[0] - plain.shape[0], grid.shape[1] - plain.shape[1]
+        before = next(x for x in range(sides + 1) if np.array_equal(grid[top:, x : x + plain.shape[1]], plain))
+        assert 16 <= top <= 55 and 8 < before < sides <= 2 * 159 and (grid[:top, :before] == 255).all()
+        for part in (grid[:top, before : before + 42], grid[top:, :before], grid[top:, before + plain.shape[1] :]):
+            assert (part < 100).any() and (part[:, -1] == 255).all()
+    wide = np.asarray(image_grid(images, 3, ["sparsest of all", "", "c"]))
+    assert wide.shape[0] == plain.shape[0] + 16 and (wide[:16, 42:84] < 100).any()  # over the column without a label
 
 
 def test_a_reader_that_goes_away_is_no_traceback():

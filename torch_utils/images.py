@@ -4,13 +4,18 @@ Symbols: N images, resolution R.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 import utils
+from torch_utils import text
+
+HEADER_LINES = 4  # above a column, at most
+SIDE_WIDTH = 150  # pixels beside a row, at most
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -24,25 +29,44 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def image_grid(
-    images: Tensor, columns: int, labels: list | None = None, scale: int | None = None, pad: int = 2
+    images: Tensor,
+    columns: int,
+    labels: Sequence[str] = (),
+    scale: int | None = None,
+    pad: int = 2,
+    left: Sequence[str] = (),
+    right: Sequence[str] = (),
 ) -> Image.Image:
-    """One picture, RGB, of many.
+    """One picture, RGB, of many, with text around them that is wrapped, and at last cut off, where it is long.
 
-    Args: images: uint8 (N,3,R,R), row by row; columns: images in a row; labels: text above each column, or None;
-        scale: whole-number enlargement, or None for about 64 pixels an image; pad: pixels between images.
+    Args: images: uint8 (N,3,R,R), row by row; columns: images in a row; labels: text above each column, which may
+        reach over the columns behind it whose label is empty; scale: whole-number enlargement, or None for about 64
+        pixels an image; pad: pixels between images; left, right: text beside each row.
     """
     n, _, height, width = images.shape
     scale = scale or max(1, 64 // max(height, width))
     cell_w, cell_h = width * scale + pad, height * scale + pad
-    header = 16 if labels else 0
-    sheet = Image.new("RGB", (columns * cell_w + pad, math.ceil(n / columns) * cell_h + pad + header), "white")
+    above = [(column, _header(labels, column, cell_w, pad)) for column, label in enumerate(labels) if label]
+    beside = [[text.fit(label, SIDE_WIDTH, max(1, cell_h // text.LINE)) for label in side] for side in (left, right)]
+    header = max((lines.height + 3 for _, lines in above), default=0)
+    margins = [max((lines.width + 8 for lines in side), default=0) for side in beside]
+    grid_w, grid_h = columns * cell_w + pad, math.ceil(n / columns) * cell_h + pad
+    sheet = Image.new("RGB", (sum(margins) + grid_w, header + grid_h), "white")
     for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
         tile = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        sheet.paste(tile, (i % columns * cell_w + pad, i // columns * cell_h + pad + header))
-    draw = ImageDraw.Draw(sheet)
-    for column, label in enumerate((labels or [])[:columns]):
-        draw.text((column * cell_w + pad + 1, 2), str(label)[: cell_w // 6], fill="black")
+        sheet.paste(tile, (margins[0] + i % columns * cell_w + pad, header + i // columns * cell_h + pad))
+    for column, lines in above:
+        lines.draw(sheet, (margins[0] + column * cell_w + pad, 2))
+    for side, x in zip(beside, (4, margins[0] + grid_w + 4), strict=True):
+        for row, lines in enumerate(side):
+            lines.draw(sheet, (x, header + pad + row * cell_h + (cell_h - pad - lines.height) // 2))
     return sheet
+
+
+def _header(labels, column, cell_width, pad):
+    """The lines above a column: as wide as the columns up to the next label."""
+    free = next((i for i, label in enumerate(labels[column + 1 :]) if label), len(labels) - column - 1)
+    return text.fit(labels[column], (1 + free) * cell_width - pad - 1, HEADER_LINES)
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:

@@ -1,6 +1,7 @@
 """What a run writes for people to look at: a JSON line per event, TensorBoard, and a picture of the curves."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class RunLog:
         with utils.atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(self.path, "a")  # noqa: SIM115  (open for the life of the run; `close` closes it)
-        self.board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=0 if step is None else step + 1)
+        self.board = SummaryWriter(_text_path(Path(folder, "tensorboard")), purge_step=0 if step is None else step + 1)
 
     def write(self, event: str, step: int, entries: dict) -> None:
         """Append one event; its numbers also go to TensorBoard, as event/name."""
@@ -52,6 +53,15 @@ class RunLog:
 def _is_past(event, step):
     """Whether a run that goes on from a step has the event behind it."""
     return event["step"] < step or (event["step"] == step and event["event"] != "change")
+
+
+def _text_path(folder):
+    """A path to a folder, made if need be, that is text: TensorBoard takes no other names, where the system does."""
+    try:
+        return str(folder).encode().decode()
+    except UnicodeEncodeError:
+        folder.mkdir(parents=True, exist_ok=True)
+        return f"/proc/self/fd/{os.open(folder, os.O_RDONLY)}"  # open for the life of the process, as the log is
 
 
 def read_log(path: str | Path) -> list[dict]:
@@ -77,6 +87,8 @@ PANELS = {
     "class accuracy": ("accuracy",),
 }
 
+MANY = 1000  # points of a curve: more hide one another
+
 
 def plot_curves(log_path: Path, path: Path) -> None:
     """Draw the curves of a log.jsonl into one PNG: losses at each logged step, metrics at each evaluation."""
@@ -97,10 +109,8 @@ def plot_curves(log_path: Path, path: Path) -> None:
         figure.subplots(rows, columns, squeeze=False).flat[: len(panels)], panels.items(), strict=True
     ):
         for name in names:
-            steps, values = zip(*curves[name], strict=True)
-            axes.plot(steps, values, label=name, linewidth=1, marker="." if len(steps) < 40 else None)
-        if title == "Frechet distance":
-            axes.set_yscale("log")  # it falls by orders of magnitude
+            _draw(axes, name, *zip(*curves[name], strict=True))
+        _set_ticks(axes, logarithmic=title == "Frechet distance")  # it falls by orders of magnitude
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("generator step", fontsize=8)
         axes.tick_params(labelsize=8)
@@ -115,6 +125,31 @@ def plot_curves(log_path: Path, path: Path) -> None:
         axes.set_axis_off()
     with utils.atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
+
+
+def _draw(axes, name, steps, values):
+    """One curve; of very many points the average over a hundredth of them, and behind it, pale, the points."""
+    (line,) = axes.plot(steps, values, label=name, linewidth=1, marker="." if len(steps) < 40 else None)
+    if len(steps) > MANY:
+        line.set(label=None, linewidth=0.5, alpha=0.2)
+        width = len(steps) // 100
+        middle = np.convolve(values, np.full(width, 1 / width), "valid")
+        axes.plot(steps[width // 2 :][: len(middle)], middle, label=name, linewidth=1, color=line.get_color())
+
+
+def _set_ticks(axes, logarithmic):
+    """Whole steps, large ones as 200k; numbers at the other axis that can be read, also where it is logarithmic."""
+    from matplotlib import ticker
+
+    axes.xaxis.set_major_locator(ticker.MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
+    if axes.dataLim.x1 >= 100_000:
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    low, high = axes.dataLim.y0, axes.dataLim.y1
+    if logarithmic and high > 5 * low > 0:  # less than that has no two round numbers in it
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def _curve(events, name):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import layers
@@ -31,6 +32,14 @@ def test_resumed_log_equals_the_undisturbed_one(tmp_path):
     write(tmp_path / "resumed", range(4, 7), resume=3)
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "resumed")
     assert len(numbers(tmp_path / "whole")) == 12
+
+
+def test_a_folder_whose_name_is_no_text_has_a_log_too(tmp_path):
+    folder = tmp_path / "caf\udce9"
+    write(folder, [1, 2])
+    assert len(numbers(folder)) == 4
+    (events,) = (folder / "tensorboard").iterdir()
+    assert events.stat().st_size > 100
 
 
 def test_a_new_run_starts_a_new_log(tmp_path):
@@ -64,6 +73,35 @@ def test_changes_of_flags_are_marked_and_written_once(tmp_path):
     assert before.shape == after.shape and (before != after).any()
     logs.RunLog(tmp_path, 6).close()
     assert [event["event"] for event in numbers(tmp_path)].count("change") == 1  # the run has got further
+
+
+@pytest.mark.parametrize(
+    ("steps", "values", "steps_shown", "values_shown"),
+    [
+        ([1000, 2000], [100, 70], {"1000", "2000"}, {"70", "100"}),  # on no logarithmic axis: it had one number
+        ([5000 * i for i in range(1, 201)], [200 / i for i in range(1, 201)], {"200k", "1M"}, {"1", "20", "200"}),
+        ([4], [7], {"4"}, {"7.0"}),
+        ([1, 2], [0, 1e-14], {"1", "2"}, set()),
+    ],
+)
+def test_numbers_at_the_axes_can_be_read(steps, values, steps_shown, values_shown):
+    axes = Figure().subplots()
+    logs._draw(axes, "fd", steps, values)
+    logs._set_ticks(axes, logarithmic=True)
+    axes.figure.canvas.draw()
+    shown = [[label.get_text() for label in axis.get_majorticklabels()] for axis in (axes.xaxis, axes.yaxis)]
+    assert steps_shown <= set(shown[0]) and values_shown <= set(shown[1])
+    assert len(set(shown[0])) == len(shown[0]) and not any("e" in text for text in shown[0])
+
+
+def test_many_points_are_drawn_with_their_average():
+    axes = Figure().subplots()
+    values = np.arange(5000) + np.tile([-900.0, 900.0], 2500)
+    logs._draw(axes, "G_loss", range(0, 10_000, 2), values.tolist())
+    points, average = axes.lines
+    assert points.get_alpha() < 0.5 and points.get_color() == average.get_color() and average.get_label() == "G_loss"
+    assert np.abs(average.get_ydata() - average.get_xdata() / 2).max() < 1
+    assert len(axes.get_legend_handles_labels()[1]) == 1
 
 
 def test_singular_values_are_those_that_spectral_norm_divides_by():
