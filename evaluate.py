@@ -43,7 +43,7 @@ from sampling.generate import SamplingOptions, describe
 from sampling.latents import Truncation
 from torch_utils import checkpoints, distributed
 from torch_utils.distributed import on_ranks
-from torch_utils.precision import PrecisionOptions
+from torch_utils.mixed_precision import PrecisionOptions
 
 # Flags here that mean something else in train.py, or belong to the machine: not taken over from the run.
 NOT_FROM_RUN = ("ema", "device")

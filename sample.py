@@ -29,7 +29,7 @@ from sampling.latents import balanced_labels, shuffled_labels
 from sampling.sheets import class_interpolation_sheet, class_sheet, random_sheet, z_interpolation_sheet
 from torch_utils import checkpoints, distributed
 from torch_utils.images import save_image
-from torch_utils.precision import PrecisionOptions
+from torch_utils.mixed_precision import PrecisionOptions
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from sampling.batch_norm import BatchNormMode
 from sampling.class_sampling import ClassSampling
 from selection.scores import SelectionOptions
 from torch_utils.distributed import device_option
-from torch_utils.precision import PrecisionOptions
+from torch_utils.mixed_precision import PrecisionOptions
 from training import run_folder
 from training.batches import BatchOptions
 from training.ema import EMAOptions

@@ -9,7 +9,7 @@ from torch import nn
 import BigGAN
 import utils
 from model_config import ModelConfig
-from torch_utils.precision import LossScaler
+from torch_utils.mixed_precision import LossScaler
 from training import finetune
 from training.ema import MovingAverage
 from training.optimizers import make_optimizers

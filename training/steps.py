@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 import utils
-from torch_utils.precision import LossScaler
+from torch_utils.mixed_precision import LossScaler
 from training import losses
 from utils import NOT_NEGATIVE, Options, option
 
