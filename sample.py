@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     truncation = options.chosen_truncation(meta)
     print(describe(G, meta, device) + (f", z {truncation.kind} {truncation.limit:g}" if truncation else ""))
     mode = batch_norm.chosen_mode(vars(args), truncation, options.own_truncation(meta))
-    counts = _class_counts(args, meta, G.config.n_classes)
+    counts = _class_counts(args, chosen, meta, K)
     with batch_norm.prepared(G, mode, options.seed, truncation, counts) as G:
         if args.sheets:
             _write_sheets(G, names, args, chosen, truncation, out)
@@ -81,13 +81,13 @@ def main(argv: list[str] | None = None) -> None:
             _write_samples(G, names, args, mode, classes, truncation, out, counts)
 
 
-def _class_counts(args, meta, n_classes):
+def _class_counts(args, chosen, meta, n_classes):
     """What classes are drawn by (`ClassSampling.counts`); those that --classes names evenly, unless asked otherwise."""
-    if args.class_sampling is None and (args.classes or not args.num_samples):
+    if args.class_sampling is None and (chosen or not args.num_samples):
         return None
     holder = meta["path"] if "data" in meta else None  # a converted checkpoint, which knows no data, says nothing
     counts = ClassSampling.of(args).counts(meta.get("class_counts"), n_classes, holder)
-    if counts and not sum(counts[c] for c in args.classes or range(n_classes)):
+    if counts and not sum(counts[c] for c in chosen or range(n_classes)):
         raise utils.UserError("--class_sampling data: the data has no images of these --classes")
     return counts
 
