@@ -264,7 +264,8 @@ def _one_line_warning(message, category, filename, lineno, line=None, default=wa
 
 def _exit_with_line(text):
     if is_main_process():  # the others have found the same, or are ended by torchrun
-        print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
+        line = str(text).replace("\n", "\\n")  # names of files may hold line breaks
+        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -159,7 +159,8 @@ def _by_list(tree, labels):
 
 def _is_numbered(tree, root):
     """Whether a root holds the numbered folders that StyleGAN's tools make, 1,000 images in each."""
-    if root.images or not root.folders:
+    names = map(os.path.basename, root.folders)
+    if root.images or not root.folders or not all(re.fullmatch(r"\d{5}", name) for name in names):
         return False
     images = [image for folder in root.folders for image in tree.list(folder).images]
     names = [relative(image, tree.root) for image in images]
@@ -192,13 +193,16 @@ def _class_order(names):
 
 
 def _class_listing(tree, folder):
-    """What a class's folder holds, or the only folder in it where that is such as INNER_FOLDERS."""
+    """What a class's folder holds, or the only folder of images in it where that has a name of INNER_FOLDERS."""
     listing = tree.list(folder)
-    if not listing.images and len(listing.folders) == 1:
-        inner = tree.list(listing.folders[0])
-        if os.path.basename(listing.folders[0]).lower() in INNER_FOLDERS and inner.images and not inner.folders:
-            return Listing(inner.images, [], listing.others + inner.others)
-    return listing
+    if listing.images or not listing.folders:
+        return listing
+    inner = {path: tree.list(path) for path in listing.folders}
+    full = [path for path, (images, folders, _) in inner.items() if images or folders]
+    if len(full) != 1 or inner[full[0]].folders or os.path.basename(full[0]).lower() not in INNER_FOLDERS:
+        return listing
+    others = [other for path in inner for other in inner[path].others]
+    return Listing(inner[full[0]].images, [], listing.others + others)
 
 
 def _check_root(tree, listing, unconditional):

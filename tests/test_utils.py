@@ -145,3 +145,17 @@ def test_an_error_is_told_where_a_cluster_sets_RANK(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in utils.TORCHRUN_VARIABLES} | {"RANK": "1"}
     done = subprocess.run(command, cwd=utils.ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "holds neither class folders nor images" in done.stderr
+
+
+def test_an_error_about_a_name_with_line_breaks_is_one_line(capsys):
+    def main():
+        raise utils.UserError("the folder a\nb is empty")
+
+    with pytest.raises(SystemExit) as error:
+        utils.run_main(main)
+    assert error.value.code == 2 and capsys.readouterr().err.endswith("error: the folder a\\nb is empty\n")
+
+
+def test_counts_in_words():
+    words = [utils.plural(number, noun) for number, noun in ((0, "image"), (1, "class"), (2, "class"), (1797, "image"))]
+    assert words == ["0 images", "1 class", "2 classes", "1,797 images"]

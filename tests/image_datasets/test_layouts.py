@@ -155,6 +155,8 @@ def test_tiny_imagenet(tiny, tmp_path):
 def test_a_folder_between_class_and_images(tmp_path):
     for inner in ("images", "JPEGImages", "img"):
         root = draw(tmp_path / inner, [f"{name}/{inner}/{i}.png" for name in "ab" for i in range(2)] + ["c/0.png"])
+        (root / "a" / "annotations").mkdir()
+        (root / "a" / "annotations" / "0.xml").write_text("?")
         assert sources.folder_source(root).labels.tolist() == [0, 0, 1, 1, 2]
     draw(tmp_path / "domains", ["photo/dog/0.png", "sketch/dog/0.png"])  # these may be the classes or not
     refused(["use --images", "photo"], tmp_path / "domains")

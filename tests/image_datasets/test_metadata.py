@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import utils
 from image_datasets import decoding, metadata
 from metrics.images import FolderImages
 
@@ -126,6 +127,30 @@ def test_rotation_is_obeyed_where_other_metadata_are_dropped(tmp_path):
     (tmp_path / "a.png").unlink()
     (tmp_path / "a.jpg").write_bytes(content[:2] + segment(0xE0, b"JFIF\0") + content[2:])
     assert both(tmp_path / "a.jpg").shape == (24, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0", "(HEIF), whatever its name; heif-convert"),
+        (b"\xff\x0a\xfa", "(JPEG XL)"),
+        (bytes(128) + b"DICM", "(DICOM)"),
+        (b'<?xml version="1.0"?>\n<svg>', "rsvg-convert"),
+        (b"<!DOCTYPE html><html>", "a web page, not an image; download"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"", "empty"),
+        (b"no image", "not an image, or of an unknown format"),
+    ],
+)
+def test_what_goes_by_the_name_of_an_image_is_told_for_what_it_is(tmp_path, start, words):
+    (tmp_path / "a.jpg").write_bytes(start)
+    for file in (tmp_path / "a.jpg", start):
+        with pytest.raises(Exception) as error, metadata.opened(file):
+            pass
+        assert words in decoding.reason(error.value)
+    with pytest.raises(utils.UserError) as error:
+        FolderImages(tmp_path)
+    assert "a.jpg" in str(error.value) and words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_damaged_pixels_are_still_damaged():
