@@ -99,6 +99,14 @@ class DiskTree:
     root: str
     kind = "folder"
 
+    def text(self, name: str) -> str:
+        """A name of the system's as text that is the same under any locale."""
+        return os.fsencode(name).decode(errors="surrogateescape")
+
+    def name(self, path: str) -> str:
+        """The path of a file or folder below the root, as such text."""
+        return self.text(relative(path, self.root))
+
     def list(self, folder: str) -> Listing:
         return list_folder(folder)
 
@@ -130,6 +138,12 @@ class ZipTree:
     listings: dict[str, Listing]
     members: dict[str, "ZipMember"]
     kind = "zip"
+
+    def text(self, name: str) -> str:
+        return name
+
+    def name(self, path: str) -> str:
+        return relative(path, self.root)
 
     def list(self, folder: str) -> Listing:
         return self.listings[folder]
@@ -165,7 +179,7 @@ def files_below(tree: DiskTree | ZipTree) -> tuple[list[str], list[str]]:
         images += listing.images
         others += listing.others
         folders += listing.folders
-    return sorted(images, key=lambda file: relative(file, tree.root)), sorted(others)
+    return sorted(images, key=tree.name), sorted(others)
 
 
 def relative(file: str, root: str) -> str:

@@ -1,8 +1,12 @@
 """Of which class an image is: StyleGAN's dataset.json, Tiny ImageNet's two layouts, folders named by numbers."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from image_datasets import layouts, sources
 from image_datasets.decoding import read_pixels
 
 NAMES = [f"0000{i // 3}/img{i:08}.png" for i in range(6)]  # three images in a folder
+ROOT = Path(__file__).parents[2]
 CLASSES = [2, 0, 0, 1, 2, 0]
 
 
@@ -178,6 +183,24 @@ def test_numbers_are_ordered_as_numbers(tmp_path):
     draw(root, ["x/a.png"])
     source = sources.folder_source(root)
     assert source.class_names == ["0", "1", "10", "11", "2", "x"] and source.class_order == layouts.AS_TEXT
+
+
+@pytest.mark.slow
+def test_names_do_not_depend_on_the_locale(tmp_path):
+    """Neither classes, nor what a list of labels says of images of such names, nor what tells the source."""
+    root = draw(tmp_path / "ünïcode", ["猫/é.png", "b\udcff/0.png"])
+    listed = draw(tmp_path / "listed", ["é.png"])
+    (listed / "dataset.json").write_text('{"labels": [["é.png", 0]]}', encoding="utf-8")
+    code = "import sys; from image_datasets import sources; s = sources.folder_source(sys.argv[1]); "
+    code += "print(ascii([s.description, s.class_names, s.paths, s.stamp]))"
+    for folder in (root, listed):
+        said = set()
+        for locale in ({"PYTHONUTF8": "1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+            command = [sys.executable, "-c", code, folder]
+            done = subprocess.run(command, env=os.environ | locale, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            said.add(done.stdout)
+        assert len(said) == 1 and ascii(sources.folder_source(folder).paths) in said.pop()
 
 
 # What is left out, and what systems add
