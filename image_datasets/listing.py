@@ -293,10 +293,24 @@ def _names(entries):
 def _name(entry):
     if entry.flag_bits & 0x800:  # marked as UTF-8
         return entry.filename
-    try:  # many tools write UTF-8 without saying so; zipfile has taken it for code page 437
-        return entry.filename.encode("cp437").decode()
+    try:  # zipfile has taken it for code page 437
+        stored = entry.orig_filename.encode("cp437")
     except UnicodeError:
         return entry.filename
+    try:  # many tools write UTF-8 without saying so
+        return _unicode_name(entry.extra, stored) or stored.decode()
+    except UnicodeError:
+        return entry.filename
+
+
+def _unicode_name(extra, stored):
+    """The name that Info-ZIP and WinZip put beside one in a system's own code page, None if there is none."""
+    while len(extra) >= 4:
+        tag, length = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + length], extra[4 + length :]
+        if tag == 0x7075 and len(field) > 5 and struct.unpack_from("<BI", field) == (1, zlib.crc32(stored)):
+            return field[5:].decode()
+    return None
 
 
 def _member(archive, name, entry):

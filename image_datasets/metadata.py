@@ -30,6 +30,9 @@ UPRIGHT = {
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"}  # chunks that pixels and their orientation are in
 JPEG_START = b"\xff\xd8"
+# Tags of TIFF's baseline, of its extensions for tiles, palettes and compression, and the orientation.
+TIFF_PIXELS = {254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325}
+TIFF_PIXELS |= {332, 338, 339, 340, 341, 347, *range(512, 522), 529, 530, 531, 532}
 SNIFFED = 200  # bytes of a file that tell its format
 # How files begin that go by the name of an image: formats of listing.py, or what is wrong.
 STARTS = {
@@ -114,7 +117,8 @@ def upright(image: Image.Image) -> Image.Image:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) of an opened image once it is upright, from its header alone."""
     # Asked for the Exif data of a PNG without any before its pixels, Pillow would decode these to look behind them.
-    known = image.format != "PNG" or "exif" in image.info
+    # Of a TIFF it gives the size of the upright image.
+    known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
     turned = known and _orientation(image) in (5, 6, 7, 8)  # height and width change places
     return image.size if turned else image.size[::-1]
 
@@ -126,11 +130,13 @@ def _orientation(image):
 
 
 def without_metadata(content: bytes) -> bytes:
-    """A PNG or JPEG file without the parts that say nothing of pixels; any other content as it is."""
+    """A PNG, JPEG or TIFF file without the parts that say nothing of pixels; any other content as it is."""
     if content.startswith(PNG_START):
         return PNG_START + b"".join(_png_chunks(content))
     if content.startswith(JPEG_START):
         return JPEG_START + b"".join(_jpeg_segments(content))
+    if content.startswith((b"II*\0", b"MM\0*")):
+        return _tiff_of_pixels(content, "<" if content.startswith(b"II") else ">")
     return content
 
 
@@ -162,3 +168,20 @@ def _jpeg_segments(content):
             yield content[position : position + 2 + length]
         position += 2 + length
     yield content[position:]
+
+
+def _tiff_of_pixels(content, order):
+    """The file with the other tags of its first directory left out; where anything lies in it stays as it is."""
+    (start,) = struct.unpack_from(f"{order}I", content, 4)
+    (count,) = struct.unpack_from(f"{order}H", content, start)
+    end = start + 2 + 12 * count
+    entries = [content[place : place + 12] for place in range(start + 2, end, 12)]
+    kept = [entry for entry in entries if _is_of_pixels(*struct.unpack(f"{order}HHI", entry[:8]), entry[8:])]
+    directory = struct.pack(f"{order}H", len(kept)) + b"".join(kept) + content[end : end + 4]
+    return content[:start] + directory.ljust(end + 4 - start, b"\0") + content[end + 4 :]
+
+
+def _is_of_pixels(tag, kind, number, value):
+    if tag == ORIENTATION:  # a short, as libtiff wants it
+        return (kind, number) == (3, 1) and max(value[:2]) in range(1, 9)
+    return tag in TIFF_PIXELS

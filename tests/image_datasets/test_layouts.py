@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +253,19 @@ def test_a_backslash_in_a_name_of_unix_stays(photos, tmp_path):
         for file in sorted(photos.glob("*/*.png")):
             archive.write(file, f"{file.parent.name}/a\\{file.name}")
     assert sources.folder_source(tmp_path / "photos.zip").paths[0] == "cat/a\\0.png"
+
+
+def test_names_in_unicode_beside_those_of_another_code_page(photos, tmp_path):
+    """As Info-ZIP writes them: the name in the system's code page, and in an extra field the real one."""
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for file in sorted(photos.glob("*/*.png")):
+            stored, real = f"{file.parent.name}/{file.name}".encode(), f"{file.parent.name}猫/{file.name}".encode()
+            entry = zipfile.ZipInfo(stored.decode())
+            field = struct.pack("<BI", 1, zlib.crc32(stored)) + real
+            entry.extra = struct.pack("<HH", 0x5455, 1) + b"\1" + struct.pack("<HH", 0x7075, len(field)) + field
+            archive.writestr(entry, file.read_bytes())
+    source = sources.folder_source(tmp_path / "photos.zip")
+    assert source.class_names == ["cat猫", "dog猫"] and levels(source) == [0, 10, 20, 50, 60, 70]
 
 
 def test_names_of_code_page_437(photos, tmp_path):
