@@ -61,8 +61,7 @@ def find(tree: DiskTree | ZipTree, unconditional: bool) -> Found:
                 f"{tree.root} has the numbered folders of StyleGAN's tools ({first}, ...), which are no classes, and "
                 "no dataset.json; put that file there, or take all images without classes: --unconditional"
             )
-        files, others = files_below(tree)
-        return _one_class(tree, files, others)
+        return _one_class(tree, *_some_below(tree))
     return _by_folder(tree, root, unconditional)
 
 
@@ -73,6 +72,14 @@ def _one_class(tree, files, others):
 def folder_name(path: str | os.PathLike) -> str:
     """The last part of a path, ".zip" excepted, links not followed; also for "." and "..", which have no name."""
     return os.path.basename(os.path.abspath(path)).removesuffix(".zip")
+
+
+def _some_below(tree):
+    """As `files_below`. Raises: UserError where there are no images at all."""
+    files, others = files_below(tree)
+    if not files:
+        raise utils.UserError(f"--images {tree.root} holds no images{_but(others)}")
+    return files, others
 
 
 # Lists of labels
@@ -141,10 +148,8 @@ def _normal(name):
 
 
 def _by_list(tree, labels):
-    files, others = files_below(tree)
+    files, others = _some_below(tree)
     others.remove(labels.file)
-    if not files:
-        raise utils.UserError(f"--images {tree.root} holds no images{_but(others)}")
     names = [_normal(tree.name(file)) for file in files]
     if missing := [name for name in names if name not in labels.class_of]:
         raise utils.UserError(

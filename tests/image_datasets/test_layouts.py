@@ -109,6 +109,13 @@ def test_labels_are_not_needed_without_classes(stylegan, tmp_path):
     assert len(sources.folder_source(tmp_path / "made", unconditional=True).images) == 6
 
 
+def test_a_list_of_labels_without_images(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "dataset.json").write_text('{"labels": [["0.png", 0]]}')
+    for unconditional in (False, True):
+        refused(["made holds no images"], tmp_path / "made", unconditional=unconditional)
+
+
 def test_classes_without_images_are_said_before_anything_is_decoded(stylegan, capsys):
     stylegan_from_one = [[name, y + 1] for name, y in zip(NAMES, CLASSES, strict=True)]
     source = sources.folder_source(stylegan([*stylegan_from_one, ["gone.png", 3]]))
