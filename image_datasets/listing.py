@@ -74,15 +74,13 @@ def counted(paths: Iterable[str | Path]) -> str:
 
     "" where there are none.
     """
-    counts = collections.Counter(suffix(path) for path in paths)
-    if not counts:
-        return ""
-    named = [f"{count} {_suffix_text(end)}" for end, count in counts.most_common(MOST_SUFFIXES)]
-    if len(counts) > MOST_SUFFIXES:
-        named.append(f"{sum(counts.values()) - sum(count for _, count in counts.most_common(MOST_SUFFIXES))} others")
+    found = collections.Counter(suffix(path) for path in paths)
+    counts = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{count} {_suffix_text(end)}" for end, count in counts[:MOST_SUFFIXES]]
+    if others := sum(count for _, count in counts[MOST_SUFFIXES:]):
+        named.append(f"{others} others")
     text = ", ".join(named)
-    formats = {FORMAT_OF[end]: None for end, _ in counts.most_common() if end in FORMAT_OF}
-    if formats:
+    if formats := {FORMAT_OF[end]: None for end, _ in counts if end in FORMAT_OF}:
         tools = "; ".join(f"{name}: {OTHER_FORMATS[name][1]}" for name in formats)
         text += f"; convert them to PNG or JPEG ({tools})"
     return text
