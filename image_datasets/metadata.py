@@ -30,6 +30,7 @@ UPRIGHT = {
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"}  # chunks that pixels and their orientation are in
 JPEG_START = b"\xff\xd8"
+JPEG_PIXELS = {0xE0: (b"JFIF\0", 12), 0xE1: (b"Exif\0\0", 6), 0xEE: (b"Adobe", 12)}  # segments: start, least length
 # Tags of TIFF's baseline, of its extensions for tiles, palettes and compression, and the orientation.
 TIFF_PIXELS = {254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325}
 TIFF_PIXELS |= {332, 338, 339, 340, 341, 347, *range(512, 522), 529, 530, 531, 532}
@@ -48,7 +49,6 @@ STARTS = {
     "a pointer of Git LFS, not the image; git lfs pull fetches it": rb"version https://git-lfs",
     "empty; copy or download it again": rb"\Z",
 }
-JPEG_PIXELS = {0xE0: (b"JFIF\0", 12), 0xE1: (b"Exif\0\0", 6), 0xEE: (b"Adobe", 12)}  # likewise: start, least length
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def opened(file: str | os.PathLike | bytes, load: bool = True) -> Iterator[Image
     except Exception as error:
         image = _open_pixels(file, load)
         if image is None:
-            raise _named(error, file) from error
+            raise _named(error, file) from None
     with image:
         yield image
 
