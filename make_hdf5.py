@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(128 + signal.SIGINT)
     num_images = utils.counted(len(source.images) - len(unreadable), "image")
     classes = utils.counted(len(source.class_names), "class")
-    order = f", in the order of the {source.class_order}" if source.class_order else ""
+    order = f", in the order of the {source.class_order}" if source.class_order not in ("", layouts.AS_TEXT) else ""
     print(f"wrote {out}: {num_images} of {resolution}x{resolution}, {classes}{order}")
     if unreadable:
         print(f"left out {len(unreadable)} unreadable image(s), listed in {writing.report_path(out)}")

@@ -188,8 +188,11 @@ def _python_part(content, layout, path):
     pixels, labels = batch.get("data"), batch.get(layout.labels_key)
     if not isinstance(pixels, np.ndarray) or not isinstance(labels, list):
         raise utils.UserError(f"{path} has no 'data' and '{layout.labels_key}', so it is not of {layout.title}")
-    labels = np.array(labels)
-    if pixels.dtype != np.uint8 or pixels.shape != (labels.size, PIXELS) or labels.dtype.kind not in "iu":
+    # As Python's numbers, which may be of any kind and size.
+    if any(type(y) is not int or not 0 <= y < layout.num_classes for y in labels):
+        raise _bad_labels(layout, path)
+    labels = np.array(labels, dtype=np.int64)
+    if pixels.dtype != np.uint8 or pixels.shape != (labels.size, PIXELS):
         raise utils.UserError(
             f"{path}: 'data' must be uint8 ({labels.size},{PIXELS}), a row for each label, "
             f"not {pixels.dtype} {pixels.shape}; download it again"
@@ -216,4 +219,8 @@ def _check_part(labels, layout, split, path):
     if len(labels) != wanted:
         raise utils.UserError(f"{path} holds {len(labels)} images instead of {wanted}; download it again")
     if labels.min() < 0 or labels.max() >= layout.num_classes:
-        raise utils.UserError(f"{path}: labels must lie in 0..{layout.num_classes - 1}; download it again")
+        raise _bad_labels(layout, path)
+
+
+def _bad_labels(layout, path):
+    return utils.UserError(f"{path}: labels must lie in 0..{layout.num_classes - 1}; download it again")

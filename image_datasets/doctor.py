@@ -26,6 +26,7 @@ from torch_utils.images import save_image
 FORMAT = 2  # of the findings
 BLOCK_BYTES = 4 * 2**20  # pixels read at a time: small enough for a CPU's cache, large enough for a disk
 NUM_EXAMPLES = 10
+GRID = 16  # pixels a side of an image are enough to tell the range of its values
 OUTLIERS = 0.1  # share of the images whose values do not count as those of a class
 NARROW = 64  # values of 256: a class that uses no wider range is worth a warning
 
@@ -194,12 +195,23 @@ def _map_blocks(function, dataset):
 
 
 def _examine_block(images):
-    """sha256 of each image, uint8 (b,32); whether it is of one colour, and grey, both bool (b,); its lowest and highest
-    value, both uint8 (b,)."""
+    """sha256 of each image, uint8 (b,32); whether it is of one colour, and grey, both bool (b,); the range of values
+    that it keeps to, low and high, both uint8 (b,)."""
     constant = _all_equal(images, lambda x: x[..., :1, :1])
     grey = _all_equal(images, lambda x: x[:, :1])
-    flat = images.reshape(len(images), -1)
-    return image_hashes(images), constant, grey, flat.min(1), flat.max(1)
+    return image_hashes(images), constant, grey, *_range(images)
+
+
+def _range(images):
+    """Between which values all but 1 % above and below of each image lie, of a grid of its pixels: two of uint8 (b,).
+
+    A few saturated pixels, or letters, do not make up for an image that is dark.
+    """
+    step = -(-images.shape[-1] // GRID)
+    values = images[:, :, ::step, ::step].reshape(len(images), -1)
+    outside = values.shape[1] // 100
+    ends = (outside, values.shape[1] - 1 - outside)
+    return np.partition(values, ends, axis=1)[:, ends].T
 
 
 def _all_equal(images, reference):
@@ -233,7 +245,7 @@ def find_duplicates(digests: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
 
 
 def _values(lowest, highest):
-    """[low, high] that all but some outliers among the images keep to, of the lowest and highest value of each."""
+    """[low, high] that all but some outliers among the images keep to, of the `_range` of each."""
     low = np.quantile(lowest, OUTLIERS, method="lower")
     return [int(low), int(np.quantile(highest, 1 - OUTLIERS, method="higher"))]
 

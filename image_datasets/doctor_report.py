@@ -88,6 +88,7 @@ def _narrow(findings):
 def _remedy(high):
     """What to do about values up to `high`: fewer bits than the 16 of their files, most often."""
     bits = int(max(high - 0.5, 0) * 257).bit_length()  # 16-bit values are divided by 257
+    bits = max(8, bits + bits % 2) if bits else 0  # as cameras and scanners have them: 8, 10, 12, 14
     such = f", such as 0 {2**bits - 1} for {bits} bits in 16-bit files" if 0 < bits < 16 and high <= 64 else ""
     return f"; make_hdf5.py --range LOW HIGH stretches what the files hold{such}"
 

@@ -14,7 +14,7 @@ import numpy as np
 
 import utils
 from image_datasets.image_sets import empty_classes, number_of_classes
-from image_datasets.listing import DiskTree, Listing, ZipTree, counted, files_below, relative
+from image_datasets.listing import DiskTree, Listing, ZipTree, counted, files_below
 
 AS_TEXT, AS_NUMBERS = "names of the folders as text", "names of the folders as numbers"
 # Folders that some data sets put between a class's folder and its images: n01443537/images/0.JPEG in Tiny ImageNet.
@@ -56,19 +56,30 @@ def find(tree: DiskTree | ZipTree, unconditional: bool) -> Found:
         return _by_list(tree, labels)
     if labels or _is_numbered(tree, root):
         if not unconditional:
-            first = relative(tree.list(root.folders[0]).images[0], tree.root)
+            first = tree.name(tree.list(root.folders[0]).images[0])
             raise utils.UserError(
                 f"{tree.root} has the numbered folders of StyleGAN's tools ({first}, ...), which are no classes, and "
                 "no dataset.json; put that file there, or take all images without classes: --unconditional"
             )
-        files, others = files_below(tree)
-        return Found([folder_name(tree.root)], np.zeros(len(files), np.int64), files, others)
+        return _one_class(tree, *_some_below(tree))
     return _by_folder(tree, root, unconditional)
+
+
+def _one_class(tree, files, others):
+    return Found([tree.text(folder_name(tree.root))], np.zeros(len(files), np.int64), files, others)
 
 
 def folder_name(path: str | os.PathLike) -> str:
     """The last part of a path, ".zip" excepted, links not followed; also for "." and "..", which have no name."""
     return os.path.basename(os.path.abspath(path)).removesuffix(".zip")
+
+
+def _some_below(tree):
+    """As `files_below`. Raises: UserError where there are no images at all."""
+    files, others = files_below(tree)
+    if not files:
+        raise utils.UserError(f"--images {tree.root} holds no images{_but(others)}")
+    return files, others
 
 
 # Lists of labels
@@ -137,11 +148,9 @@ def _normal(name):
 
 
 def _by_list(tree, labels):
-    files, others = files_below(tree)
+    files, others = _some_below(tree)
     others.remove(labels.file)
-    if not files:
-        raise utils.UserError(f"--images {tree.root} holds no images{_but(others)}")
-    names = [_normal(relative(file, tree.root)) for file in files]
+    names = [_normal(tree.name(file)) for file in files]
     if missing := [name for name in names if name not in labels.class_of]:
         raise utils.UserError(
             f"{labels.file} labels {len(files) - len(missing)} of {len(files)} images ({missing[0]} is not in it); "
@@ -159,10 +168,11 @@ def _by_list(tree, labels):
 
 def _is_numbered(tree, root):
     """Whether a root holds the numbered folders that StyleGAN's tools make, 1,000 images in each."""
-    if root.images or not root.folders:
+    names = map(os.path.basename, root.folders)
+    if root.images or not root.folders or not all(re.fullmatch(r"\d{5}", name) for name in names):
         return False
     images = [image for folder in root.folders for image in tree.list(folder).images]
-    names = [relative(image, tree.root) for image in images]
+    names = [tree.name(image) for image in images]
     return bool(names) and all(re.fullmatch(r"\d{5}/img\d{8}\.\w+", name) for name in names)
 
 
@@ -172,11 +182,11 @@ def _is_numbered(tree, root):
 def _by_folder(tree, root, unconditional):
     _check_root(tree, root, unconditional)
     if root.images:
-        return Found([folder_name(tree.root)], np.zeros(len(root.images), np.int64), root.images, list(root.others))
+        return _one_class(tree, root.images, list(root.others))
     listings = [_class_listing(tree, folder) for folder in root.folders]
     for folder, listing in zip(root.folders, listings, strict=True):
         _check_class(folder, listing)
-    names = [folder_name(folder) for folder in root.folders]
+    names = [tree.name(folder) for folder in root.folders]
     order, rule = _class_order(names)
     files = [image for i in order for image in listings[i].images]
     labels = np.repeat(np.arange(len(order)), [len(listings[i].images) for i in order]).astype(np.int64)
@@ -192,13 +202,16 @@ def _class_order(names):
 
 
 def _class_listing(tree, folder):
-    """What a class's folder holds, or the only folder in it where that is such as INNER_FOLDERS."""
+    """What a class's folder holds, or the only folder of images in it where that has a name of INNER_FOLDERS."""
     listing = tree.list(folder)
-    if not listing.images and len(listing.folders) == 1:
-        inner = tree.list(listing.folders[0])
-        if os.path.basename(listing.folders[0]).lower() in INNER_FOLDERS and inner.images and not inner.folders:
-            return Listing(inner.images, [], listing.others + inner.others)
-    return listing
+    if listing.images or not listing.folders:
+        return listing
+    inner = {path: tree.list(path) for path in listing.folders}
+    full = [path for path, (images, folders, _) in inner.items() if images or folders]
+    if len(full) != 1 or inner[full[0]].folders or os.path.basename(full[0]).lower() not in INNER_FOLDERS:
+        return listing
+    others = [other for path in inner for other in inner[path].others]
+    return Listing(inner[full[0]].images, [], listing.others + others)
 
 
 def _check_root(tree, listing, unconditional):

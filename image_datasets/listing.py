@@ -74,15 +74,13 @@ def counted(paths: Iterable[str | Path]) -> str:
 
     "" where there are none.
     """
-    counts = collections.Counter(suffix(path) for path in paths)
-    if not counts:
-        return ""
-    named = [f"{count} {_suffix_text(end)}" for end, count in counts.most_common(MOST_SUFFIXES)]
-    if len(counts) > MOST_SUFFIXES:
-        named.append(f"{sum(counts.values()) - sum(count for _, count in counts.most_common(MOST_SUFFIXES))} others")
+    found = collections.Counter(suffix(path) for path in paths)
+    counts = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{count} {_suffix_text(end)}" for end, count in counts[:MOST_SUFFIXES]]
+    if others := sum(count for _, count in counts[MOST_SUFFIXES:]):
+        named.append(f"{others} others")
     text = ", ".join(named)
-    formats = {FORMAT_OF[end]: None for end, _ in counts.most_common() if end in FORMAT_OF}
-    if formats:
+    if formats := {FORMAT_OF[end]: None for end, _ in counts if end in FORMAT_OF}:
         tools = "; ".join(f"{name}: {OTHER_FORMATS[name][1]}" for name in formats)
         text += f"; convert them to PNG or JPEG ({tools})"
     return text
@@ -98,6 +96,14 @@ class DiskTree:
 
     root: str
     kind = "folder"
+
+    def text(self, name: str) -> str:
+        """A name of the system's as text that is the same under any locale."""
+        return os.fsencode(name).decode(errors="surrogateescape")
+
+    def name(self, path: str) -> str:
+        """The path of a file or folder below the root, as such text."""
+        return self.text(relative(path, self.root))
 
     def list(self, folder: str) -> Listing:
         return list_folder(folder)
@@ -130,6 +136,12 @@ class ZipTree:
     listings: dict[str, Listing]
     members: dict[str, "ZipMember"]
     kind = "zip"
+
+    def text(self, name: str) -> str:
+        return name
+
+    def name(self, path: str) -> str:
+        return relative(path, self.root)
 
     def list(self, folder: str) -> Listing:
         return self.listings[folder]
@@ -165,7 +177,7 @@ def files_below(tree: DiskTree | ZipTree) -> tuple[list[str], list[str]]:
         images += listing.images
         others += listing.others
         folders += listing.folders
-    return sorted(images, key=lambda file: relative(file, tree.root)), sorted(others)
+    return sorted(images, key=tree.name), sorted(others)
 
 
 def relative(file: str, root: str) -> str:
@@ -279,10 +291,24 @@ def _names(entries):
 def _name(entry):
     if entry.flag_bits & 0x800:  # marked as UTF-8
         return entry.filename
-    try:  # many tools write UTF-8 without saying so; zipfile has taken it for code page 437
-        return entry.filename.encode("cp437").decode()
+    try:  # zipfile has taken it for code page 437
+        stored = entry.orig_filename.encode("cp437")
     except UnicodeError:
         return entry.filename
+    try:  # many tools write UTF-8 without saying so
+        return _unicode_name(entry.extra, stored) or stored.decode()
+    except UnicodeError:
+        return entry.filename
+
+
+def _unicode_name(extra, stored):
+    """The name that Info-ZIP and WinZip put beside one in a system's own code page, None if there is none."""
+    while len(extra) >= 4:
+        tag, length = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + length], extra[4 + length :]
+        if tag == 0x7075 and len(field) > 5 and struct.unpack_from("<BI", field) == (1, zlib.crc32(stored)):
+            return field[5:].decode()
+    return None
 
 
 def _member(archive, name, entry):

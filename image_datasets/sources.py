@@ -73,7 +73,7 @@ def folder_source(path: str | Path, unconditional: bool = False) -> Source:
     tree = listing.open_tree(path)
     found = layouts.find(tree, unconditional)
     _say_left_out(found.others)
-    paths = [listing.relative(file, tree.root) for file in found.files]
+    paths = [tree.name(file) for file in found.files]
     counts = f"{len(paths)} images, {len(found.class_names)} class(es)"
     if found.list_name:
         counts += f" of {found.list_name}"

@@ -255,3 +255,12 @@ def test_help_says_defaults_as_they_are(capsys):
             importlib.import_module(name).main(["--help"])
         text = " ".join(capsys.readouterr().out.split())
         assert all(word in text for word in words), name
+
+
+def test_an_error_about_a_name_with_line_breaks_is_one_line(capsys):
+    def main():
+        raise utils.UserError("the folder a\nb is empty")
+
+    with pytest.raises(SystemExit) as error:
+        utils.run_main(main)
+    assert error.value.code == 2 and capsys.readouterr().err.endswith("error: the folder a\\nb is empty\n")

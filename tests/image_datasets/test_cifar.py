@@ -107,6 +107,9 @@ def test_files_of_wrong_length_or_content(few_images, tmp_path, dataset):
     last = layout.parts["train"][-1]
     python = tmp_path / layout.python_folder / last
     rows, labels = np.zeros((PART, 3072), np.uint8), [0] * PART
+    for bad in (-1, 2**32 - 1, 2**70, 1.5, None, [1, 2], "cat", True):
+        pickled({"data": rows, layout.labels_key: [*labels[1:], bad]}, python)
+        refused(f"{last}: labels must lie in 0..{layout.num_classes - 1}", dataset, tmp_path, "train")
     for message, batch in {
         "labels must lie in": {"data": rows, layout.labels_key: [*labels[1:], layout.num_classes]},
         "holds 19 images instead of 20": {"data": rows[1:], layout.labels_key: labels[1:]},

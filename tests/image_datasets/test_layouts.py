@@ -1,8 +1,14 @@
 """Of which class an image is: StyleGAN's dataset.json, Tiny ImageNet's two layouts, folders named by numbers."""
 
 import json
+import os
 import shutil
+import struct
+import subprocess
+import sys
 import zipfile
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +19,7 @@ from image_datasets import layouts, sources
 from image_datasets.decoding import read_pixels
 
 NAMES = [f"0000{i // 3}/img{i:08}.png" for i in range(6)]  # three images in a folder
+ROOT = Path(__file__).parents[2]
 CLASSES = [2, 0, 0, 1, 2, 0]
 
 
@@ -102,6 +109,13 @@ def test_labels_are_not_needed_without_classes(stylegan, tmp_path):
     assert len(sources.folder_source(tmp_path / "made", unconditional=True).images) == 6
 
 
+def test_a_list_of_labels_without_images(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "dataset.json").write_text('{"labels": [["0.png", 0]]}')
+    for unconditional in (False, True):
+        refused(["made holds no images"], tmp_path / "made", unconditional=unconditional)
+
+
 def test_classes_without_images_are_said_before_anything_is_decoded(stylegan, capsys):
     stylegan_from_one = [[name, y + 1] for name, y in zip(NAMES, CLASSES, strict=True)]
     source = sources.folder_source(stylegan([*stylegan_from_one, ["gone.png", 3]]))
@@ -155,6 +169,8 @@ def test_tiny_imagenet(tiny, tmp_path):
 def test_a_folder_between_class_and_images(tmp_path):
     for inner in ("images", "JPEGImages", "img"):
         root = draw(tmp_path / inner, [f"{name}/{inner}/{i}.png" for name in "ab" for i in range(2)] + ["c/0.png"])
+        (root / "a" / "annotations").mkdir()
+        (root / "a" / "annotations" / "0.xml").write_text("?")
         assert sources.folder_source(root).labels.tolist() == [0, 0, 1, 1, 2]
     draw(tmp_path / "domains", ["photo/dog/0.png", "sketch/dog/0.png"])  # these may be the classes or not
     refused(["use --images", "photo"], tmp_path / "domains")
@@ -178,6 +194,24 @@ def test_numbers_are_ordered_as_numbers(tmp_path):
     assert source.class_names == ["0", "1", "10", "11", "2", "x"] and source.class_order == layouts.AS_TEXT
 
 
+@pytest.mark.slow
+def test_names_do_not_depend_on_the_locale(tmp_path):
+    """Neither classes, nor what a list of labels says of images of such names, nor what tells the source."""
+    root = draw(tmp_path / "ünïcode", ["猫/é.png", "b\udcff/0.png"])
+    listed = draw(tmp_path / "listed", ["é.png"])
+    (listed / "dataset.json").write_text('{"labels": [["é.png", 0]]}', encoding="utf-8")
+    code = "import sys; from image_datasets import sources; s = sources.folder_source(sys.argv[1]); "
+    code += "print(ascii([s.description, s.class_names, s.paths, s.stamp]))"
+    for folder in (root, listed):
+        said = set()
+        for locale in ({"PYTHONUTF8": "1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+            command = [sys.executable, "-c", code, folder]
+            done = subprocess.run(command, env=os.environ | locale, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            said.add(done.stdout)
+        assert len(said) == 1 and ascii(sources.folder_source(folder).paths) in said.pop()
+
+
 # What is left out, and what systems add
 
 
@@ -186,9 +220,9 @@ def test_formats_that_are_not_read_are_named_with_a_remedy(photos, capsys):
         (photos / "cat" / name).write_text("?")
     sources.folder_source(photos)
     out = capsys.readouterr().out
-    assert "left out 5 files of formats that are not read: 2 .heic, 1 .jxl, 1 .cr2, 1 .nii; convert them" in out
+    assert "left out 5 files of formats that are not read: 2 .heic, 1 .cr2, 1 .jxl, 1 .nii; convert them" in out
     assert "HEIF: heif-convert" in out and "JPEG XL: djxl" in out and "raw data: dcraw" in out and "NIfTI: " in out
-    assert "ignored 2 file(s) that are not images: e.txt, f (1 .txt, 1 without suffix)" in out
+    assert "ignored 2 file(s) that are not images: e.txt, f (1 without suffix, 1 .txt)" in out
     for file in photos.glob("cat/*.png"):
         file.unlink()
     refused(["cat holds no images, but 2 .heic", "heif-convert"], photos)
@@ -226,6 +260,19 @@ def test_a_backslash_in_a_name_of_unix_stays(photos, tmp_path):
         for file in sorted(photos.glob("*/*.png")):
             archive.write(file, f"{file.parent.name}/a\\{file.name}")
     assert sources.folder_source(tmp_path / "photos.zip").paths[0] == "cat/a\\0.png"
+
+
+def test_names_in_unicode_beside_those_of_another_code_page(photos, tmp_path):
+    """As Info-ZIP writes them: the name in the system's code page, and in an extra field the real one."""
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for file in sorted(photos.glob("*/*.png")):
+            stored, real = f"{file.parent.name}/{file.name}".encode(), f"{file.parent.name}猫/{file.name}".encode()
+            entry = zipfile.ZipInfo(stored.decode())
+            field = struct.pack("<BI", 1, zlib.crc32(stored)) + real
+            entry.extra = struct.pack("<HH", 0x5455, 1) + b"\1" + struct.pack("<HH", 0x7075, len(field)) + field
+            archive.writestr(entry, file.read_bytes())
+    source = sources.folder_source(tmp_path / "photos.zip")
+    assert source.class_names == ["cat猫", "dog猫"] and levels(source) == [0, 10, 20, 50, 60, 70]
 
 
 def test_names_of_code_page_437(photos, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import utils
 from image_datasets import decoding, metadata
 from metrics.images import FolderImages
 
@@ -126,6 +127,62 @@ def test_rotation_is_obeyed_where_other_metadata_are_dropped(tmp_path):
     (tmp_path / "a.png").unlink()
     (tmp_path / "a.jpg").write_bytes(content[:2] + segment(0xE0, b"JFIF\0") + content[2:])
     assert both(tmp_path / "a.jpg").shape == (24, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0", "(HEIF), whatever its name; heif-convert"),
+        (b"\xff\x0a\xfa", "(JPEG XL)"),
+        (bytes(128) + b"DICM", "(DICOM)"),
+        (b'<?xml version="1.0"?>\n<svg>', "rsvg-convert"),
+        (b"<!DOCTYPE html><html>", "a web page, not an image; download"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"", "empty"),
+        (b"no image", "not an image, or of an unknown format"),
+    ],
+)
+def test_what_goes_by_the_name_of_an_image_is_told_for_what_it_is(tmp_path, start, words):
+    (tmp_path / "a.jpg").write_bytes(start)
+    for file in (tmp_path / "a.jpg", start):
+        with pytest.raises(Exception) as error, metadata.opened(file):
+            pass
+        assert words in decoding.reason(error.value)
+    with pytest.raises(utils.UserError) as error:
+        FolderImages(tmp_path)
+    assert "a.jpg" in str(error.value) and words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        (700, 2, 4, b"<x>\0"),  # XMP that is text
+        (700, 4, 2, b"\0\0\0\x08"),
+        (271, 4, 2**31, b"\xff\xff\xff\x7f"),  # a maker outside of the file
+        (274, 9, 1, b"\0\0\0\x06"),  # an orientation of a wrong type
+        (34675, 99, 3, b"abc\0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tags_of_a_tiff(tmp_path, order, tag):
+    data, size = PIXELS.tobytes(), PIXELS.nbytes
+    tags = [(256, 4, 1, 24), (257, 4, 1, 16), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8)]
+    tags += [(277, 3, 1, 3), (278, 4, 1, 16), (279, 4, 1, size), (284, 3, 1, 1)]
+    forms = {3: "Hxx", 4: "I"}
+    values = [(*about, struct.pack(order + forms[about[1]], value)) for *about, value in tags]
+    entries = b"".join(struct.pack(f"{order}HHI", *t[:3]) + t[3] for t in sorted([*values, tag]))
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + size)
+    content = head + data + struct.pack(f"{order}H", len(tags) + 1) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(content)
+    turned = tag[:2] == (274, 9) and order == ">"  # Pillow takes it for what it means
+    assert np.array_equal(both(tmp_path / "a.tif"), np.rot90(PIXELS, -1) if turned else PIXELS)
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_a_turned_tiff(tmp_path, compression):
+    IMAGE.save(tmp_path / "a.tif", compression=compression, tiffinfo={274: 6})
+    assert np.array_equal(both(tmp_path / "a.tif"), np.rot90(PIXELS, -1))
 
 
 def test_damaged_pixels_are_still_damaged():

@@ -47,6 +47,23 @@ def test_a_folder_is_read_in_the_order_of_its_paths(folder):
     assert np.array_equal(pixels(images.read(np.array([2, 7, 11]))), expected[[2, 7, 11]])
 
 
+def test_formats_that_are_not_read_are_named(folder, capsys):
+    FolderImages(folder)
+    assert capsys.readouterr().err == ""  # a text is no news
+    for name in ("z/a.HEIC", "z/b.jxl", "__MACOSX/c.png", "z/._d.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("?")
+    assert len(FolderImages(folder)) == 12
+    captured = capsys.readouterr()
+    assert captured.out == "" and "made: 12 images (1 .heic, 1 .jxl, 1 .txt; convert them to PNG" in captured.err
+    for file in [*folder.rglob("*.png")]:
+        file.unlink(missing_ok=True)
+    with pytest.raises(
+        utils.UserError, match="holds no images, and no checkpoint either .1 .heic.*heif-convert.* left out"
+    ):
+        FolderImages(folder)
+
+
 def test_modes_become_rgb_as_in_make_hdf5(tmp_path):
     rgb = Image.fromarray(IMAGES[0])
     made = {"1": rgb.convert("P"), "2": rgb.convert("L"), "3": rgb.convert("RGBA"), "4": rgb.convert("1")}
