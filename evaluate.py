@@ -170,6 +170,9 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     args = argparse.Namespace(**defaults | {"num_inception_images": 50_000} | of_run | given)
     options = SamplingOptions.of(args)
     PrecisionOptions.of(args).apply(G)
+    out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"]))
+    if limits:
+        on_ranks(ranks, lambda: utils.check_writable(out))
     measure = _load_measure(args, G.config.resolution, source, second, ranks)
     if ranks.is_main:
         print(describe(G, meta, ranks.device))
@@ -183,7 +186,6 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     how = {"ema": meta["ema"], "mode": mode}
     about = {"checkpoint": meta["path"], "step": meta["step"]}
     if points:
-        out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"]))
         path = out / _sweep_name(Path(meta["path"]).stem, kind, mode, given)
         return truncation_sweep.run((evaluate_generator(*common, t, **how) for t in points), about, path, ranks)
     metrics = evaluate_generator(*common, truncation, **how)

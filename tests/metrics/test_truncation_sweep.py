@@ -57,12 +57,16 @@ def test_an_interrupted_sweep_keeps_its_points(G, measure, tmp_path):
     assert json.loads((tmp_path / "new" / "sweep.json").read_text()) == result
 
 
-def test_a_folder_that_cannot_be_written_to_is_found_before_any_evaluation(tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_found_before_any_evaluation(run, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     points = iter([{"never": "evaluated"}])
     with pytest.raises(utils.UserError, match="cannot write"):
         truncation_sweep.run(points, {}, tmp_path / "file" / "sweep.png", ONE)
     assert list(points)
+    monkeypatch.setattr(evaluate, "_load_measure", lambda *arguments: pytest.fail("expensive"))
+    with pytest.raises(utils.UserError, match="cannot write"):
+        folder = ["--out", str(tmp_path / "file" / "sweep"), "--device", "cpu"]
+        evaluate.main([str(run), "--truncation_sweep", "1", "1", "1", *folder])
 
 
 def test_truncations_of_a_sweep():
