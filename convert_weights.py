@@ -8,6 +8,7 @@ conversion/peers.py knows the other codebases' names, and conversion/convert.py 
 """
 
 import argparse
+from pathlib import Path
 
 import utils
 from conversion import peers
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         if not equals:
             raise utils.UserError(f"--set {setting}: not of the form FIELD=VALUE")
         overrides[name] = parse_field(name, text)
+    utils.check_writable(Path(args.out).parent)
     networks = peers.read_networks(args.path, args.source)
     checkpoint = convert(networks, args.source, overrides, args.truncation, args.gain_offset, args.bgr)
     checkpoints.save(checkpoint, args.out)

@@ -89,7 +89,7 @@ def prepare(options: TrainOptions, command: Command, state: TrainingState) -> No
     """Make the run folder ready, on rank 0: from here on a command leaves traces."""
     copies, from_scratch = options.reports.copies, options.run.from_scratch
     run_folder.check_room(command.folder, state.step, copies, state.checkpoint_bytes())
-    for line in command.passed_over:
+    for line in command.notes:
         print(f"note: {line}")
     run_folder.prepare(command.folder, from_scratch, state.step)
 

@@ -439,6 +439,14 @@ def test_flags_that_are_named_may_change(where, tmp_path, capsys):
     assert log[3]["G_lr"] == 1e-3
 
 
+def test_allow_change_without_a_run_says_so(where, tmp_path, capsys):
+    flags = [*FLAGS, *where, "--dry_run", "--allow_change", "G_lr", "--experiment_name"]
+    train.main([*flags, "run"])
+    assert f"there is no run to go on with in {tmp_path}/runs/run\n" in capsys.readouterr().out
+    train.main([*flags, ""])
+    assert "whose name is made from the flags: --experiment_name names another" in capsys.readouterr().out
+
+
 def test_the_start_says_where_and_on_how_many_images(where, capsys):
     train.main([*FLAGS, *where, "--test_every", "0", "--num_iters", "1", "--G_shared", "--hier", "--dim_z", "10"])
     out = capsys.readouterr().out

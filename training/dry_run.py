@@ -51,7 +51,7 @@ def dry_run(options: TrainOptions, source: finetune.Source | None) -> None:
         attempt(options.selection.load_network, options.data.data_root, options.data.path.stem, weights)
     config = plan.config if plan else _or_none(assumed_config, options)
     num_images = _num_images(options, plan) if plan else None
-    for note in notes(options, config) if config else options.legacy_notes or []:
+    for note in [*command.notes, *(notes(options, config) if config else options.legacy_notes or [])]:
         print(f"note: {note}")
     if config:
         origin = plan.dataset.path if plan else f"no data, its size assumed from the name {options.data.dataset}"
@@ -111,8 +111,6 @@ def _print_disk(options, command, config):
 def _try_start(options, source, command, ranks):
     """Start as the real command does, and say from where. Raises: utils.UserError where it could not."""
     plan, checkpoint = command.plan, command.checkpoint
-    for line in command.passed_over:
-        print(f"note: {line}")
     whole = options.selection.keeps_all  # else which images are seen is not known here
     known = (len(plan.dataset) if whole else None, _kept_content(plan.dataset), None)
     about = about_run(options, plan, command.measure, *known, ranks)

@@ -23,13 +23,13 @@ from training.options import TrainOptions
 class Command:
     """What a command asks for, checked; None for what could not be had, in a dry run only.
 
-    folder: of the run; checkpoint: the one that the run goes on from, None for a new run; passed_over: lines on newer
-    ones that cannot be resumed; measure: what evaluations measure with, None without evaluations.
+    folder: of the run; checkpoint: the one that the run goes on from, None for a new run; notes: lines on that, for the
+    user; measure: what evaluations measure with, None without evaluations.
     """
 
     folder: Path | None
     checkpoint: dict | None
-    passed_over: list[str]
+    notes: list[str]
     plan: "Plan | None"
     measure: Measure | None
 
@@ -45,26 +45,33 @@ def check_command(
     attempt = attempt or (lambda function, *arguments: function(*arguments))
     folder = attempt(run_folder.path_of, options.run.runs_root, options.run_name)
     found = attempt(_resumed, options, folder) if folder else None
-    checkpoint, passed_over = found or (None, [])
+    checkpoint, notes = found or (None, [])
     plan = attempt(make_plan, options, source)
     attempt(options.batches.check_ranks, ranks.world_size)
     scores = options.selection.path(options.data.data_root, options.data.path.stem)
     if not options.selection.keeps_all and not scores.exists():
         attempt(utils.check_writable, scores.parent)
     measure = attempt(load_measure, options, plan, ranks)
-    return Command(folder, checkpoint, passed_over, plan, measure)
+    return Command(folder, checkpoint, notes, plan, measure)
 
 
 def _resumed(options, folder):
-    """The checkpoint that the run in `folder` goes on from and the lines of `run_folder.newest`, None for a new run.
+    """The checkpoint that the run in `folder` goes on from, None for a new run, and lines on that, for the user.
 
     Other flags are refused first of all: with another data set, say, everything else would be said to be missing.
     """
     run_folder.check_writable(folder)
-    checkpoint, passed_over = (None, []) if options.run.from_scratch else run_folder.newest(folder)
+    checkpoint, notes = (None, []) if options.run.from_scratch else run_folder.newest(folder)
     if checkpoint:
         options.changes_since(checkpoint, {"args": options.record(), "model_config": {}, "data": {}})
-    return checkpoint, passed_over
+    elif options.run.allow_change:
+        made = (
+            ""
+            if options.run.experiment_name
+            else ", whose name is made from the flags: --experiment_name names another"
+        )
+        notes.append(f"--allow_change changes nothing: there is no run to go on with in {folder}{made}")
+    return checkpoint, notes
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,11 @@ def newest(folder: Path) -> tuple[dict | None, list[str]]:
             return checkpoint, lines
         lines.append(f"{path} is passed over: {bad} holds values that are not finite, as a diverged run leaves them")
     if found:
+        best = of_kind(folder / "weights", "best")
+        instead = f", or another --experiment_name with --init_from {best[-1]}" if best else ""
         raise utils.UserError(
             f"{folder}: none of its checkpoints can be resumed, all hold values that are not finite ({bad} of "
-            f"{path.name}). Start anew with --from_scratch, which moves the run aside; {IF_DIVERGED}"
+            f"{path.name}). Start anew with --from_scratch, which moves the run aside{instead}; {IF_DIVERGED}"
         )
     return None, []
 

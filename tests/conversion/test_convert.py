@@ -312,6 +312,8 @@ def test_what_does_not_fit_is_one_clear_line(small, tmp_path):
                            (["--truncation", "0.5"], "huggingface"), (["--set", "D_ch=3"], "do not fit")):  # fmt: skip
         with pytest.raises(utils.UserError, match=message):
             run("--from", "ajbrock", tmp_path / "in.pth", tmp_path / "out.pth", *flags)
+    with pytest.raises(utils.UserError, match="cannot write .*in.pth: Not a directory"):  # before anything is read
+        run("--from", "ajbrock", tmp_path / "none.pth", tmp_path / "in.pth" / "out.pth")
     with pytest.raises(utils.UserError, match="holds no G.pth"):
         run("--from", "ajbrock", tmp_path, tmp_path / "out.pth")
 

@@ -63,6 +63,11 @@ def test_a_run_without_a_checkpoint_that_is_finite_is_told_what_to_do(tmp_path):
     ) as error:
         run_folder.newest(tmp_path)
     assert "\n" not in str(error.value) and len(names(tmp_path)) == 2
+    run_folder.save(state(1), tmp_path, "best", 2)
+    with pytest.raises(
+        utils.UserError, match="--from_scratch, .* --experiment_name with --init_from .*best_00000001.pth"
+    ):
+        run_folder.newest(tmp_path)
     assert run_folder.newest(tmp_path / "nothing") == (None, [])
 
 
