@@ -43,6 +43,7 @@ from sampling.generate import SamplingOptions, describe
 from sampling.latents import Truncation
 from torch_utils import checkpoints, distributed
 from torch_utils.distributed import on_ranks
+from torch_utils.memory import keep_freed_blocks
 from torch_utils.mixed_precision import PrecisionOptions
 
 # Flags here that mean something else in train.py, or belong to the machine: not taken over from the run.
@@ -117,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     others = [tables.read_results(file) for file in args.compare]
     result = None
     if args.sources:
+        keep_freed_blocks()
         quiet = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
         with quiet, distributed.process_group(args.device) as ranks:
             result = _evaluate(defaults, given, ranks)

@@ -29,6 +29,7 @@ from sampling.latents import balanced_labels, shuffled_labels
 from sampling.sheets import class_interpolation_sheet, class_sheet, random_sheet, z_interpolation_sheet
 from torch_utils import checkpoints, distributed
 from torch_utils.images import save_image
+from torch_utils.memory import keep_freed_blocks
 from torch_utils.mixed_precision import PrecisionOptions
 
 
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     options = SamplingOptions.of(args)
     if not args.sheets and not args.num_samples:
         raise utils.UserError("--no-sheets without --num_samples N: there is nothing to write")
+    keep_freed_blocks()
     device = distributed.resolve_device(options.device)
     G, meta = BigGAN.load_generator(args.checkpoint, device, options.ema)
     PrecisionOptions.of(args).apply(G)

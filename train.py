@@ -23,6 +23,8 @@ from image_datasets.loading import BatchLoader
 from selection.selection import select
 from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
+from torch_utils.memory import keep_freed_blocks
+from torch_utils.mixed_precision import compilation
 from training import finetune, intervals, messages, run_folder
 from training.batches import Batches
 from training.dry_run import dry_run
@@ -57,6 +59,8 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -
     # Build; go on from the run's newest checkpoint, or start from another run's weights.
     torch.manual_seed(options.run.seed)  # of the initial weights; everything later draws from utils.rng
     state = TrainingState(plan.config, options, ranks.device)
+    if options.precision.compile:
+        state.compile()
     report, changes = begin(state, options, about, folder, command.checkpoint, source, plan.class_rows)
     on_ranks(ranks, lambda: prepare(options, command, state))
     num_steps = options.run_length(len(reals), state.step, state.images_seen)
@@ -101,8 +105,8 @@ def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps:
     batches, speed = make_batches(run, plan, state, reals), Speedometer(state.step, options.images_per_step)
     shown = {"disable": not ranks.is_main, "dynamic_ncols": True, **utils.bar_interval()}
     bar = tqdm(total=num_steps, initial=state.step, **shown)
-    with closing(batches.loader), bar, distributed.StopSignal() as stop:
-        for step in range(state.step + 1, num_steps + 1):
+    with closing(batches.loader), bar, distributed.StopSignal() as stop, compilation(options.precision.compile):
+        for step in range(first := state.step + 1, num_steps + 1):
             set_learning_rates(state.opt_G, state.opt_D, options.optimizers, step)
             draws = itertools.count()  # a number of its own for each pass within the step
             for _ in range(steps.num_D_steps):
@@ -113,6 +117,8 @@ def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps:
             state.finish_step(step)
             bar.update()
 
+            if options.precision.compile and step == first:
+                intervals.tell_compiled(speed, bar)
             intervals.log_skipped(run, state)
             stopped = stop.requested(ranks)
             due = intervals.due(options.reports, step, step == num_steps, stopped)
@@ -166,6 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.dry_run.asked_for:
         dry_run(options, source)
         return
+    keep_freed_blocks()
     if options.run.deterministic:
         make_deterministic()
     torch.backends.cudnn.benchmark = not options.run.deterministic

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import erf, erfinv
 from torch import Tensor
 
 import utils
@@ -49,6 +48,8 @@ def latents(
     Args: seed: >= 0; indices: ints >= 0 (n,); truncation: None for the whole normal distribution; stream: of
         `utils.rng`.
     """
+    from scipy.special import erf, erfinv  # takes half a second to import, which --help need not wait for
+
     uniform = np.empty((len(indices), dim_z))
     for row, i in zip(uniform, indices, strict=True):
         row[:] = utils.rng(seed, stream, int(i)).random(dim_z)

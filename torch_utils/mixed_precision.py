@@ -1,12 +1,14 @@
 """The flags of precision and compilation, and what float16 needs beside them."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from torch_utils.precision import AMP
-from utils import Options, option
+from utils import Options, UserError, option
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,21 @@ class PrecisionOptions(Options):
     def scaler(self, device: torch.device) -> "LossScaler | None":
         """What keeps small gradients of a network from becoming 0 in float16; the other types need none."""
         return LossScaler(device.type) if self.amp == "fp16" else None
+
+
+@contextlib.contextmanager
+def compilation(wanted: bool) -> Iterator[None]:
+    """Raise utils.UserError where a network within cannot be compiled, if that is wanted."""
+    if not wanted:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--compile cannot be had here ({reason}); train without it") from error
 
 
 class LossScaler(torch.amp.GradScaler):

@@ -19,7 +19,7 @@ from sampling.sheets import class_sheet
 from torch_utils.distributed import Ranks, mean_over_ranks, on_ranks
 from torch_utils.images import save_image
 from training import run_folder
-from training.logs import RunLog, peak_memory_mb, plot_curves
+from training.logs import RunLog, Speedometer, peak_memory_mb, plot_curves
 from training.options import ReportOptions, TrainOptions
 from training.state import TrainingState
 
@@ -97,6 +97,12 @@ def finite_means(run: Run, state: TrainingState, terms: dict[str, torch.Tensor])
             f"before. The run has diverged; {run_folder.IF_DIVERGED}"
         )
     return means
+
+
+def tell_compiled(speed: Speedometer, bar: tqdm) -> None:
+    """After a run's first step, say what compiling cost; the speed is that of the steps after it."""
+    bar.write(f"compiled both networks: the first step took {utils.duration(speed.elapsed)}")
+    speed.restart(speed.start_step + 1)
 
 
 def log_losses(run: Run, state: TrainingState, terms: dict, images_per_s: float, bar: tqdm) -> None:

@@ -177,8 +177,13 @@ class Speedometer:
     def restart(self, step: int) -> None:
         self.start, self.start_step = time.perf_counter(), step
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds."""
+        return time.perf_counter() - self.start
+
     def at(self, step: int) -> float:
-        return (step - self.start_step) * self.images_per_step / (time.perf_counter() - self.start)
+        return (step - self.start_step) * self.images_per_step / self.elapsed
 
 
 def peak_memory_mb(device: torch.device) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import BigGAN
 import layers
@@ -51,6 +50,8 @@ def multiply_adds(config: ModelConfig, *, fused: bool) -> tuple[int, int]:
     Counted by PyTorch for a forward in evaluation; `fused` as in `set_fused`. What grows with the number of elements
     only (norms, ReLU) and what is done once a batch (spectral norm) is left out.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # takes long to import, which --help need not wait for
+
     G, D = build_on_meta(config)
     z, x, y = _inputs(config, 1)
     set_fused((G, D), fused)

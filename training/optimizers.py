@@ -36,10 +36,11 @@ class OptimizerOptions(Options):
 
 
 def make_optimizers(G: nn.Module, D: nn.Module, options: OptimizerOptions) -> tuple[Adam, Adam]:
-    """The Adam of G and that of D."""
+    """The Adam of G and that of D; fused: one kernel for all parameters."""
+    common = {"eps": options.adam_eps, "fused": True}
     return (
-        Adam(G.parameters(), lr=options.G_lr, betas=(options.G_B1, options.G_B2), eps=options.adam_eps),
-        Adam(D.parameters(), lr=options.D_lr, betas=(options.D_B1, options.D_B2), eps=options.adam_eps),
+        Adam(G.parameters(), lr=options.G_lr, betas=(options.G_B1, options.G_B2), **common),
+        Adam(D.parameters(), lr=options.D_lr, betas=(options.D_B1, options.D_B2), **common),
     )
 
 

@@ -15,6 +15,9 @@ from training.ema import MovingAverage
 from training.optimizers import make_optimizers
 from training.options import EVALUATION, TrainOptions
 
+# Of an optimizer, what the command says and not the checkpoint, which may be older, or of before --allow_change.
+OF_THE_COMMAND = ("betas", "eps", "fused")
+
 
 class TrainingState:
     """All that a run needs to go on.
@@ -34,6 +37,15 @@ class TrainingState:
         self.average = MovingAverage(self.G, ema.ema_decay, ema.ema_start) if ema.ema else None
         self.images_per_step = options.images_per_step
         self.step, self.images_seen, self.best = 0, 0, None
+
+    def compile(self) -> None:
+        """Have both networks compiled at their next forward; the moving average, which is evaluated, stays as it is.
+
+        In place: state dicts keep their keys. Raises at that forward, in `mixed_precision.compilation`, where a part
+        cannot be compiled.
+        """
+        for network in (self.G, self.D):
+            network.compile(fullgraph=True)
 
     @property
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | LossScaler | None]:
@@ -81,10 +93,10 @@ class TrainingState:
             elif isinstance(part, LossScaler):
                 part.load_state_dict(checkpoint[name])
             else:
-                own = [{key: group[key] for key in ("betas", "eps")} for group in part.param_groups]
+                own = [{key: group[key] for key in OF_THE_COMMAND} for group in part.param_groups]
                 part.load_state_dict(checkpoint[name])
                 for group, options in zip(part.param_groups, own, strict=True):
-                    group.update(options)  # the command's, not the checkpoint's: --allow_change may have changed them
+                    group.update(options)
         self.step, self.images_seen, self.best = (checkpoint[name] for name in ("step", "images_seen", "best"))
 
     def checkpoint_bytes(self) -> tuple[int, int]:
