@@ -30,7 +30,7 @@ from training.intervals import Run
 from training.logs import RunLog, Speedometer
 from training.optimizers import set_learning_rates
 from training.options import TrainOptions
-from training.plan import Plan, check_content, load_measure, make_plan
+from training.plan import Plan, load_measure, make_plan
 from training.state import TrainingState
 from training.steps import d_step, g_step
 
@@ -51,7 +51,6 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -
     measure = load_measure(options, plan, ranks)
     folder = run_folder.path_of(options.run.runs_root, options.run_name)
     content = on_ranks(ranks, lambda: doctor.introduce(plan.dataset))["content"]
-    check_content(options, plan, measure, content)
     selection = select(options.selection, options.metrics, options.data.data_root, plan.dataset, content, ranks)
     reals = selection.subset if selection else plan.dataset  # what D sees; the metrics compare with the whole data set
     num_steps = options.run_length(len(reals))

@@ -7,6 +7,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+import torch
 from striped_data import load, metric_options, run, write_dataset
 
 import evaluate
@@ -18,6 +19,8 @@ from image_datasets import doctor, loading
 from metrics import classifier
 from metrics.networks import load_feature_network
 from torch_utils import checkpoints
+from torch_utils.distributed import Ranks
+from training.plan import load_measure, make_plan
 
 
 def made_again(root):
@@ -27,6 +30,12 @@ def made_again(root):
     (root / "toy.hdf5").unlink()
     with h5py.File(root / "toy.hdf5", "w") as file:
         file["imgs"], file["labels"] = images, labels
+
+
+def dry_run_measure(argv):
+    """What a dry run is to call as well."""
+    options, source = train.parse_args(argv)
+    load_measure(options, make_plan(options, source), Ranks(0, 1, torch.device("cpu")))
 
 
 def test_what_was_made_of_other_images_is_made_again_or_refused(fitted, tmp_path, capsys):
@@ -44,6 +53,7 @@ def test_what_was_made_of_other_images_is_made_again_or_refused(fitted, tmp_path
         (evaluate.main, [str(root / "toy.hdf5"), *flags]),
         (evaluate.main, [str(root / "toy.hdf5"), str(root / "toy.hdf5"), *flags]),
         (train.main, [*training, "--num_inception_images", "100"]),
+        (dry_run_measure, [*training, "--num_inception_images", "100"]),
         (instance_selection.main, selection),
     ):
         with pytest.raises(

@@ -3,12 +3,11 @@
 import dataclasses
 from dataclasses import dataclass
 
-import inception_utils
 import utils
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import ImageSet
 from image_datasets.loading import open_dataset
-from inception_utils import Measure, load_evaluation, metric_keys
+from inception_utils import Measure, check_content, load_evaluation, metric_keys
 from model_config import ModelConfig
 from torch_utils.distributed import Ranks
 from training import finetune, run_folder
@@ -81,19 +80,16 @@ def make_config(options: TrainOptions, resolution: int, n_classes: int) -> Model
     return dataclasses.replace(config, D_cond="none") if options.batches.unconditional else config
 
 
-def check_content(options: TrainOptions, plan: Plan, measure: Measure | None, content: str) -> None:
-    """Raise utils.UserError where evaluations would compare with other images than the data set's (of this content)."""
-    if measure:
-        where = (options.data.data_root, plan.reference.name, plan.dataset)
-        inception_utils.check_content(options.metrics, *where, (measure.network, measure.reference), content)
-
-
 def load_measure(options: TrainOptions, plan: Plan, ranks: Ranks) -> Measure | None:
-    """What evaluations measure with, None without evaluations. Raises: utils.UserError as `load_evaluation`."""
+    """What evaluations measure with, None without evaluations.
+
+    Raises: utils.UserError as `load_evaluation` and `check_content`.
+    """
     if not options.reports.test_every:
         return None
     name, root = plan.reference.name, options.data.data_root
     network, reference = load_evaluation(options.metrics, root, name, ranks.device, plan.reference)
+    check_content(options.metrics, root, name, plan.dataset, (network, reference), ranks)
     run_folder.check_which_best(options.reports.which_best, metric_keys(network, reference, plan.config.n_classes))
     holder = f"the reference statistics of {reference.protocol.dataset}"
     counts = options.classes.counts(reference.class_counts, plan.config.n_classes, holder)
