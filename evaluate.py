@@ -19,7 +19,6 @@ from pathlib import Path
 
 import BigGAN
 import utils
-from image_datasets import doctor
 from image_datasets.loading import DataOptions
 from inception_utils import (
     Measure,
@@ -274,7 +273,7 @@ def _load_measure(args, resolution, source, second, ranks):
         check_number(options.resolved(SPLITS, K, OUTPUTS), source.path)
     if data.dataset and data.path.exists():
         measured = (network, None if second else reference)
-        _check_content(options, data, measured, ranks)
+        check_content(options, data.data_root, data.reference_name, data.open(), measured, ranks)
     _check_resolution(network, resolution, source)
     if second and second.kind == "statistics":
         reference = load_reference(second.path, network)
@@ -287,15 +286,6 @@ def _load_measure(args, resolution, source, second, ranks):
         if second.kind == "npz":
             reference = with_moments_of_file(reference, second.path)
     return Measure(network, reference, options, ranks, real_images if args.intra_fid else None)
-
-
-def _check_content(options, data, measured, ranks):
-    """Raise utils.UserError where what is measured with was made of other images than the data set, which is there."""
-    network, reference = measured
-    if network.fitted.get("content") or (reference and reference.protocol.content):
-        file = data.open()
-        content = on_ranks(ranks, lambda: doctor.content_hash(file))
-        check_content(options, data.data_root, data.reference_name, file, measured, content)
 
 
 def _reference_of(args, options, images, network, ranks):

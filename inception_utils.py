@@ -22,6 +22,8 @@ import prdc
 import utils
 from BigGAN import Generator
 from image_datasets import content as contents
+from image_datasets import doctor
+from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import ImageSet
 from metrics import classifier, functional
 from metrics.distances import MEMORY_MB
@@ -103,20 +105,22 @@ def load_evaluation(
 
 
 def check_content(
-    options: MetricOptions, data_root: str | Path, name: str, images: ImageSet, measured: tuple, content: str
+    options: MetricOptions, data_root: str | Path, name: str, images: HDF5Dataset, measured: tuple, ranks: Ranks
 ) -> None:
     """Raise utils.UserError where classifier or reference statistics were made of other images than a data set holds.
 
-    A --reference_file may well be of other images. Args: name: `DataOptions.reference_name`; measured: FeatureNetwork
-        and Reference, or None instead of the latter; content: of `images` (`doctor.content_hash`).
+    A --reference_file may well be of other images. Args: name: `DataOptions.reference_name`; images: the data set;
+        measured: FeatureNetwork and Reference, or None instead of the latter.
     """
     network, reference = measured
-    command = statistics_command(name, data_root, network.name)
-    fitted = classifier.classifier_path(data_root, name)
-    contents.check_content(network.fitted.get("content"), content, fitted, images.path, command)
+    stored = {classifier.classifier_path(data_root, name): network.fitted.get("content")}
     if reference is not None and not options.reference_file:
         path = evaluation_reference_path(options, data_root, name, network.name, network.resize)
-        contents.check_content(reference.protocol.content, content, path, images.path, command)
+        stored[path] = reference.protocol.content
+    if any(stored.values()):  # else there is no need to know
+        content = on_ranks(ranks, lambda: doctor.content_hash(images))
+        for path, made in stored.items():
+            contents.check_content(made, content, path, images.path, statistics_command(name, data_root, network.name))
 
 
 def check_options(options: MetricOptions, network: FeatureNetwork) -> None:

@@ -32,7 +32,7 @@ from training.intervals import Run
 from training.logs import RunLog, Speedometer, change_text
 from training.optimizers import set_learning_rates
 from training.options import TrainOptions
-from training.plan import Command, Plan, about_run, check_command, check_content
+from training.plan import Command, Plan, about_run, check_command
 from training.state import TrainingState, begin
 from training.steps import d_step, g_step
 
@@ -51,7 +51,6 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -
     command = check_command(options, source, ranks)
     plan, folder, measure = command.plan, command.folder, command.measure
     content = on_ranks(ranks, lambda: doctor.introduce(plan.dataset))["content"]
-    check_content(options, plan, measure, content)
     selection = select(options.selection, options.metrics, options.data.data_root, plan.dataset, content, ranks)
     reals = selection.subset if selection else plan.dataset  # what D sees; the metrics compare with the whole data set
     about = about_run(options, plan, measure, len(reals), content, selection and selection.record(), ranks)

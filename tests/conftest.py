@@ -5,6 +5,7 @@ import torch
 from evaluation_fixtures import G, data_root, files, measure, run, samples  # noqa: F401  (fixtures)
 from family_files import random_images, write
 from PIL import Image
+from striped_data import fitted  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import inception_utils
 import utils
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import ImageSet
 from image_datasets.loading import open_dataset
-from inception_utils import Measure, load_evaluation, metric_keys
+from inception_utils import Measure, check_content, load_evaluation, metric_keys
 from metrics.reference import Reference
 from model_config import ModelConfig
 from torch_utils.distributed import Ranks
@@ -139,23 +138,17 @@ def make_config(options: TrainOptions, resolution: int, n_classes: int) -> Model
     return dataclasses.replace(config, D_cond="none") if options.batches.unconditional else config
 
 
-def check_content(options: TrainOptions, plan: Plan, measure: Measure | None, content: str) -> None:
-    """Raise utils.UserError where evaluations would compare with other images than the data set's (of this content)."""
-    if measure:
-        where = (options.data.data_root, plan.reference.name, plan.dataset)
-        inception_utils.check_content(options.metrics, *where, (measure.network, measure.reference), content)
-
-
 def load_measure(options: TrainOptions, plan: Plan | None, ranks: Ranks) -> Measure | None:
     """What evaluations measure with, None without evaluations; plan: None where there are no data to compare with.
 
-    Raises: utils.UserError as `load_evaluation`, and where evaluations never give the metric of --which_best.
+    Raises: utils.UserError as `load_evaluation` and `check_content`, and where evaluations never give the metric of --which_best.
     """
     if not options.reports.test_every:
         return None
     name, root = options.data.reference_name, options.data.data_root
     network, reference = load_evaluation(options.metrics, root, name, ranks.device, plan and plan.reference)
     if plan:
+        check_content(options.metrics, root, name, plan.dataset, (network, reference), ranks)
         keys = metric_keys(network, reference, plan.config.n_classes)
         run_folder.check_which_best(options.reports.which_best, keys)
     counts = plan and class_counts(options, plan, reference)
