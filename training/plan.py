@@ -141,7 +141,8 @@ def make_config(options: TrainOptions, resolution: int, n_classes: int) -> Model
 def load_measure(options: TrainOptions, plan: Plan | None, ranks: Ranks) -> Measure | None:
     """What evaluations measure with, None without evaluations; plan: None where there are no data to compare with.
 
-    Raises: utils.UserError as `load_evaluation` and `check_content`, and where evaluations never give the metric of --which_best.
+    Raises: utils.UserError as `load_evaluation` and `check_content`, and where no evaluation gives what --which_best
+        names.
     """
     if not options.reports.test_every:
         return None
