@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import utils
-from image_datasets.listing import Listing, is_hidden, is_image
+from image_datasets.listing import Listing, is_hidden, is_image, relative
 
 SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
 
@@ -85,6 +85,9 @@ class TarTree:
             self.listings[path] = Listing([], [], [])
             self._folder(os.path.dirname(path)).folders.append(path)
         return self.listings[path]
+
+    def name(self, path: str) -> str:
+        return relative(path, self.root)
 
     def list(self, folder: str) -> Listing:
         return self.listings[folder]
