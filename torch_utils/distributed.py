@@ -109,7 +109,7 @@ def on_ranks(ranks: Ranks, function: Callable, every: bool = False) -> Any:
             result = function()
         except UserError as error:
             problem = str(error)
-    if ranks.world_size > 1 and torch.distributed.is_initialized():  # a dry run only counts them
+    if ranks.world_size > 1:
         outcomes = [None] * ranks.world_size
         torch.distributed.all_gather_object(outcomes, (problem, None if every else result))
         problem = next((text for text, _ in outcomes if text is not None), None)

@@ -41,7 +41,8 @@ def dry_run(options: TrainOptions, source: finetune.Source | None) -> None:
             problems.append(str(error))
 
     attempt(resolve_device, options.run.device)
-    ranks = Ranks(0, _num_processes(options), torch.device("cpu"))  # nothing is computed here
+    attempt(options.batches.check_ranks, _num_processes(options))
+    ranks = Ranks(0, 1, torch.device("cpu"))  # nothing is computed here
     command = check_command(options, source, ranks, attempt)
     plan = command.plan
     if options.reports.test_every and not command.measure:
