@@ -129,6 +129,18 @@ def data_parallel(module: torch.nn.Module, ranks: Ranks) -> torch.nn.Module:
         return torch.nn.parallel.DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
 
 
+def neighbours(ranks: Ranks, number: int) -> torch.distributed.ProcessGroup | None:
+    """The process group of those `number` consecutive ranks that this one is among; None for itself alone.
+
+    All ranks call it, with a number that divides theirs.
+    """
+    if number == 1:
+        return None
+    if number == ranks.world_size:
+        return torch.distributed.group.WORLD
+    return torch.distributed.new_subgroups(number)[0]
+
+
 def mean_over_ranks(terms: dict[str, torch.Tensor], ranks: Ranks) -> dict[str, float]:
     """0-dim tensors as floats, each the mean over all ranks."""
     values = torch.stack(list(terms.values()))
