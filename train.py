@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.backends.cudnn.benchmark = not options.run.deterministic
     if options.run.parallel:
         distributed.launch_per_gpu()
-    with distributed.process_group(options.run.device) as ranks:
+    with distributed.process_group(options.run.device, options.run.rank_timeout) as ranks:
         train(options, source, ranks)
 
 

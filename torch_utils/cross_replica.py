@@ -4,6 +4,7 @@ Symbols: N images of this rank, C channels, M groups of images that share their 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,57 +12,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules._functions import SyncBatchNorm
 
-import utils
-from torch_utils.distributed import Ranks, neighbours
 from torch_utils.precision import widened
-from utils import Options, option
-
-
-@dataclass(frozen=True)
-class BatchStatistics(Options):
-    """Which images share their batch-norm statistics while G trains."""
-
-    title = "batch norm of G in training"
-
-    cross_replica: bool = option(
-        False, "statistics of the whole pass, over all processes; otherwise each process has its own", switch=True
-    )
-    bn_group_size: int = option(
-        0,
-        "with --cross_replica: statistics of each so many images of the pass, on however many processes; 0: of all",
-        kind=utils.count,
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.bn_group_size and not self.cross_replica:
-            raise utils.UserError(f"--bn_group_size {self.bn_group_size} goes with --cross_replica")
-
-    def check(self, compiled: bool, **batches: int) -> None:
-        """Raise utils.UserError unless passes of these sizes, by flag, are whole groups, and nothing is compiled."""
-        if self.cross_replica and compiled:
-            raise utils.UserError("--compile does not go with --cross_replica: leave one of them out")
-        for name, size in batches.items():
-            if self.bn_group_size and size % self.bn_group_size:
-                raise utils.UserError(
-                    f"--bn_group_size {self.bn_group_size} does not divide --{name} {size}: give one that does"
-                )
-
-    def apply(self, module: nn.Module, ranks: Ranks) -> None:
-        """Have the batch norms of `module` compute so when they train; its copies follow."""
-        if not self.cross_replica or (ranks.world_size == 1 and not self.bn_group_size):
-            return  # torch's own batch norm is that already
-        groups = Groups(self.bn_group_size, ranks)
-        for norm in module.modules():
-            if isinstance(norm, BatchNorm2d):
-                norm.groups = groups
 
 
 class Groups:
-    """Which images share their statistics: `size` consecutive ones of the whole pass, 0: all of it."""
+    """Which images share their statistics: `size` consecutive ones of the whole pass, 0: all of it.
 
-    def __init__(self, size: int, ranks: Ranks):
-        self.size, self.ranks = size, ranks
+    rank, world_size: of this process; neighbours: makes the process group of so many consecutive ranks with this one.
+    """
+
+    def __init__(self, size: int, rank: int, world_size: int, neighbours: Callable):
+        self.size, self.rank, self.world_size, self.neighbours = size, rank, world_size, neighbours
         self.process_groups = {}  # by number of ranks, as communicators are dear
 
     def __deepcopy__(self, memo):
@@ -69,11 +30,11 @@ class Groups:
 
     def block(self, num_images: int) -> "Block":
         """The smallest one of whole groups that this rank, with so many images of the pass, is part of."""
-        size = self.size or num_images * self.ranks.world_size
+        size = self.size or num_images * self.world_size
         num_ranks = math.lcm(size, num_images) // num_images
         if num_ranks not in self.process_groups:
-            self.process_groups[num_ranks] = neighbours(self.ranks, num_ranks)
-        first = self.ranks.rank % num_ranks * num_images
+            self.process_groups[num_ranks] = self.neighbours(num_ranks)
+        first = self.rank % num_ranks * num_images
         return Block(size, num_ranks, range(first, first + num_images), self.process_groups[num_ranks])
 
 
@@ -157,10 +118,10 @@ class BatchNorm2d(nn.BatchNorm2d):
     @torch.no_grad()
     def _follow(self, mean, var, block):
         """Move the running statistics towards mean and unbiased variance (C,), the means over this block's groups."""
-        batch, ranks = torch.stack([mean, var]), self.groups.ranks
-        if block.num_ranks < ranks.world_size:  # other ranks have other groups
+        batch, world_size = torch.stack([mean, var]), self.groups.world_size
+        if block.num_ranks < world_size:  # other ranks have other groups
             torch.distributed.all_reduce(batch)
-            batch /= ranks.world_size
+            batch /= world_size
         for running, value in zip((self.running_mean, self.running_var), batch, strict=True):
             running.lerp_(value.to(running.dtype), self.momentum)
         self.num_batches_tracked.add_(1)

@@ -13,17 +13,17 @@ from model_config import ModelConfig, add_model_args
 from sampling.batch_norm import BatchNormMode
 from sampling.class_sampling import ClassSampling
 from selection.scores import SelectionOptions
-from torch_utils.cross_replica import BatchStatistics
-from torch_utils.distributed import device_option
+from torch_utils.distributed import TIMEOUT_MINUTES, device_option
 from torch_utils.mixed_precision import PrecisionOptions
 from training import run_folder
+from training.batch_statistics import BatchStatistics
 from training.batches import BatchOptions
 from training.ema import EMAOptions
 from training.finetune import FinetuneOptions
 from training.legacy_flags import add_legacy_args
 from training.optimizers import OptimizerOptions
 from training.steps import StepOptions
-from utils import Check, Options, option
+from utils import POSITIVE, Check, Options, option
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class RunOptions(Options):
     )
     parallel: bool = option(False, "one process per visible GPU", switch=True, changeable=True)
     device: str = device_option()
+    rank_timeout: float = option(
+        TIMEOUT_MINUTES, "minutes that a process waits for another", check=POSITIVE, changeable=True
+    )
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import BigGAN
 import utils
 from sampling.batch_norm import BatchNormMode, prepared
 from torch_utils import distributed
-from torch_utils.cross_replica import BatchNorm2d, BatchStatistics
+from torch_utils.cross_replica import BatchNorm2d
 from torch_utils.distributed import Ranks
+from training.batch_statistics import BatchStatistics
 from training.ema import MovingAverage
 from training.optimizers import OptimizerOptions, make_optimizers
 from training.steps import d_step, g_step
