@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_utils import cross_replica
 from torch_utils.precision import no_autocast, widened
 
 
@@ -156,7 +157,7 @@ def upsample(x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class BatchNorm2d(cross_replica.BatchNorm2d):
     """Affine batch norm that takes, and ignores, a condition, so that blocks need not ask which norm they hold."""
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -173,7 +174,7 @@ class ConditionalBatchNorm2d(nn.Module):
 
     def __init__(self, channels: int, condition_dim: int | None, num_classes: int, sn: dict, eps: float = 1e-5):
         super().__init__()
-        self.bn = nn.BatchNorm2d(channels, eps=eps, affine=False)
+        self.bn = cross_replica.BatchNorm2d(channels, eps=eps, affine=False)
         if condition_dim is None:
             self.gain, self.bias = (Embedding(num_classes, channels, **sn) for _ in range(2))
         else:

@@ -58,6 +58,7 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -
     # Build; go on from the run's newest checkpoint, or start from another run's weights.
     torch.manual_seed(options.run.seed)  # of the initial weights; everything later draws from utils.rng
     state = TrainingState(plan.config, options, ranks.device)
+    options.batch_statistics.apply(state.G, ranks)
     if options.precision.compile:
         state.compile()
     report, changes = begin(state, options, about, folder, command.checkpoint, source, plan.class_rows)
@@ -177,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.backends.cudnn.benchmark = not options.run.deterministic
     if options.run.parallel:
         distributed.launch_per_gpu()
-    with distributed.process_group(options.run.device) as ranks:
+    with distributed.process_group(options.run.device, options.run.rank_timeout) as ranks:
         train(options, source, ranks)
 
 

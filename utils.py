@@ -13,8 +13,10 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import tempfile
+import traceback
 import typing
 import warnings
 import zipfile
@@ -34,6 +36,10 @@ DAMAGED_NPZ = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.Ba
 
 class UserError(Exception):
     """Bad input. `run_main` reports it as one line on stderr and exits with status 2."""
+
+
+class LostProcess(UserError):
+    """Another process of a run is gone, or does not answer; reported only where none has said why."""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -79,7 +85,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message):
         if "unrecognized arguments" in message:
             message += self._guess(message)
-        self.exit(2, f"{self.prog}: error: {printable(message)} (see --help)\n")
+        _tell(f"{self.prog}: error: {printable(message)} (see --help)")
+        self.exit(2)
 
     def parse_layers(self, argv: list[str] | None = None) -> tuple[dict, dict]:
         """Defaults of all flags, and the values that are given on the command line: two dicts by name.
@@ -244,6 +251,8 @@ def run_main(main: Callable[[], None]) -> None:
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
+    except LostProcess as error:
+        _exit_with_line(str(error), only_if_first=True)
     except UserError as error:
         _exit_with_line(str(error))
     except BrokenPipeError:  # the reader of our output (head, less) has gone away
@@ -258,6 +267,12 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:  # a fault of ours, whose last line is not to drown in what other processes say of it
+        if is_rank():
+            traceback.print_exc()
+            _tell(f"{Path(sys.argv[0]).name}: {type(error).__name__}: {printable(str(error))}")
+            sys.exit(1)
+        raise
 
 
 def _one_line_warning(message, category, filename, lineno, line=None, default=warnings.formatwarning):
@@ -266,10 +281,53 @@ def _one_line_warning(message, category, filename, lineno, line=None, default=wa
     return f"warning: {printable(str(message))}\n" if own else default(message, category, filename, lineno, line)
 
 
-def _exit_with_line(text):
-    if is_main_process():  # the others have found the same, or are ended by torchrun
-        print(f"{Path(sys.argv[0]).name}: error: {printable(text)}", file=sys.stderr)
+def _exit_with_line(text, only_if_first=False):
+    _tell(f"{Path(sys.argv[0]).name}: error: {printable(text)}", only_if_first)
     sys.exit(2)
+
+
+def _tell(line, only_if_first=False):
+    """Print the line that this process ends with.
+
+    Of torchrun's ranks, what several on a machine have to say alike is said once, and what was said first comes once
+    more when torchrun is done with its own account of it. only_if_first: say nothing after another's line.
+    """
+    before = _said_before(line) if is_rank() else None
+    if before == line or (before and only_if_first):
+        return
+    text = line if is_main_process() else f"rank {os.environ['RANK']}: {line}"
+    print(text, file=sys.stderr)
+    if before is None and _ranks_folder():
+        about = [str(os.getppid()), text[:10000]]
+        nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        subprocess.Popen([sys.executable, "-SEc", LAST_WORD, *about], start_new_session=True, **nothing)
+
+
+# Of a process of its own: torchrun's end, which comes after that of its ranks.
+LAST_WORD = """
+import contextlib, os, select, sys
+with contextlib.suppress(OSError):  # it has ended already
+    select.select([os.pidfd_open(int(sys.argv[1]))], [], [], 120)
+print(sys.argv[2], file=sys.stderr)
+"""
+
+
+def _ranks_folder():
+    """The folder that torchrun has made for what this rank reports, in one for all ranks of the machine; or None."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE") if is_rank() else None
+    return Path(path).parent if path else None
+
+
+def _said_before(line):
+    """What a rank of this machine has ended with before; None where this is the first, and noted."""
+    folder = _ranks_folder()
+    try:
+        (folder / "line").write_text(line, encoding="utf-8")
+        os.link(folder / "line", folder.parent / "first_line")  # whole, and by one rank alone
+    except FileExistsError:
+        return (folder.parent / "first_line").read_text(encoding="utf-8")
+    except (TypeError, OSError):  # no such folder
+        return None
 
 
 def bar_interval() -> dict:

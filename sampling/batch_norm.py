@@ -111,21 +111,20 @@ def batch_statistics(module: nn.Module, accumulate: bool = False) -> Iterator[No
     """Within the block the batch norms of `module`, and nothing else in it, use the statistics of their batch.
 
     The running statistics stay as they are, unless `accumulate` says that they follow, as in training. Spectral norm
-    takes no power iteration.
+    takes no power iteration. The batch is this process's, whatever --cross_replica does in training.
     """
     norms = [part for part in module.modules() if isinstance(part, (nn.BatchNorm2d, layers.ConditionalBatchNorm2d))]
-    before = [(norm, norm.training, getattr(norm, "track_running_stats", None)) for norm in norms]
+    changed = ("training", "track_running_stats", "groups")  # attributes: train() would reach the layers inside of it
+    before = [(norm, {name: getattr(norm, name) for name in changed if hasattr(norm, name)}) for norm in norms]
     try:
-        for norm, _, tracks in before:
-            norm.training = True  # the attribute, not train(), which would reach the layers inside of it
-            if tracks is not None:
-                norm.track_running_stats = accumulate
+        for norm, values in before:
+            for name in values:
+                setattr(norm, name, {"training": True, "track_running_stats": accumulate, "groups": None}[name])
         yield
     finally:
-        for norm, training, tracks in before:
-            norm.training = training
-            if tracks is not None:
-                norm.track_running_stats = tracks
+        for norm, values in before:
+            for name, value in values.items():
+                setattr(norm, name, value)
 
 
 @torch.no_grad()

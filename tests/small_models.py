@@ -11,9 +11,9 @@ RESOLUTION, CLASSES, DIM_Z = 16, 3, 6
 NAMES = ["cat", "dog/wolf", "2"]
 
 
-def small_config(n_classes=CLASSES, **options):
+def small_config(n_classes=CLASSES, G_init="N02", **options):
     widths = {"G_ch": 4, "G_ch_mult": (2, 2, 1), "D_ch": 4, "D_ch_mult": (1, 2), "dim_z": DIM_Z}
-    return ModelConfig(resolution=RESOLUTION, n_classes=n_classes, G_init="N02", **{**widths, **options})
+    return ModelConfig(resolution=RESOLUTION, n_classes=n_classes, G_init=G_init, **{**widths, **options})
 
 
 def small_generator(**options):

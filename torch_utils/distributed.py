@@ -5,18 +5,25 @@ Under torchrun each process is a rank of one group; alone it is rank 0 of 1, and
 
 import argparse
 import contextlib
+import ctypes
+import logging
 import os
+import re
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 
-from utils import UserError, counted, is_main_process, is_rank, option
+from utils import LostProcess, UserError, counted, is_main_process, is_rank, option
+
+TIMEOUT_MINUTES = 30  # rank 0 alone hashes data, measures and draws while the others wait
+PR_SET_PDEATHSIG = 1  # of prctl (Linux's prctl.h)
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    timeout: timedelta = timedelta(minutes=TIMEOUT_MINUTES)  # of waiting for another
 
     @property
     def is_main(self) -> bool:
@@ -35,6 +43,17 @@ class Ranks:
         """This rank's contiguous part of something drawn for the whole batch."""
         local = len(batch) // self.world_size
         return batch[self.rank * local : (self.rank + 1) * local]
+
+    def neighbours(self, number: int) -> torch.distributed.ProcessGroup | None:
+        """The process group of those `number` consecutive ranks that this one is among; None for itself alone.
+
+        All ranks call it, with a number that divides theirs.
+        """
+        if number == 1:
+            return None
+        if number == self.world_size:
+            return torch.distributed.group.WORLD
+        return torch.distributed.new_subgroups(number, timeout=self.timeout)[0]
 
 
 DEVICE_HELP = "auto (the GPU if there is one), cpu, cuda or cuda:N"
@@ -71,16 +90,45 @@ def device_name(device: torch.device) -> str:
 
 
 def launch_per_gpu() -> None:
-    """Replace this process by one process per visible GPU, all running the same command, if there are several."""
+    """Have one process per visible GPU run this command, if there are several, and end with their status."""
     gpus = torch.cuda.device_count()
     if gpus > 1 and not is_rank():
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
-        os.execv(sys.executable, [*launcher, *sys.argv])
+        sys.exit(launch(gpus, sys.argv))
+
+
+def launch(processes: int, command: Sequence[str]) -> int:
+    """Run a script with its flags in so many processes, as torchrun does, but silently: the first failure's status.
+
+    What a process ends with it says itself (`utils.run_main`).
+    """
+    from torch.distributed import run  # what starts processes need not be imported to compute
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        run.main(["--standalone", f"--nproc_per_node={processes}", *command])
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        return status if status >= 0 else 128 - status
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
+
+
+def end_with_parent() -> None:
+    """Have SIGTERM sent to this process when torchrun ends, however it does; on Linux."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def process_group(device_name: str) -> Iterator[Ranks]:
-    """Yield the Ranks of this process, joined to the others if torchrun started it: nccl on GPUs, gloo on the CPU."""
+def process_group(device_name: str, minutes: float = TIMEOUT_MINUTES) -> Iterator[Ranks]:
+    """Yield the Ranks of this process, joined to the others if torchrun started it: nccl on GPUs, gloo on the CPU.
+
+    minutes: that a rank waits for another. Raises: utils.LostProcess where another has ended, or waited for too long.
+    """
     device = resolve_device(device_name)
     if not is_rank():
         yield Ranks(0, 1, device)
@@ -91,10 +139,28 @@ def process_group(device_name: str) -> Iterator[Ranks]:
             raise UserError(f"--nproc_per_node {needed}: this machine has {counted(gpus, 'GPU')}")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    # gloo beside nccl lets the ranks agree on small things without waiting for their GPUs
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+    end_with_parent()
+    timeout = timedelta(minutes=minutes)
+    try:
+        # gloo beside nccl lets the ranks agree on small things without waiting for their GPUs
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=timeout)
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device, timeout)
+    except RuntimeError as error:
+        if loss := _lost(str(error), minutes, isinstance(error, torch.distributed.DistError)):
+            raise LostProcess(loss) from error
+        raise
     torch.distributed.destroy_process_group()  # not after an error: nccl's ranks can only do it together
+
+
+def _lost(text, minutes, of_distributed):
+    """What an error of communication says of another rank, None for another error."""
+    if re.search("[Tt]imed out|[Tt]imeout", text) and (of_distributed or "gloo" in text):
+        return f"another process has not answered for {minutes:g} minutes (--rank_timeout): it hangs, or works alone"
+    if of_distributed or "gloo" in text:
+        reason = re.sub(r"^\[.*?\] ", "", text.splitlines()[0]).split(". ")[0]  # without the place in gloo's code
+        return f"another process has ended, without a word to this one ({reason})"
+    return None
 
 
 def on_ranks(ranks: Ranks, function: Callable, every: bool = False) -> Any:

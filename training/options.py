@@ -13,16 +13,17 @@ from model_config import ModelConfig, add_model_args
 from sampling.batch_norm import BatchNormMode
 from sampling.class_sampling import ClassSampling
 from selection.scores import SelectionOptions
-from torch_utils.distributed import device_option
+from torch_utils.distributed import TIMEOUT_MINUTES, device_option
 from torch_utils.mixed_precision import PrecisionOptions
 from training import run_folder
+from training.batch_statistics import BatchStatistics
 from training.batches import BatchOptions
 from training.ema import EMAOptions
 from training.finetune import FinetuneOptions
 from training.legacy_flags import add_legacy_args
 from training.optimizers import OptimizerOptions
 from training.steps import StepOptions
-from utils import Check, Options, option
+from utils import POSITIVE, Check, Options, option
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class RunOptions(Options):
     )
     parallel: bool = option(False, "one process per visible GPU", switch=True, changeable=True)
     device: str = device_option()
+    rank_timeout: float = option(
+        TIMEOUT_MINUTES, "minutes that a process waits for another", check=POSITIVE, changeable=True
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class ReportOptions(Options):
 
 # The concerns whose options may change where --allow_change names them, but for those that decide what the state is.
 EVALUATION = (MetricOptions, BatchNormMode)
-OF_TRAINING = (BatchOptions, StepOptions, EMAOptions, OptimizerOptions, PrecisionOptions)
+OF_TRAINING = (BatchOptions, BatchStatistics, StepOptions, EMAOptions, OptimizerOptions, PrecisionOptions)
 CHANGEABLE_BY_NAME = (*OF_TRAINING, ReportOptions, *EVALUATION)
 NEVER_CHANGEABLE = {"unconditional", "ema"}
 
@@ -138,6 +142,7 @@ class TrainOptions:
     classes: ClassSampling
     batch_norm: BatchNormMode
     reports: ReportOptions
+    batch_statistics: BatchStatistics
     precision: PrecisionOptions
     model: dict[str, Any]
     legacy_notes: list[str] | None
@@ -169,6 +174,8 @@ class TrainOptions:
             raise utils.UserError("--class_mapping goes with --init_from")
         if self.data.crop_size and not self.batches.augment:
             raise utils.UserError("--crop_size goes with --augment: training crops at random, statistics at the centre")
+        batches = {"batch_size": self.batches.batch_size, "G_batch_size": self.batches.G_images}
+        self.batch_statistics.check(self.precision.compile, **batches)
         self._check_allowed()
 
     def _check_allowed(self):

@@ -17,6 +17,7 @@ def as_rank(rank, outcomes, monkeypatch):
         box[:] = outcomes
         box[rank] = own
 
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     return Ranks(rank, 2, CPU)
 
