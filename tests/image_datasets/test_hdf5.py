@@ -254,4 +254,5 @@ def test_values_that_are_only_promised_are_refused(name, kind, tmp_path):
             file.create_dataset(name, data=promised, external=external)
         for other, array in values.items():
             file[other] = array
-    refused(tmp_path / "a.hdf5", f"'{name}' is {'a virtual data set' if kind == 'virtual' else 'stored in other files'}")
+    what = {"virtual": "a virtual data set", "external": "stored in other files"}[kind]
+    refused(tmp_path / "a.hdf5", f"'{name}' is {what}")
