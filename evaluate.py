@@ -168,6 +168,7 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     limits = truncation_sweep.limits(*sweep) if sweep else []
     G, meta = BigGAN.load_generator(source.path, ranks.device, given.get("ema", defaults["ema"]))
     of_run = _flags_of_run(meta.get("args", {}), defaults, given)
+    _refuse_unnamed_code(of_run | given, given, source)
     args = argparse.Namespace(**defaults | {"num_inception_images": 50_000} | of_run | given)
     options = SamplingOptions.of(args)
     PrecisionOptions.of(args).apply(G)
@@ -216,6 +217,18 @@ def _flags_of_run(trained, defaults, given):
         if given.get(flag) not in (None, trained.get(flag)):
             dropped += others
     return {name: value for name, value in trained.items() if name in defaults and name not in dropped}
+
+
+def _refuse_unnamed_code(values, given, source):
+    """Raise utils.UserError where a file that is run as code is named by the checkpoint alone."""
+    from metrics.inception_tf import is_script  # here, because importing torchvision takes a second
+
+    path = values.get("inception_weights")
+    if "inception_weights" not in given and path and Path(path).is_file() and is_script(path):
+        raise utils.UserError(
+            f"{source.path} takes the feature network from {path}, which brings code that is run: if you trust that "
+            f"file, name it with --inception_weights {path}"
+        )
 
 
 def _evaluate_files(defaults, given, source, second, ranks):

@@ -10,6 +10,7 @@ weights/. A step is one update of G; step counts are completed steps, so step 0 
 import itertools
 import os
 import sys
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from itertools import islice
 
@@ -33,6 +34,7 @@ from training.logs import RunLog, Speedometer, change_text
 from training.optimizers import set_learning_rates
 from training.options import TrainOptions
 from training.plan import Command, Plan, about_run, check_command
+from training.run_lock import locked
 from training.state import TrainingState, begin
 from training.steps import d_step, g_step
 
@@ -46,7 +48,8 @@ def parse_args(argv: list[str] | None = None) -> tuple[TrainOptions, finetune.So
     return TrainOptions.of(defaults | (source.model_options if source else {}) | given), source
 
 
-def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -> None:
+def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, lock: Callable[[], None]) -> None:
+    """lock: of `run_lock.locked`, in which this is called."""
     # Plan: everything that can be wrong with flags and files is found here, before anything is computed.
     command = check_command(options, source, ranks)
     plan, folder, measure = command.plan, command.folder, command.measure
@@ -62,7 +65,7 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -
     if options.precision.compile:
         state.compile()
     report, changes = begin(state, options, about, folder, command.checkpoint, source, plan.class_rows)
-    on_ranks(ranks, lambda: prepare(options, command, state))
+    on_ranks(ranks, lambda: prepare(options, command, state, lock))
     num_steps = options.run_length(len(reals), state.step, state.images_seen)
     if ranks.is_main:
         steps = messages.steps_text(state.step, num_steps, folder)
@@ -89,13 +92,13 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks) -
         sys.exit(128 + signal)
 
 
-def prepare(options: TrainOptions, command: Command, state: TrainingState) -> None:
+def prepare(options: TrainOptions, command: Command, state: TrainingState, lock: Callable[[], None]) -> None:
     """Make the run folder ready, on rank 0: from here on a command leaves traces."""
     copies, from_scratch = options.reports.copies, options.run.from_scratch
     run_folder.check_room(command.folder, state.step, copies, state.checkpoint_bytes())
     for line in command.notes:
         print(f"note: {line}")
-    run_folder.prepare(command.folder, from_scratch, state.step)
+    run_folder.prepare(command.folder, from_scratch, state.step, command.passed_over, lock)
 
 
 def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps: int) -> int | None:
@@ -134,9 +137,9 @@ def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps:
             if due.sheet:
                 intervals.draw_sheet(run, state)
             if due.save:
-                intervals.save(run, state, metrics)
+                intervals.save(run, state, metrics, last=stopped or step == num_steps)
             if due.test or due.save:
-                intervals.draw_curves(run)
+                intervals.draw_curves(run, step)
             if due.pause:
                 speed.restart(step)  # it is that of training alone
             if stopped:
@@ -178,8 +181,10 @@ def main(argv: list[str] | None = None) -> None:
     torch.backends.cudnn.benchmark = not options.run.deterministic
     if options.run.parallel:
         distributed.launch_per_gpu()
-    with distributed.process_group(options.run.device, options.run.rank_timeout) as ranks:
-        train(options, source, ranks)
+    folder = run_folder.path_of(options.run.runs_root, options.run_name)
+    group = distributed.process_group(options.run.device, options.run.rank_timeout)
+    with group as ranks, locked(folder, ranks) as lock:
+        train(options, source, ranks, lock)
 
 
 if __name__ == "__main__":

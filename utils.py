@@ -42,6 +42,10 @@ class LostProcess(UserError):
     """Another process of a run is gone, or does not answer; reported only where none has said why."""
 
 
+class CannotWrite(UserError):
+    """A file could not be written: no room, no permission, a broken disk."""
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Short names for values, and defaults only where there is one to show."""
 
@@ -438,7 +442,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it is synced and takes the name `path`.
 
     On any error the temporary file is removed and whatever `path` held before is still there.
-    Raises: UserError if the folder cannot be written to.
+    Raises: CannotWrite, also where the disk is full.
     """
     path = Path(path)
     try:
@@ -446,7 +450,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         name = {"prefix": f".{path.name[:40]}.", "suffix": path.suffix[-20:]}  # a name can be as long as is allowed
         handle, temporary = tempfile.mkstemp(**name, dir=path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise CannotWrite(f"cannot write {path}: {error.strerror}") from error
     os.close(handle)
     os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
     try:
@@ -455,7 +459,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 

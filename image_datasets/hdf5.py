@@ -27,7 +27,9 @@ class HDF5Dataset(ImageSet):
     """Images and labels of one HDF5 file, read a batch at a time from any number of threads.
 
     Uncompressed pixels, contiguous or in the family's chunks of whole images, are memory-mapped: the system's file
-    cache then is the only copy, shared by all processes. Compressed files are read through h5py.
+    cache then is the only copy, shared by all processes. Compressed ones, and those behind a link to another file, are
+    read through h5py. Pixels that the file only promises (virtual, external storage) are refused: where they are not
+    all there, HDF5 gives zeros without a word.
 
     Attributes: as `ImageSet`; content: the `content_hash` that it was written with, class_order, stamp: as of
         `sources.Source` (all None where the file does not say); images: uint8 (N,3,R,R), a memory map, an array
@@ -166,10 +168,22 @@ def _checked(file, path):
         )
     if not pixels.size:
         raise utils.UserError(f"{path} holds no images")
+    for name, dataset in (("imgs", pixels), ("labels", labels)):
+        _check_stored(dataset, name, path)
     labels = labels[()]
     if labels.min() < 0 or labels.max() > MAX_INT64 or "class_names" not in file.attrs:
         number_of_classes(int(labels.min()), int(labels.max()), len(labels), f"{path}: 'labels'")
     return pixels, labels.astype(np.int64)
+
+
+def _check_stored(dataset, name, path):
+    """Raise UserError where the values of an h5py data set are not in its own file."""
+    if dataset.is_virtual or dataset.external:
+        kind = "a virtual data set, put together of other files" if dataset.is_virtual else "stored in other files"
+        raise utils.UserError(
+            f"{path}: '{name}' is {kind}, which cannot be seen to be complete: write its values into one file "
+            "(h5py: create_dataset), or make the data again with make_hdf5.py"
+        )
 
 
 def _class_names(file, labels, path):
@@ -187,6 +201,8 @@ def _class_names(file, labels, path):
 
 def _memory_map(pixels, path):
     """The pixels over a memory map of the file, or None where the file does not hold them as plain blocks of images."""
+    if not os.path.samefile(pixels.file.filename, path):  # a link leads to another file, whose offsets are its own
+        return None
     chunked = pixels.chunks is not None
     offsets = _chunk_offsets(pixels) if chunked else pixels.id.get_offset()
     if offsets is None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -341,3 +342,23 @@ def test_bad_input_is_one_line(run, samples, data_root, files, tmp_path, G, caps
         with pytest.raises(SystemExit) as caught:
             evaluate.main(flags.split())
         assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_checkpoint_names_no_file_that_is_run(G, data_root, tmp_path):
+    """TorchScript runs its code on loading: only a file that the user has named may be one."""
+
+    class Network(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    torch.jit.save(torch.jit.script(Network()), str(tmp_path / "network.pt"))
+    flags = {"dataset": "small", "data_root": str(data_root), "feature_network": "inception_tf"}
+    flags["inception_weights"] = str(tmp_path / "network.pt")
+    save_checkpoint(tmp_path / "best_00000001.pth", G, args=flags)
+    with mock.patch("torch.jit.load", side_effect=AssertionError("was run")):
+        words = "best_00000001.pth takes the feature network from .*network.pt.* name it with --inception_weights"
+        with pytest.raises(utils.UserError, match=words):
+            evaluate.main([str(tmp_path / "best_00000001.pth"), "--device", "cpu"])
+        with pytest.raises(AssertionError, match="was run"):
+            evaluate.main([str(tmp_path / "best_00000001.pth"), *"--device cpu --inception_weights".split(),
+                           flags["inception_weights"]])  # fmt: skip

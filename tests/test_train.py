@@ -1,5 +1,6 @@
 """Training as its users run it: files, resume, signals, several processes, bad input, the reference family's flags."""
 
+import errno
 import json
 import os
 import re
@@ -20,8 +21,10 @@ import utils
 from image_datasets import writing
 from model_config import ModelConfig
 from torch_utils import checkpoints
+from torch_utils.distributed import Ranks
 from training import ema, logs, steps
 from training.plan import make_config
+from training.run_lock import locked
 
 ROOT = Path(__file__).parent.parent
 MODEL = "--G_ch 8 --D_ch 8 --G_ch_mult 2-1-1 --D_ch_mult 1-2-2 --G_attn 0 --D_attn 0 --dim_z 8 --ssm voxel".split()
@@ -220,6 +223,76 @@ def test_a_run_resumes_from_the_newest_checkpoint_that_is_finite(where, tmp_path
     assert newest.with_stem("ckpt_00000002_not_finite").exists()
     again = torch.load(newest, weights_only=True)
     assert all(torch.equal(again["G"][name], whole["G"][name]) for name in whole["G"])
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside(where, tmp_path, capsys):
+    flags = [*FLAGS, *where, "--test_every", "0", "--sample_every", "0", "--save_every", "1", "--num_iters", "2"]
+    train.main(flags)
+    newest = tmp_path / "runs" / "run" / "weights" / "ckpt_00000002.pth"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    capsys.readouterr()
+    train.main(flags)
+    out = capsys.readouterr().out
+    assert "note: " in out and "ckpt_00000002.pth is passed over: it is damaged" in out and "resuming at step 1" in out
+    assert newest.with_stem("ckpt_00000002_damaged").read_bytes() == content and checkpoints.load(newest)["step"] == 2
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Steps at which no file of weights can be written: a set to fill."""
+    steps, save = set(), torch.save
+
+    def save_or_fail(content, path):
+        if content["step"] in steps:
+            Path(path).write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, path)
+
+    monkeypatch.setattr(torch, "save", save_or_fail)
+    return steps
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(where, full_disk, tmp_path, capsys):
+    full_disk |= {1, 3}
+    flags = "--test_every 3 --sample_every 0 --save_every 1 --num_iters 4 --num_D_steps 1".split()
+    train.main([*FLAGS, *where, *flags])
+    folder = tmp_path / "runs" / "run"
+    kept = sorted(path.name for path in (folder / "weights").glob("*ckpt_*"))
+    assert kept == ["ckpt_00000002.pth", "ckpt_00000004.pth"]
+    told = [event for event in events(folder) if event["event"] == "save_failed"]
+    assert [event["step"] for event in told] == [1, 3, 3]  # the best of step 3 too
+    assert "ckpt_00000001.pth: No space left on device" in "".join(event["problem"] for event in told)
+    assert "warning: step 3: cannot write" in capsys.readouterr().err
+    best = checkpoints.load(folder / "weights" / "ckpt_00000004.pth")["best"]
+    assert best["step"] == 4 and (folder / "weights" / "best_00000004.pth").exists()  # step 3's could not be written
+
+
+def test_a_disk_that_stays_full_ends_the_run_in_one_line(where, full_disk, tmp_path):
+    full_disk |= set(range(2, 100))
+    flags = [*FLAGS, *where, *"--test_every 0 --sample_every 0 --save_every 1 --max_save_failures 2".split()]
+    with pytest.raises(utils.UserError, match="of step 3 could be saved, 2 in a row: cannot write .*No space") as error:
+        train.main([*flags, "--num_iters", "9"])
+    assert "\n" not in str(error.value)
+    with pytest.raises(utils.UserError, match="of step 2 could be saved: cannot write"):  # the last there would be
+        train.main([*flags, "--num_iters", "2"])
+    full_disk.clear()
+    train.main([*flags, "--num_iters", "3"])
+    assert checkpoints.load(tmp_path / "runs" / "run" / "weights" / "ckpt_00000003.pth")["step"] == 3
+
+
+def test_a_run_in_use_is_refused_before_it_is_touched(where, tmp_path):
+    flags = [*FLAGS, *where, "--test_every", "0", "--sample_every", "0", "--num_iters", "1"]
+    train.main(flags)
+    folder = tmp_path / "runs" / "run"
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    with locked(folder, Ranks(0, 1, torch.device("cpu"))):
+        for others in ([], ["--from_scratch"], ["--G_lr", "1"], ["--num_iters", "3"]):
+            with pytest.raises(utils.UserError, match="run is in use by another run"):
+                train.main([*flags, *others])
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["run"]
 
 
 @pytest.mark.slow

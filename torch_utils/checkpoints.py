@@ -4,7 +4,12 @@ runs/<name>/weights/ckpt_<step>.pth     everything a run needs to go on, the new
 runs/<name>/weights/best_<step>.pth     the evaluated generator alone, at its best evaluations, the newest few
 """
 
+import contextlib
+import hashlib
 import re
+import struct
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +21,124 @@ FORMAT = 1  # of the checkpoint file
 KINDS = ("best", "ckpt")
 
 
+class Damaged(utils.UserError):
+    """A file whose bytes are not those that were written, or that hold something else than they should."""
+
+
 def save(obj: Any, path: str | Path) -> None:
+    """Write a .pth file that ends in its own SHA-256. Raises: utils.CannotWrite."""
     with utils.atomic_path(path) as temporary:
         try:
             torch.save(obj, temporary)
         except RuntimeError as error:  # what torch's writer makes of a full disk
-            raise utils.UserError(f"cannot write {path}: is the disk full? ({str(error).splitlines()[0]})") from error
+            raise utils.CannotWrite(f"cannot write {path}: is the disk full? ({str(error).splitlines()[0]})") from error
+        _append_digest(temporary)
 
 
 def load(path: str | Path) -> Any:
-    """Tensors and plain Python values of a .pth file, on the CPU. Raises: utils.UserError naming the file."""
+    """Tensors and plain Python values of a .pth file, on the CPU.
+
+    Raises: Damaged where the file is not what was written, utils.UserError where it cannot be read; both name it.
+    """
     path = Path(path)
-    if path.is_dir() or not path.exists():
-        raise utils.UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    with _reading(path):
+        if not path.is_file():
+            raise utils.UserError(f"{path}: {_what_is_there(path)}")
+        _check_bytes(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise utils.UserError(f"cannot read {path}: {error.strerror}") from error
+    except MemoryError as error:
+        raise utils.UserError(f"{path}: there is not enough memory to read it") from error
     except Exception as error:  # of damaged files torch raises RuntimeError, OSError, UnpicklingError ...
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):
             raise utils.UserError(
                 f"{path} holds {foreign[1]}, which is not read, as reading it could run anything; convert_weights.py "
                 "takes the weights alone out of another codebase's file"
             ) from error
-        raise utils.UserError(f"{path} is not a readable checkpoint (damaged, truncated, or another format)") from error
+        raise _damaged(path) from error
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What the system refuses becomes one line that names the file: that is no damage."""
+    try:
+        yield
+    except OSError as error:
+        raise utils.UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _what_is_there(path):
+    return "is a folder" if path.is_dir() else "is not a file" if path.exists() else "no such file"
+
+
+def _damaged(path):
+    return Damaged(f"{path} is not a readable checkpoint (damaged, truncated, or another format)")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checksums. A .pth file is a zip, whose members have CRC-32s, which torch.load does not look at, and which leave out
+# headers and padding. Ours end in a comment, as zips may, with the SHA-256 of all bytes before its digits.
+
+END = struct.Struct("<4s16xH")  # a zip's last record, up to the length of the comment that follows it
+TAG = b"sha256 "
+DIGITS = 64
+
+
+def _append_digest(path):
+    """Make the SHA-256 of a zip without a comment its comment."""
+    with open(path, "r+b") as file:
+        start = file.seek(-END.size, 2)
+        signature, _ = END.unpack(file.read())
+        assert signature == b"PK\5\6", "torch.save has written something else than a zip"
+        file.seek(start + END.size - 2)
+        file.write(struct.pack("<H", len(TAG) + DIGITS) + TAG)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0, 2)
+        file.write(digest.encode())
+
+
+def _check_bytes(path):
+    """Raise Damaged where a file's bytes are not those that were written, as far as it says.
+
+    Files of before, and of others, have the CRC-32s of a zip's members alone, or nothing.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - len(TAG) - DIGITS))
+        tail = file.read()
+        if tail.startswith(TAG):
+            intact = _digest(file, size - DIGITS) == tail[len(TAG) :].decode(errors="replace")
+        else:
+            file.seek(0)
+            intact = file.read(4) != b"PK\3\4" or _members_are_intact(file)
+    if not intact:
+        raise _damaged(path)
+
+
+def _digest(file, length):
+    """The SHA-256, in digits, of the first `length` bytes."""
+    file.seek(0)
+    digest, block = hashlib.sha256(), memoryview(bytearray(min(2**20, length)))
+    while length and (number := file.readinto(block[: min(length, len(block))])):
+        digest.update(block[:number])
+        length -= number
+    return digest.hexdigest()
+
+
+def _members_are_intact(file):
+    """Whether a zip's members have their CRC-32s. A comment would be of ours, with its tag damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None and not archive.comment
+    except OSError:
+        raise
+    except Exception:  # what zipfile makes of damage is of many kinds
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which file is meant
 
 
 def find_checkpoint(path: str | Path, kinds: tuple[str, ...] = KINDS) -> Path:

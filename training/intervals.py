@@ -4,6 +4,7 @@ Each is one function of the run and of its state; all ranks call it, rank 0 writ
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from sampling.sheets import class_sheet
 from torch_utils.distributed import Ranks, mean_over_ranks, on_ranks
 from torch_utils.images import save_image
 from training import run_folder
-from training.logs import RunLog, Speedometer, peak_memory_mb, plot_curves
+from training.logs import RunLog, Speedometer, peak_memory_mb, plot_curves, warn
 from training.options import ReportOptions, TrainOptions
 from training.state import TrainingState
 
@@ -127,9 +128,10 @@ def evaluate(run: Run, state: TrainingState, bar: tqdm) -> dict:
     number, seed = options.metrics.num_inception_images, options.run.seed
     how = {"ema": options.ema.ema, "mode": options.batch_norm}
     metrics = evaluate_generator(state.evaluated, run.measure, number, seed, **how)
-    state.best = run_folder.better(which, state.step, metrics, state.best)
-    if state.best and state.best["step"] == state.step:
-        _save(run, "best", options.reports.num_best_copies, state.best_state_dict(), metrics)
+    best = run_folder.better(which, state.step, metrics, state.best)
+    is_best = best is not None and best["step"] == state.step
+    if not is_best or not _save(run, "best", options.reports.num_best_copies, state.best_state_dict(), metrics):
+        state.best = best  # but where its file could not be written: then the next better one is the best
     if run.log:
         run.log.write("eval", state.step, metrics)
         bar.write(f"step {state.step}: {summary(metrics)}")
@@ -141,20 +143,47 @@ def draw_sheet(run: Run, state: TrainingState) -> None:
         seed = run.options.run.seed
         with batch_norm.prepared(state.evaluated, run.options.batch_norm, seed) as prepared:
             sheet = class_sheet(prepared, 10, seed, class_names=run.about["class_names"])
-        save_image(sheet, run.folder / "samples" / f"step_{state.step:08d}.png")
+        _failure(run, state.step, lambda: save_image(sheet, run.folder / "samples" / f"step_{state.step:08d}.png"))
         run.log.image("samples", state.step, sheet)
 
 
-def save(run: Run, state: TrainingState, metrics: dict | None) -> None:
-    """metrics: of this step, None where it was not evaluated."""
-    _save(run, "ckpt", run.options.reports.num_save_copies, state.state_dict(), metrics)
+def save(run: Run, state: TrainingState, metrics: dict | None, last: bool = False) -> None:
+    """metrics: of this step, None where it was not evaluated; last: whether the run ends here.
+
+    Raises: utils.UserError where it could not be written, and there will be no other, or --max_save_failures in a row
+        could not.
+    """
+    problem = _save(run, "ckpt", run.options.reports.num_save_copies, state.state_dict(), metrics)
+    state.save_failures = state.save_failures + 1 if problem else 0
+    if problem and (last or state.save_failures >= run.options.reports.max_save_failures):
+        times = f", {state.save_failures} in a row" if state.save_failures > 1 else ""
+        raise utils.UserError(
+            f"no checkpoint of step {state.step} could be saved{times}: {problem}. Make room or mend what is wrong; "
+            f"the same command goes on from the newest one in {run.folder}"
+        )
 
 
 def _save(run, kind, copies, content, metrics):
-    """Write a checkpoint on rank 0; all ranks end where it must not be written."""
-    on_ranks(run.ranks, lambda: run_folder.save({**run.about, "metrics": metrics, **content}, run.folder, kind, copies))
+    """Write a checkpoint on rank 0: None, or why it could not be; all ranks end where it must not be written."""
+
+    def write():
+        entries = {**run.about, "metrics": metrics, **content}
+        return _failure(run, content["step"], lambda: run_folder.save(entries, run.folder, kind, copies))
+
+    return on_ranks(run.ranks, write)
 
 
-def draw_curves(run: Run) -> None:
+def _failure(run: Run, step: int, write: Callable[[], None]) -> str | None:
+    """Why `write` could not write, after a warning and an event of the log, or None: training goes on all the same."""
+    try:
+        write()
+    except utils.CannotWrite as error:
+        warn(f"step {step}: {error}; training goes on")
+        run.log.write("save_failed", step, {"problem": str(error)})
+        return str(error)
+    return None
+
+
+def draw_curves(run: Run, step: int) -> None:
     if run.log:
-        plot_curves(run.folder / "log.jsonl", run.folder / "curves.png")
+        _failure(run, step, lambda: plot_curves(run.folder / "log.jsonl", run.folder / "curves.png"))

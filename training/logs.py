@@ -1,16 +1,24 @@
 """What a run writes for people to look at: a JSON line per event, TensorBoard, and a picture of the curves."""
 
+import contextlib
 import json
 import os
+import re
+import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import utils
+from torch_utils import schema
 from training.run_folder import shown
+
+EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{10})\.")  # of TensorBoard, with the time when it was begun
 
 
 class RunLog:
@@ -20,34 +28,108 @@ class RunLog:
     A run that goes on from step `step` drops the lines of later steps that the interrupted run had still written, so
     that the finished log is that of a run that was never interrupted; `step` None starts the log afresh. What changed
     as it went on from that very step is dropped too: it will be written again, if it is still so.
+
+    Where the disk is full, lines wait until it is not, and TensorBoard goes without; both say so, once.
     """
 
     def __init__(self, folder: Path, step: int | None = None):
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import: only a run that trains pays
-
-        self.path = Path(folder) / "log.jsonl"
-        kept = [] if step is None else [line for line in read_log(self.path) if _is_past(line, step)]
+        self.folder, self.path = Path(folder), Path(folder) / "log.jsonl"
+        events, bad = ([], []) if step is None else read_lines(self.path)
+        if bad:
+            print(f"note: {self.path}: {bad_lines(bad)} left out")
+        kept = [line for line in events if _is_past(line, step)]
         with utils.atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.file = open(self.path, "a")  # noqa: SIM115  (open for the life of the run; `close` closes it)
-        self.board = SummaryWriter(_text_path(Path(folder, "tensorboard")), purge_step=0 if step is None else step + 1)
+        self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115  (open for the life of the run)
+        self.pending, self.waits = b"", False
+        self.board, self.without_board = None, False
+        self.excepthook, threading.excepthook = threading.excepthook, _without_boards(threading.excepthook)
+        _put_in_order(self.folder / "tensorboard")
+        self._to_board(lambda board: None, purge_step=0 if step is None else step + 1)
 
     def write(self, event: str, step: int, entries: dict) -> None:
         """Append one event; its numbers also go to TensorBoard, as event/name."""
         line = {"event": event, "step": step, "time": round(time.time(), 3), **entries}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        for name, value in entries.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                self.board.add_scalar(f"{event}/{name}", value, step)
+        self.pending += (json.dumps(line) + "\n").encode()
+        self._flush()
+        numbers = {
+            name: value
+            for name, value in entries.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        if numbers:
+            self._to_board(lambda board: [board.add_scalar(f"{event}/{k}", v, step) for k, v in numbers.items()])
 
     def image(self, name: str, step: int, picture: Image.Image) -> None:
         """A PIL image to TensorBoard."""
-        self.board.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        self._to_board(lambda board: board.add_image(name, np.asarray(picture), step, dataformats="HWC"))
 
     def close(self) -> None:
+        self._flush()
         self.file.close()
-        self.board.close()
+        if self.board:
+            self._to_board(lambda board: board.close())
+        threading.excepthook = self.excepthook
+
+    def _flush(self):
+        """Append the pending lines, whole or, where they cannot be written, not at all."""
+        end = self.file.seek(0, os.SEEK_END)
+        try:
+            rest = self.pending
+            while rest:
+                rest = rest[self.file.write(rest) :]
+            self.pending, self.waits = b"", False
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.file.truncate(end)
+            if not self.waits:
+                warn(f"cannot write {self.path}: {error.strerror}; its lines wait until that is possible")
+            self.waits = True
+
+    def _to_board(self, add, purge_step=None):
+        """Call add(SummaryWriter), whose thread passes on what went wrong in it before; a new one is then made."""
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import: only a run that trains pays
+
+        try:
+            if self.board is None:
+                folder = _text_path(self.folder / "tensorboard")
+                self.board = SummaryWriter(folder, purge_step=purge_step)
+            add(self.board)
+        except OSError as error:
+            self.board = None
+            if not self.without_board:
+                warn(f"cannot write {self.folder / 'tensorboard'}: {error.strerror}; what is missing is in log.jsonl")
+            self.without_board = True
+
+
+def _without_boards(hook):
+    """threading.excepthook less what ends TensorBoard's thread on a full disk, which `RunLog` tells by itself."""
+
+    def reduced(args):
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard")):
+            hook(args)
+
+    return reduced
+
+
+def _put_in_order(folder):
+    """Rename TensorBoard's files of a later time than now, as they are there after the clock has been set back.
+
+    It reads files in the order of the times in their names, and none before the newest that it has seen.
+    """
+    stamps = {path: EVENT_FILE.match(path.name) for path in folder.glob("events.out.tfevents.*")}
+    later = sorted((int(found[1]), path) for path, found in stamps.items() if found and int(found[1]) >= time.time())
+    now = int(time.time())
+    for i, (stamp, path) in enumerate(later):
+        name = path.name.replace(f".{stamp:010d}.", f".{now - len(later) + i:010d}.", 1)
+        with contextlib.suppress(OSError):
+            path.rename(path.with_name(name))
+
+
+def warn(text: str) -> None:
+    """One line on stderr, above a progress bar; also where that is a file on the full disk that it tells of."""
+    with contextlib.suppress(OSError):
+        tqdm.write(f"warning: {utils.printable(text)}", file=sys.stderr)
 
 
 def _is_past(event, step):
@@ -65,16 +147,58 @@ def _text_path(folder):
 
 
 def read_log(path: str | Path) -> list[dict]:
-    """The events of a log.jsonl, as dicts; empty if there is none. A line cut short by a crash ends the list."""
-    events = []
-    if Path(path).exists():
-        for line in Path(path).read_text().splitlines():
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                break
-    return events
+    """The events of a log.jsonl, as dicts; empty if there is none. A line that is no event is left out."""
+    return read_lines(path)[0]
 
+
+def read_lines(path: str | Path) -> tuple[list[dict], list[int]]:
+    """The events of a log.jsonl, and the numbers, from 1, of the lines that are none.
+
+    A last line that is cut, as a killed run leaves it, is neither.
+    """
+    events, bad = [], []
+    lines = Path(path).read_bytes().split(b"\n") if Path(path).exists() else [b""]
+    for number, line in enumerate(lines, 1):
+        try:
+            events.append(_event(line))
+        except (ValueError, RecursionError):
+            bad.append(number)
+    return events, [number for number in bad if number < len(lines)]
+
+
+def _event(line):
+    """The event of a line, bytes. Raises: ValueError or RecursionError where it is none."""
+    event = json.loads(line)
+    if problem := schema.problem(event, EVENT) or schema.problem(event, EVENTS.get(event["event"], {})):
+        raise ValueError(problem)
+    return event
+
+
+def bad_lines(numbers: list[int]) -> str:
+    """What to say of such lines."""
+    which = utils.listed([str(number) for number in numbers])
+    return f"line {which} is no event, and is" if len(numbers) == 1 else f"lines {which} are no events, and are"
+
+
+# Fields of a line of log.jsonl: of all, and of those that are read again.
+EVENT = {"event": str, "step": schema.COUNT}
+METRICS = (
+    "fid",
+    "fd",
+    "is_mean",
+    "is_std",
+    "kid_mean",
+    "kid_std",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "accuracy",
+)
+EVENTS = {
+    "change": {"flags": {str: utils.Check(lambda x: isinstance(x, list) and len(x) == 2, "be a pair")}},
+    "eval": {f"{name}?": float for name in METRICS},
+}
 
 # Curves that share a panel; a panel whose numbers the run does not have is left out.
 PANELS = {
@@ -153,7 +277,7 @@ def _set_ticks(axes, logarithmic):
 
 
 def _curve(events, name):
-    return [(event["step"], event[name]) for event in events if isinstance(event.get(name), (int, float))]
+    return [(event["step"], event[name]) for event in events if schema.problem(event.get(name), float) is None]
 
 
 def _changes(events, most=60):

@@ -99,6 +99,12 @@ class ReportOptions(Options):
     test_every: int = option(5000, "steps between evaluations; 0: none at all", kind=utils.count, changeable=True)
     which_best: str = option("IS", "metric of the best checkpoint", kind=str.upper, choices=tuple(run_folder.BEST))
     save_every: int = option(2000, "steps between checkpoints", kind=utils.positive_int, changeable=True)
+    max_save_failures: int = option(
+        3,
+        "checkpoints in a row that cannot be written (a full disk) before training ends",
+        kind=utils.positive_int,
+        changeable=True,
+    )
     num_save_copies: int = option(2, "newest checkpoints to keep", kind=utils.positive_int, changeable=True)
     num_best_copies: int = option(2, "newest best ones to keep", kind=utils.positive_int, changeable=True)
     sample_every: int = option(2000, "steps between sheets; 0: only the last", kind=utils.count, changeable=True)

@@ -17,17 +17,21 @@ from training import finetune, run_folder
 from training.batches import CIFAR_RESOLUTION
 from training.options import TrainOptions
 
+# What reference statistics depend on besides the network: evaluations with others are not to be compared.
+OF_REFERENCE = ("seed", "k", "splits", "is_outputs", "num_images", "content", "moments")
+
 
 @dataclass(frozen=True)
 class Command:
     """What a command asks for, checked; None for what could not be had, in a dry run only.
 
-    folder: of the run; checkpoint: the one that the run goes on from, None for a new run; notes: lines on that, for the
-    user; measure: what evaluations measure with, None without evaluations.
+    folder: of the run; checkpoint: the one that the run goes on from, None for a new run; passed_over: newer ones that
+    cannot be resumed; notes: lines on that, for the user; measure: what evaluations measure with, None without them.
     """
 
     folder: Path | None
     checkpoint: dict | None
+    passed_over: list[run_folder.PassedOver]
     notes: list[str]
     plan: "Plan | None"
     measure: Measure | None
@@ -44,23 +48,24 @@ def check_command(
     attempt = attempt or (lambda function, *arguments: function(*arguments))
     folder = attempt(run_folder.path_of, options.run.runs_root, options.run_name)
     found = attempt(_resumed, options, folder) if folder else None
-    checkpoint, notes = found or (None, [])
+    checkpoint, passed_over, notes = found or (None, [], [])
     plan = attempt(make_plan, options, source)
     attempt(options.batches.check_ranks, ranks.world_size)
     scores = options.selection.path(options.data.data_root, options.data.path.stem)
     if not options.selection.keeps_all and not scores.exists():
         attempt(utils.check_writable, scores.parent)
     measure = attempt(load_measure, options, plan, ranks)
-    return Command(folder, checkpoint, notes, plan, measure)
+    return Command(folder, checkpoint, passed_over, notes, plan, measure)
 
 
 def _resumed(options, folder):
-    """The checkpoint that the run in `folder` goes on from, None for a new run, and lines on that, for the user.
+    """The checkpoint that the run in `folder` goes on from, None for a new run, newer ones, and lines for the user.
 
     Other flags are refused first of all: with another data set, say, everything else would be said to be missing.
     """
     run_folder.check_writable(folder)
-    checkpoint, notes = (None, []) if options.run.from_scratch else run_folder.newest(folder)
+    checkpoint, passed_over = (None, []) if options.run.from_scratch else run_folder.newest(folder)
+    notes = [it.line for it in passed_over]
     if checkpoint:
         options.changes_since(checkpoint, {"args": options.record(), "model_config": {}, "data": {}})
     elif options.run.allow_change:
@@ -70,7 +75,7 @@ def _resumed(options, folder):
             else ", whose name is made from the flags: --experiment_name names another"
         )
         notes.append(f"--allow_change changes nothing: there is no run to go on with in {folder}{made}")
-    return checkpoint, notes
+    return checkpoint, passed_over, notes
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,7 @@ def about_run(
             "num_images": num_images,
             "content": content,
             "metric_weights": measure and measure.network.weights_hash,
+            "reference": measure and {name: getattr(measure.reference.protocol, name) for name in OF_REFERENCE},
             "selection": selection,
         },
         "args": options.record(),

@@ -4,7 +4,7 @@ import itertools
 import math
 import shutil
 import subprocess
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import utils
 from torch_utils import checkpoints
 from torch_utils.checkpoints import FORMAT, of_kind
 from torch_utils.distributed import Ranks, device_name
+from training import run_lock
 
 IF_DIVERGED = "a lower --G_lr and --D_lr, or --D_param SN, usually helps"  # what a user is told to try
 # --which_best -> the metric's keys, and whether more is better
@@ -29,43 +30,81 @@ BEST = {
     "ACCURACY": (("accuracy",), True),
 }
 
+# What `utils.atomic_path` and `utils.check_writable` leave of a killed run, by the folder within its own.
+LEFT_BEHIND = {
+    "": (".config.json.*", ".log.jsonl.*", ".curves.png.*", ".writable.*"),
+    "weights": (".ckpt_*", ".best_*", ".writable.*"),
+    "samples": (".step_*", ".writable.*"),
+    "tensorboard": (".writable.*",),
+}
+
 
 def _step(path):
     return int(path.stem.rpartition("_")[2])
 
 
-def newest(folder: Path) -> tuple[dict | None, list[str]]:
+class PassedOver(NamedTuple):
+    """A full checkpoint that cannot be resumed. `why`: what is added to its name; `problem`: the same in words."""
+
+    path: Path
+    why: str
+    problem: str
+
+    @property
+    def line(self) -> str:
+        return f"{self.path} is passed over: {self.problem}; it is renamed to {self.aside.name}"
+
+    @property
+    def aside(self) -> Path:
+        return self.path.with_stem(f"{self.path.stem}_{self.why}")
+
+
+def newest(folder: Path) -> tuple[dict | None, list[PassedOver]]:
     """The newest full checkpoint of a run folder that can be resumed, loaded on the CPU, or None if the run has none.
 
-    One with a value that is not finite, as older versions wrote them, is passed over; returned is also a line on each.
-    Raises: utils.UserError if one is damaged or of another version, or if all are passed over.
+    Returned are also the newer ones that are damaged, or hold a value that is not finite, as older versions wrote them.
+    Raises: utils.UserError if one is of another version or cannot be read, or if all are passed over.
     """
-    found, lines = of_kind(folder / "weights", "ckpt"), []
-    for path in reversed(found):
-        try:
-            checkpoint = checkpoints.load(path)
-        except utils.UserError as error:
-            raise utils.UserError(f"{error}; delete it to go on from the one before") from error
-        if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-            raise utils.UserError(f"{path} is not a checkpoint of this version; use --from_scratch or another name")
-        bad = checkpoints.not_finite(checkpoint)
-        if not bad:
-            return checkpoint, lines
-        lines.append(f"{path} is passed over: {bad} holds values that are not finite, as a diverged run leaves them")
-    if found:
-        best = of_kind(folder / "weights", "best")
-        instead = f", or another --experiment_name with --init_from {best[-1]}" if best else ""
-        raise utils.UserError(
-            f"{folder}: none of its checkpoints can be resumed, all hold values that are not finite ({bad} of "
-            f"{path.name}). Start anew with --from_scratch, which moves the run aside{instead}; {IF_DIVERGED}"
-        )
+    passed_over = []
+    for path in reversed(of_kind(folder / "weights", "ckpt")):
+        checkpoint, problem = _examined(path)
+        if problem is None:
+            return checkpoint, passed_over
+        passed_over.append(PassedOver(path, *problem))
+    if passed_over:
+        _refuse_all(folder, passed_over)
     return None, []
+
+
+def _examined(path):
+    """The checkpoint at a path and why it cannot be resumed, (what is added to its name, in words), or None."""
+    try:
+        checkpoint = checkpoints.load(path)
+    except checkpoints.Damaged:
+        return None, ("damaged", "it is damaged (its bytes are not those that were written)")
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        raise utils.UserError(f"{path} is not a checkpoint of this version; use --from_scratch or another name")
+    if bad := checkpoints.not_finite(checkpoint):
+        return None, ("not_finite", f"{bad} holds values that are not finite, as a diverged run leaves them")
+    return checkpoint, None
+
+
+def _refuse_all(folder, passed_over):
+    best = of_kind(folder / "weights", "best")
+    instead = f", or another --experiment_name with --init_from {best[-1]}" if best else ""
+    reasons = "; ".join(f"{it.path.name}: {it.problem}" for it in passed_over)
+    hint = f"; {IF_DIVERGED}" if any(it.why == "not_finite" for it in passed_over) else ""
+    raise utils.UserError(
+        f"{folder}: none of its checkpoints can be resumed: {reasons}. Start anew with --from_scratch, which moves the "
+        f"run aside{instead}{hint}"
+    )
 
 
 def save(state: dict, folder: Path, kind: str, copies: int) -> None:
     """Write a checkpoint of `kind` 'ckpt' or 'best' at state["step"], then delete all but the newest `copies`.
 
-    Raises: utils.UserError where a tensor holds a value that is not finite; nothing is written or deleted then.
+    Raises: utils.UserError where a tensor holds a value that is not finite, utils.CannotWrite where the disk is full,
+        say; nothing is deleted then.
     """
     if bad := checkpoints.not_finite(state):
         raise utils.UserError(
@@ -75,7 +114,10 @@ def save(state: dict, folder: Path, kind: str, copies: int) -> None:
     weights = folder / "weights"
     checkpoints.save({"format": FORMAT, **state}, weights / f"{kind}_{state['step']:08d}.pth")
     for old in of_kind(weights, kind)[:-copies]:
-        old.unlink()
+        try:
+            old.unlink(missing_ok=True)
+        except OSError as error:
+            raise utils.CannotWrite(f"cannot delete {old}: {error.strerror}") from error
 
 
 def check_which_best(which: str, keys: list[str]) -> None:
@@ -115,6 +157,7 @@ def move_aside(folder: Path) -> None:
             folder.rename(aside)
         except OSError as error:
             raise utils.UserError(f"cannot move {folder} to {aside}: {error.strerror}") from error
+        (aside / run_lock.NAME).unlink(missing_ok=True)
         print(f"moved the earlier run to {aside}")
 
 
@@ -148,22 +191,26 @@ def room(copies: tuple[int, int], num_bytes: tuple[int, int]) -> int:
     return sum((number + 1) * size for number, size in zip(copies, num_bytes, strict=True))
 
 
-def prepare(folder: Path, from_scratch: bool, step: int) -> None:
+def prepare(folder: Path, from_scratch: bool, step: int, passed_over: Collection[PassedOver], lock: Callable) -> None:
     """Make the run folder ready to write to, on rank 0.
 
-    Moved aside is an earlier run under --from_scratch, and one that left no checkpoint to resume from but a best one.
-    Renamed are full checkpoints of later steps than `step`, at which the run resumes: they were passed over. Removed is
-    what a killed run left behind: half-written files, and best checkpoints of later steps, where it gets again.
+    Moved aside is an earlier run under --from_scratch, and one that left no checkpoint to resume from but a best one;
+    `lock`, of `run_lock.locked`, is called then. Renamed are full checkpoints that were passed over. Removed is what a
+    killed run left behind: half-written files, and best checkpoints of later steps than `step`, at which the run
+    resumes, where it gets again.
     """
     weights = folder / "weights"
     full, best = (of_kind(weights, kind) for kind in ("ckpt", "best"))
     if from_scratch or (best and not full):
-        move_aside(folder)
-        full, best = [], []
-    for path in [*weights.glob(".ckpt_*"), *weights.glob(".best_*")]:
-        path.unlink()
-    for path in [path for path in full if _step(path) > step]:
-        path.rename(path.with_stem(f"{path.stem}_not_finite"))
+        if any(path.name != run_lock.NAME for path in folder.iterdir()):
+            move_aside(folder)
+            lock()
+        best = []
+    for part, patterns in LEFT_BEHIND.items():
+        for path in itertools.chain.from_iterable((folder / part).glob(pattern) for pattern in patterns):
+            path.unlink()
+    for checkpoint in passed_over:
+        checkpoint.path.rename(checkpoint.aside)
     for path in [path for path in best if _step(path) > step]:
         path.unlink()
 
@@ -188,7 +235,8 @@ def check_same_run(
 
     Args: about: the entries `args`, `model_config` and `data` that the run would write into a checkpoint now, None or
         left out where they are not known; changeable: names of the flags that may differ; by_name: of those that may
-        where they are among `allowed`. Other metric weights are a matter of `feature_network`.
+        where they are among `allowed`. Other metric weights are a matter of `feature_network`, other reference
+        statistics of `reference_file`.
     Raises: utils.UserError that lists what a run may not change and what differs.
     """
     old, new = checkpoint["args"], about["args"]
@@ -197,11 +245,13 @@ def check_same_run(
         for name in new
         if name in old and name not in changeable
     }
-    old, new = checkpoint["model_config"] | checkpoint["data"], about["model_config"] | about["data"]
-    for name in ("resolution", "n_classes", *about["data"]):
+    old, new = (_facts(entries) for entries in (checkpoint, about))
+    for name in ("resolution", "n_classes", *(name for name in new if name not in about["model_config"])):
         if None not in (old.get(name), new.get(name)):
-            flag = "feature_network" if name == "metric_weights" else None
-            found[name] = Difference(f"the data's {name}", old[name], new[name], flag)
+            title, flag = f"the data's {name}", "feature_network" if name == "metric_weights" else None
+            if name.startswith("reference_"):
+                title, flag = f"the reference statistics' {name.removeprefix('reference_')}", "reference_file"
+            found[name] = Difference(title, old[name], new[name], flag)
     found = {name: difference for name, difference in found.items() if difference.before != difference.now}
     refused = [difference for difference in found.values() if difference.flag not in set(by_name) & set(allowed)]
     if not refused:
@@ -216,6 +266,13 @@ def check_same_run(
         f"cannot resume from step {checkpoint['step']}: {'; '.join(differences)}. {remedy} another --experiment_name, "
         "or --from_scratch to move the old run aside"
     )
+
+
+def _facts(entries):
+    """What entries of a checkpoint say of model, data and reference statistics, as one dict."""
+    data = dict(entries["data"])
+    reference = data.pop("reference", None) or {}
+    return entries["model_config"] | data | {f"reference_{name}": value for name, value in reference.items()}
 
 
 def shown(value: Any) -> Any:

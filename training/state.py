@@ -37,6 +37,7 @@ class TrainingState:
         self.average = MovingAverage(self.G, ema.ema_decay, ema.ema_start) if ema.ema else None
         self.images_per_step = options.images_per_step
         self.step, self.images_seen, self.best = 0, 0, None
+        self.save_failures = 0  # full checkpoints in a row that could not be written; not part of one
 
     def compile(self) -> None:
         """Have both networks compiled at their next forward; the moving average, which is evaluated, stays as it is.
@@ -131,7 +132,8 @@ def begin(
         changes = options.changes_since(checkpoint, about)
         state.load_state_dict(checkpoint, folder)
         measure = {"metric_weights"}.union(*({field.name for field in kind.fields()} for kind in EVALUATION))
-        if changes.keys() & measure:  # the best so far is of other numbers
+        if changes.keys() & measure or any(name.startswith("reference_") for name in changes):
+            # The best so far is of other numbers.
             state.best = None
         return Beginning(None, changes)
     if source:

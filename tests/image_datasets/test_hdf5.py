@@ -199,3 +199,60 @@ def test_a_file_system_that_cannot_map_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "memmap", no_map)
     assert np.array_equal(loading.HDF5Dataset(tmp_path / "a.hdf5").read([4, 1]).numpy(), images[[4, 1]])
+
+
+def linked(path, link, images, labels):
+    """A file whose pixels and labels are reached by a link; what it leads to begins elsewhere in its own file."""
+    with h5py.File(path.with_name("inner.hdf5"), "w") as file:
+        file["something_else"] = np.zeros(10_000)
+        file.create_dataset("deep/imgs", data=images)
+        file["deep/labels"] = labels
+    with h5py.File(path, "w") as file:
+        file["padding"] = np.full(images.size, 255, np.uint8)  # what the other file's offsets would find here
+        if link == "external":
+            file["imgs"] = h5py.ExternalLink("inner.hdf5", "/deep/imgs")
+        elif link == "external, by a group":
+            file["group"] = h5py.ExternalLink("inner.hdf5", "/deep")
+            file["imgs"] = h5py.SoftLink("/group/imgs")
+        else:
+            file.create_dataset("own/imgs", data=images)
+            file["imgs"] = h5py.SoftLink("/own/imgs")
+        file["labels"] = h5py.ExternalLink("inner.hdf5", "/deep/labels")
+    return path
+
+
+@pytest.mark.parametrize("link", ["external", "external, by a group", "soft"])
+@pytest.mark.parametrize("load_in_mem", [False, True])
+def test_links_lead_to_their_own_pixels(link, load_in_mem, tmp_path):
+    images, labels = random_images()
+    dataset = loading.HDF5Dataset(linked(tmp_path / "outer.hdf5", link, images, labels), load_in_mem)
+    assert torch.equal(dataset.read(range(N)), torch.from_numpy(images)) and (dataset.labels == labels).all()
+    assert dataset.is_mapped == (load_in_mem or link == "soft")
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "itself"])
+def test_links_that_lead_nowhere_are_refused(target, tmp_path):
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["imgs"] = h5py.ExternalLink("none.hdf5", "/imgs") if target == "elsewhere" else h5py.SoftLink("/imgs")
+        file["labels"] = np.arange(N) % 7
+    refused(tmp_path / "a.hdf5", "has no data set 'imgs'|too many links")
+
+
+@pytest.mark.parametrize("name", ["imgs", "labels"])
+@pytest.mark.parametrize("kind", ["virtual", "external"])
+def test_values_that_are_only_promised_are_refused(name, kind, tmp_path):
+    values = dict(zip(("imgs", "labels"), random_images(), strict=True))
+    write(tmp_path / "part.hdf5", *values.values())
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        promised = values.pop(name)
+        if kind == "virtual":
+            layout = h5py.VirtualLayout(promised.shape, promised.dtype)
+            layout[:] = h5py.VirtualSource(tmp_path / "part.hdf5", name, promised.shape)
+            file.create_virtual_dataset(name, layout)
+        else:
+            external = [(tmp_path / "pixels.raw", 0, promised.nbytes)]
+            file.create_dataset(name, data=promised, external=external)
+        for other, array in values.items():
+            file[other] = array
+    what = {"virtual": "a virtual data set", "external": "stored in other files"}[kind]
+    refused(tmp_path / "a.hdf5", f"'{name}' is {what}")

@@ -1,6 +1,9 @@
 """The log of a run: what a resumed one drops, and that its curves are drawn."""
 
 import json
+import re
+import resource
+import time
 
 import numpy as np
 import pytest
@@ -115,3 +118,73 @@ def test_singular_values_are_those_that_spectral_norm_divides_by():
     for name, layer in (("D/0", network[0]), ("D/2", network[2])):
         assert values[name] == pytest.approx(torch.linalg.svdvals(layer.weight)[0].item(), abs=1e-3)
     assert layers.singular_values(D=network[1]) == {}
+
+
+BAD_LINES = {
+    "null": b"null", "a number": b"5", "no step": b'{"event": "train"}', "no event": b'{"step": 2}', "blank": b"",
+    "a step that is text": b'{"event": "train", "step": "2"}',
+    "not UTF-8": b'{"event": "train", "step": 2, "a": "\xff"}',
+    "deep": b"[" * 100_000, "cut": b'{"event": "train", "st', "a list": b"[1]", "zeros": b"\0" * 50,
+    "changes of nothing": b'{"event": "change", "step": 2, "flags": null}',
+    "a change of one value": b'{"event": "change", "step": 2, "flags": {"G_lr": 3}}',
+    "text for a metric": b'{"event": "eval", "step": 2, "fd": "low"}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_line_costs_itself_alone(line, tmp_path, capsys):
+    write(tmp_path, range(1, 5))
+    path = tmp_path / "log.jsonl"
+    whole, lines = numbers(tmp_path), path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], line + b"\n", *lines[2:]]))
+    assert numbers(tmp_path) == whole
+    logs.plot_curves(path, tmp_path / "curves.png")
+    logs.RunLog(tmp_path, 4).close()
+    assert numbers(tmp_path) == whole and path.read_bytes() == b"".join(lines)
+    assert "log.jsonl: line 3 is no event, and is left out" in capsys.readouterr().out
+
+
+def test_numbers_that_no_picture_can_show_are_left_out_of_curves(tmp_path):
+    log = logs.RunLog(tmp_path)
+    for step, loss in enumerate((1.0, 10**400, None, "low", True, 2.0)):
+        log.write("train", step, {"D_loss_real": loss} if step != 1 else {"other": 1})
+    log.close()
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"event": "train", "step": 1, "D_loss_real": 1' + 400 * "0" + "}\n")
+    assert logs._curve(logs.read_log(tmp_path / "log.jsonl"), "D_loss_real") == [(0, 1.0), (5, 2.0)]
+
+
+def test_a_full_disk_costs_no_line_of_the_log_and_no_traceback(tmp_path, capsys):
+    log = logs.RunLog(tmp_path)
+    log.write("train", 1, {"D_loss_real": 1.0})
+    log.board.flush()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "log.jsonl").stat().st_size + 20, hard))
+    try:
+        for step in range(2, 40):
+            log.write("train", step, {"D_loss_real": float(step)})
+            if log.board:
+                log.board.file_writer.event_writer._async_writer._byte_queue.join()
+        assert [event["step"] for event in numbers(tmp_path)] == [1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.write("train", 40, {"D_loss_real": 40.0})
+    log.close()
+    assert [event["step"] for event in numbers(tmp_path)] == list(range(1, 41))
+    err = capsys.readouterr().err
+    assert err.count("warning: cannot write") == 2 and "Traceback" not in err
+
+
+def test_a_clock_set_back_does_not_hide_steps_from_tensorboard(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write(tmp_path, [1, 2])
+    board = tmp_path / "tensorboard"
+    (first,) = board.iterdir()
+    ahead = int(time.time()) + 3600
+    first.rename(board / re.sub(r"\d{10}", str(ahead), first.name, count=1))
+    write(tmp_path, [3, 4], resume=2)
+    assert all(int(logs.EVENT_FILE.match(path.name)[1]) < ahead for path in board.iterdir())
+    accumulator = EventAccumulator(str(board))
+    accumulator.Reload()
+    assert [event.step for event in accumulator.Scalars("train/G_loss")] == [1, 2, 3, 4]

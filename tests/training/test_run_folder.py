@@ -1,5 +1,9 @@
 """The run folder: which checkpoints are written, which one a run goes on from."""
 
+import errno
+import os
+import resource
+
 import pytest
 import torch
 
@@ -25,8 +29,8 @@ def names(folder):
     return sorted(path.name for path in (folder / "weights").iterdir())
 
 
-def prepare(folder, step):
-    run_folder.prepare(folder, from_scratch=False, step=step)
+def prepare(folder, step, passed_over=()):
+    run_folder.prepare(folder, False, step, passed_over, lambda: None)
 
 
 @pytest.mark.parametrize("what", NOT_FINITE)
@@ -45,9 +49,10 @@ def test_a_newest_checkpoint_that_is_not_finite_is_passed_over(what, tmp_path):
     run_folder.save(state(1), tmp_path, "ckpt", 2)
     bad = tmp_path / "weights" / "ckpt_00000002.pth"
     checkpoints.save({"format": 1, **state(2, **{name: part})}, bad)
-    checkpoint, (line,) = run_folder.newest(tmp_path)
+    checkpoint, (passed_over,) = run_folder.newest(tmp_path)
+    line = passed_over.line
     assert checkpoint["step"] == 1 and str(bad) in line and f"{name}." in line and "\n" not in line
-    prepare(tmp_path, 1)  # so that what the run will write at step 2 is its newest
+    prepare(tmp_path, 1, [passed_over])  # so that what the run will write at step 2 is its newest
     assert names(tmp_path) == ["ckpt_00000001.pth", "ckpt_00000002_not_finite.pth"]
     assert run_folder.newest(tmp_path)[1] == []
 
@@ -59,7 +64,7 @@ def test_a_run_without_a_checkpoint_that_is_finite_is_told_what_to_do(tmp_path):
             tmp_path / "weights" / f"ckpt_{step:08d}.pth",
         )
     with pytest.raises(
-        utils.UserError, match=r"none of its checkpoints.*G.a of ckpt_00000001.pth.*--from_scratch"
+        utils.UserError, match=r"none of its checkpoints.*ckpt_00000001.pth: G.a holds.*--from_scratch"
     ) as error:
         run_folder.newest(tmp_path)
     assert "\n" not in str(error.value) and len(names(tmp_path)) == 2
@@ -103,6 +108,28 @@ def test_what_differs_is_refused_with_the_way_to_allow_it():
     assert check(about(data={"metric_weights": None}, G_lr=1.0, ssm="none")) == {}  # not known, or without evaluations
 
 
+REFERENCE = {"seed": 0, "k": 5, "splits": 10, "content": "a" * 64, "moments": None}
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"k": 3}, {"splits": 5}, {"content": "b" * 64}])
+def test_other_reference_statistics_are_told_and_refused(other):
+    def entries(**others):
+        return about({"metric_weights": "a" * 64, "reference": REFERENCE | others}, G_lr=1.0)
+
+    ((name, value),) = other.items()
+    checkpoint = {"step": 3, **entries()}
+    by_name = {*BY_NAME, "reference_file"}
+    assert run_folder.check_same_run(checkpoint, entries(), (), by_name) == {}
+    was = f"the reference statistics' {name} was {run_folder.shown(REFERENCE[name])} and is now"
+    with pytest.raises(utils.UserError, match=f"{was}.*Add --allow_change reference_file to go on"):
+        run_folder.check_same_run(checkpoint, entries(**other), (), by_name)
+    allowed = run_folder.check_same_run(checkpoint, entries(**other), (), by_name, {"reference_file"})
+    assert allowed == {f"reference_{name}": [REFERENCE[name], value]}
+    for unknown in ({"metric_weights": None, "reference": None}, {"metric_weights": "a" * 64}):  # older ones
+        assert run_folder.check_same_run({**checkpoint, "data": unknown}, entries(**other), (), by_name) == {}
+        assert run_folder.check_same_run(checkpoint, {**entries(), "data": unknown}, (), by_name) == {}
+
+
 def test_the_best_of_another_metric_counts_for_nothing():
     best = {"step": 1, "metric": "IS", "value": 9.0}
     assert run_folder.better("FD", 2, {"fd": 30.0, "is_mean": 1.0}, best) == {"step": 2, "metric": "FD", "value": 30.0}
@@ -128,3 +155,66 @@ def test_a_folder_in_the_logs_place_is_told_and_a_full_disk_too(tmp_path):
     with pytest.raises(utils.UserError, match="none: the disk has .* the checkpoints need .*--num_save_copies"):
         run_folder.check_room(tmp_path / "none", 0, (2, 2), (2**60, 1))
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_taken(damage, tmp_path):
+    for step in (1, 2):
+        run_folder.save(state(step), tmp_path, "ckpt", 2)
+    bad = tmp_path / "weights" / "ckpt_00000002.pth"
+    content = bad.read_bytes()
+    flipped = content[:700] + bytes([content[700] ^ 4]) + content[701:]
+    bad.write_bytes({"flipped": flipped, "cut": content[:-9], "empty": b""}[damage])
+    checkpoint, (passed_over,) = run_folder.newest(tmp_path)
+    assert checkpoint["step"] == 1
+    assert "ckpt_00000002.pth is passed over: it is damaged" in passed_over.line and "\n" not in passed_over.line
+    prepare(tmp_path, 1, [passed_over])
+    assert names(tmp_path) == ["ckpt_00000001.pth", "ckpt_00000002_damaged.pth"]
+    (tmp_path / "weights" / "ckpt_00000001.pth").write_bytes(b"")
+    with pytest.raises(utils.UserError, match="none of .* ckpt_00000001.pth: it is damaged.* --from_scratch") as error:
+        run_folder.newest(tmp_path)
+    assert "--G_lr" not in str(error.value)
+
+
+def test_a_newest_checkpoint_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    for step in (1, 2):
+        run_folder.save(state(step), tmp_path, "ckpt", 2)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(checkpoints, "_check_bytes", refuse)
+    with pytest.raises(utils.UserError, match="cannot read .*ckpt_00000002.pth: Permission denied$"):
+        run_folder.newest(tmp_path)
+
+
+def test_a_full_disk_leaves_older_checkpoints_whole(tmp_path):
+    """A limit to the size of files stands for it: writing fails in the same places."""
+    for step in (1, 2):
+        run_folder.save(state(step), tmp_path, "ckpt", 2)
+    before = {path: path.read_bytes() for path in (tmp_path / "weights").iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (0, 900, len(next(iter(before.values()))) - 30):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(utils.CannotWrite, match="cannot write .*ckpt_00000003.pth") as error:
+                run_folder.save(state(3), tmp_path, "ckpt", 2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "\n" not in str(error.value)
+        assert {path: path.read_bytes() for path in (tmp_path / "weights").iterdir()} == before
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    run_folder.save(state(1), tmp_path, "ckpt", 2)
+    written = ["config.json", "log.jsonl", "curves.png", "samples/step_00000001.png", "weights/ckpt_00000002.pth"]
+    for name in written:
+        with pytest.raises(KeyboardInterrupt), utils.atomic_path(tmp_path / name) as temporary:
+            os.link(temporary, temporary.with_stem(temporary.stem + "x"))  # the name that SIGKILL would leave
+            raise KeyboardInterrupt
+    kept = tmp_path / "samples" / ".class_sheet.png.abc.png"  # of sample.py, which may be at work
+    kept.touch()
+    assert len([path for path in tmp_path.rglob(".*") if path.is_file()]) == len(written) + 1
+    prepare(tmp_path, 1)
+    left = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {kept, tmp_path / "weights" / "ckpt_00000001.pth"}
