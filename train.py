@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.backends.cudnn.benchmark = not options.run.deterministic
     if options.run.parallel:
         distributed.launch_per_gpu()
-    with distributed.process_group(options.run.device) as ranks:
+    with distributed.process_group(options.run.device) as ranks, utils.lasting_output():
         train(options, source, ranks)
 
 
