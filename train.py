@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -26,7 +27,7 @@ from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
 from torch_utils.memory import keep_freed_blocks
 from torch_utils.mixed_precision import compilation
-from training import finetune, intervals, messages, run_folder
+from training import finetune, intervals, messages, rollback, run_folder
 from training.batches import Batches
 from training.dry_run import dry_run
 from training.intervals import Run
@@ -35,8 +36,9 @@ from training.optimizers import set_learning_rates
 from training.options import TrainOptions
 from training.plan import Command, Plan, about_run, check_command
 from training.run_lock import locked
-from training.state import TrainingState, begin
+from training.state import Beginning, TrainingState, begin
 from training.steps import d_step, g_step
+from training.watchdog import Collapse
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[TrainOptions, finetune.Source | None]:
@@ -64,26 +66,18 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, l
     options.batch_statistics.apply(state.G, ranks)
     if options.precision.compile:
         state.compile()
-    report, changes = begin(state, options, about, folder, command.checkpoint, source, plan.class_rows)
+    beginning = begin(state, options, about, folder, command.checkpoint, source, plan.class_rows)
     on_ranks(ranks, lambda: prepare(options, command, state, lock))
     num_steps = options.run_length(len(reals), state.step, state.images_seen)
     if ranks.is_main:
         steps = messages.steps_text(state.step, num_steps, folder)
         messages.print_start(options, plan.dataset, state.G, state.D, steps, ranks)
     signal = None
-    if state.step < num_steps:
-        log = None
+    if state.step < num_steps or state.evaluating:
         if ranks.is_main:
             utils.save_json(about, folder / "config.json")
-            log = RunLog(folder, state.step or None)
-            if report:
-                log.write("init_from", 0, {"checkpoint": source.path, "class_rows": plan.class_rows.rows, **report})
-                print("\n".join(finetune.describe(source, report, plan.class_rows)))
-            if changes:
-                log.write("change", state.step, {"flags": changes})
-                print(f"changed from step {state.step} on: {change_text(changes)}")
-        with closing(log) if log else nullcontext():
-            signal = loop(Run(options, folder, about, measure, ranks, log), plan, state, reals, num_steps)
+        run = Run(options, folder, about, measure, ranks)
+        signal = to_end(run, command, source, state, beginning, reals, num_steps)
     if ranks.is_main and state.step < num_steps:
         print(f"stopped at step {state.step}; the same command goes on from there")
     elif ranks.is_main:
@@ -101,6 +95,55 @@ def prepare(options: TrainOptions, command: Command, state: TrainingState, lock:
     run_folder.prepare(command.folder, from_scratch, state.step, command.passed_over, lock)
 
 
+def to_end(
+    run: Run,
+    command: Command,
+    source: finetune.Source | None,
+    state: TrainingState,
+    beginning: Beginning,
+    reals: ImageSet,
+    num_steps: int,
+) -> int | None:
+    """The loop; where it ends in a collapse that is to be undone, again from an earlier checkpoint on."""
+    checkpoint, watch = command.checkpoint, run.options.watch
+    while True:
+        log = run_log(run, command, source, state, beginning, checkpoint is not None) if run.ranks.is_main else None
+        with closing(log) if log else nullcontext():
+            logged = replace(run, log=log)
+            if watch.on_collapse == "rollback" and checkpoint is None:
+                intervals.save(logged, state, None)  # what there is to go back to, until the next one
+            try:
+                return loop(logged, command.plan, state, reals, num_steps)
+            except Collapse as collapse:
+                finding = collapse.finding
+        checkpoint = rollback.go_back(run.folder, state.step, state.watchdog, finding, watch.rollback_lr, run.ranks)
+        beginning = begin(state, run.options, run.about, run.folder, checkpoint, None, None)
+
+
+def run_log(
+    run: Run,
+    command: Command,
+    source: finetune.Source | None,
+    state: TrainingState,
+    beginning: Beginning,
+    resumed: bool,
+) -> RunLog:
+    """The log, open where the state goes on, with what has led there."""
+    log = RunLog(run.folder, state.step if resumed else None, not state.evaluating)
+    report, changes = beginning
+    if report:
+        rows = command.plan.class_rows
+        log.write("init_from", 0, {"checkpoint": source.path, "class_rows": rows.rows, **report})
+        print("\n".join(finetune.describe(source, report, rows)))
+    if changes:
+        log.write("change", state.step, {"flags": changes})
+        print(f"changed from step {state.step} on: {change_text(changes)}")
+    for event in rollback.events(state.watchdog, state.step):
+        log.write("rollback", state.step, event)
+        print(rollback.text(state.step, event))
+    return log
+
+
 def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps: int) -> int | None:
     """Train on `reals` to step num_steps, or until a signal comes, whose number is returned."""
     options, steps, ranks, G, D = run.options, run.options.steps, run.ranks, state.G, state.D
@@ -109,8 +152,14 @@ def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps:
     shown = {"disable": not ranks.is_main, "dynamic_ncols": True, **utils.bar_interval()}
     bar = tqdm(total=num_steps, initial=state.step, **shown)
     with closing(batches.loader), bar, distributed.StopSignal() as stop, compilation(options.precision.compile):
+        stopped = False
+        if state.evaluating:  # what the run was at when it ended
+            due = intervals.due(options.reports, state.step, state.step == num_steps, False)
+            stopped = intervals.pause(run, state, due, stop, bar)
         for step in range(first := state.step + 1, num_steps + 1):
-            set_learning_rates(state.opt_G, state.opt_D, options.optimizers, step)
+            if stopped:
+                break
+            set_learning_rates(state.opt_G, state.opt_D, options.optimizers, step, state.watchdog.memory.lr_factor)
             draws = itertools.count()  # a number of its own for each pass within the step
             for _ in range(steps.num_D_steps):
                 passes = batches.D_passes(step, islice(draws, steps.num_D_accumulations))
@@ -122,28 +171,18 @@ def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps:
 
             if options.precision.compile and step == first:
                 intervals.tell_compiled(speed, bar)
-            intervals.log_skipped(run, state)
+            intervals.watch(run, state, terms)
             stopped = stop.requested(ranks)
             due = intervals.due(options.reports, step, step == num_steps, stopped)
-            if due.log or due.save:
-                terms = intervals.finite_means(run, state, terms)
+            if due.log or due.pause:
+                intervals.watch_numbers(run, state)
             if due.log:
                 intervals.log_losses(run, state, terms, speed.at(step), bar)
             if due.singular_values:
                 intervals.log_singular_values(run, state)
-            if due.pause:  # what leaves this process is rank 0's: its batch-norm statistics too
-                distributed.broadcast_buffers([G, state.evaluated], ranks)
-            metrics = intervals.evaluate(run, state, bar) if due.test else None
-            if due.sheet:
-                intervals.draw_sheet(run, state)
-            if due.save:
-                intervals.save(run, state, metrics, last=stopped or step == num_steps)
-            if due.test or due.save:
-                intervals.draw_curves(run, step)
             if due.pause:
+                stopped = intervals.pause(run, state, due, stop, bar)
                 speed.restart(step)  # it is that of training alone
-            if stopped:
-                break
     return stop.received
 
 
@@ -160,7 +199,8 @@ def make_batches(run: Run, plan: Plan, state: TrainingState, reals: ImageSet) ->
         num_workers=options.data.num_workers,
         pin_memory=ranks.device.type == "cuda",
     )
-    return Batches(options.batches, plan.config, options.data.crop_size, options.run.seed, ranks, loader)
+    rollbacks = len(state.watchdog.memory.rollbacks)
+    return Batches(options.batches, plan.config, options.data.crop_size, options.run.seed, ranks, loader, rollbacks)
 
 
 def make_deterministic() -> None:
@@ -183,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
         distributed.launch_per_gpu()
     folder = run_folder.path_of(options.run.runs_root, options.run_name)
     group = distributed.process_group(options.run.device, options.run.rank_timeout)
-    with group as ranks, locked(folder, ranks) as lock:
+    with group as ranks, utils.lasting_output(), locked(folder, ranks) as lock:
         train(options, source, ranks, lock)
 
 

@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).parent  # of the project
+MAIN_PROCESS = os.getpid()  # that which runs a script, not one of its forks
 TORCHRUN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 # What reading a damaged npz file raises.
 DAMAGED_NPZ = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -247,9 +248,15 @@ def _argument_type(field):
 def run_main(main: Callable[[], None]) -> None:
     """Run a script's `main()`: bad input ends in one line and status 2, Ctrl-C in one line and status 130.
 
-    What it prints appears line by line, in a log file too; letters that the locale does not have are escaped.
+    SIGTERM and SIGHUP end it with 128 + their number, and temporary files are removed on the way. What it prints
+    appears line by line, in a log file too; letters that the locale does not have are escaped.
     """
     warnings.formatwarning = _one_line_warning
+    _open_streams()
+    if not is_rank():  # one that waits for others would not get to it: torchrun's are ended at once
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and so do we then
+                signal.signal(number, _exit_by_signal)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
@@ -269,6 +276,7 @@ def run_main(main: Callable[[], None]) -> None:
             raise
         _exit_with_line(f"the disk is full ({error.filename or error.strerror})")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once, without a traceback
         print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:  # a fault of ours, whose last line is not to drown in what other processes say of it
@@ -277,6 +285,60 @@ def run_main(main: Callable[[], None]) -> None:
             _tell(f"{Path(sys.argv[0]).name}: {type(error).__name__}: {printable(str(error))}")
             sys.exit(1)
         raise
+
+
+def _exit_by_signal(number, frame):
+    """End as by an error, so that what is temporary is removed; the forks of this process end with it."""
+    if os.getpid() != MAIN_PROCESS:
+        os._exit(128 + number)
+    signal.signal(number, signal.SIG_DFL)  # once more ends at once
+    sys.exit(128 + number)
+
+
+def _open_streams():
+    """Have all three standard streams, closed ones as /dev/null: no file opened later shall be taken for one."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """Whatever becomes of the standard streams (`| head`, a closed terminal, a full disk), printing raises nothing."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_LastingStream(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _LastingStream:
+    """A text stream, or nothing, from where it fails on."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._lasting("write", text) or len(text)
+
+    def flush(self) -> None:
+        self._lasting("flush")
+
+    def _lasting(self, name, *arguments):
+        try:
+            return getattr(self._stream, name)(*arguments)
+        except (OSError, ValueError):  # the latter of a closed one
+            with contextlib.suppress(OSError, ValueError):  # what it still holds goes nowhere, also at the exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            self._stream = open(os.devnull, "w")  # noqa: SIM115  (open for the life of the process)
 
 
 def _one_line_warning(message, category, filename, lineno, line=None, default=warnings.formatwarning):

@@ -194,7 +194,7 @@ def _decode_in_processes(read, images, slots, ranges, num_workers):
     pool = concurrent.futures.ProcessPoolExecutor(num_workers, fork, _start_process, (read, images, slots))
     pending = collections.deque()
     try:
-        with _ctrl_c_held_back():  # for good in the forks: it is for the parent, which ends them
+        with _signals_held_back():  # for good in the forks: they are for the parent, which ends them
             pool.submit(int)  # the first task makes the forks
         for number, borders in enumerate(ranges):
             if len(pending) == len(slots):  # a slot is free again once what it held has been taken
@@ -211,8 +211,8 @@ def _decode_in_processes(read, images, slots, ranges, num_workers):
 
 
 @contextlib.contextmanager
-def _ctrl_c_held_back():
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_held_back():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

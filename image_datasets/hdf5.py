@@ -49,6 +49,8 @@ class HDF5Dataset(ImageSet):
                 chunk_cache = _chunk_cache(pixels)
             if self.images is None:
                 self.images = UnmappedImages(path, chunk_cache)
+            self.file = open(path, "rb") if self.is_mapped and not load_in_mem else None  # noqa: SIM115  (as the map)
+            self.num_bytes = path.stat().st_size
         except (OSError, RuntimeError) as error:  # what h5py raises for damage inside a file
             raise utils.UserError(f"{path}: damaged HDF5 file ({_first_line(error)})") from error
 
@@ -69,11 +71,14 @@ class HDF5Dataset(ImageSet):
         """Pixels of some images: ints (B,), in any order, repeats allowed, to uint8 (B,3,R,R).
 
         pin_memory: page-lock the result, so that copies to a GPU overlap with its work.
-        Raises: IndexError for an index outside 0..N-1.
+        Raises: IndexError for an index outside 0..N-1; UserError where the file has been cut short since it was opened.
         """
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"{self.path} has images 0 to {len(self) - 1}, asked for {indices.min()}..{indices.max()}")
+        if self.file and os.fstat(self.file.fileno()).st_size < self.num_bytes:
+            # Touching a page of the map that is not there any more would kill the process without a word.
+            raise utils.UserError(f"{self.path} has been cut short while it is read; make it again, or copy it again")
         shape = (len(indices), 3, self.resolution, self.resolution)
         if pin_memory:
             batch = torch.empty(shape, dtype=torch.uint8, pin_memory=True)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -264,3 +265,55 @@ def test_an_error_about_a_name_with_line_breaks_is_one_line(capsys):
     with pytest.raises(SystemExit) as error:
         utils.run_main(main)
     assert error.value.code == 2 and capsys.readouterr().err.endswith("error: the folder a\\nb is empty\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_removes_what_is_temporary(tmp_path, number):
+    """A folder of images and a file, half-written, as of sample.py; and SIGTERM's and SIGHUP's status."""
+    code = f"""
+import sys, time
+import torch, utils
+from sampling.files import png_writer
+
+def main():
+    folder = {str(tmp_path)!r}
+    with utils.atomic_path(folder + "/a.npz"), png_writer(folder + "/images", torch.tensor([0]), ["a"]):
+        print("begun", flush=True)
+        time.sleep(60)
+
+utils.run_main(main)
+"""
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, cwd=utils.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n" and len(list(tmp_path.iterdir())) == 2
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and not err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("redirections", ["| head -1", ">&- 2>&-", "<&- >/dev/full 2>&1"])
+def test_output_that_has_nowhere_to_go_ends_nothing(tmp_path, redirections):
+    """Nor is a file that is written taken for a closed stream."""
+    code = f"""
+import sys, time
+import utils
+from tqdm import tqdm
+
+def main():
+    with utils.lasting_output():
+        for i in tqdm(range(50), mininterval=0):
+            print("line", i)
+            tqdm.write("another")
+            time.sleep(0.01)
+        with open({str(tmp_path / "file")!r}, "w") as file:
+            print("warning", file=sys.stderr)
+            file.write("whole")
+    open({str(tmp_path / "status")!r}, "w").write("0")
+
+utils.run_main(main)
+"""
+    (tmp_path / "script.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(utils.ROOT)}
+    line = f"{sys.executable} {tmp_path / 'script.py'} {redirections}"
+    subprocess.run(["bash", "-c", line], env=environment, stderr=subprocess.DEVNULL, check="head" in line, timeout=60)
+    assert (tmp_path / "file").read_text() == "whole" and (tmp_path / "status").read_text() == "0"

@@ -212,14 +212,19 @@ def broadcast_buffers(modules: Iterable[torch.nn.Module], ranks: Ranks) -> None:
 
 
 class StopSignal:
-    """Ctrl-C (SIGINT) and SIGTERM as a flag that the loop asks for, so that a run ends between two steps.
+    """Signals that ask a process to end, as a flag that the loop asks for, so that a run ends between two steps.
 
-    A second signal acts as usual: at once.
+    Ctrl-C (SIGINT), SIGTERM, a closed terminal (SIGHUP), and what schedulers send before they kill: SIGUSR1, SIGUSR2,
+    SIGXCPU. A second one ends the process at once.
     """
+
+    NUMBERS = tuple(getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "USR1", "USR2", "XCPU"))
 
     def __enter__(self):
         self.received = None
-        self.previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+        numbers = [number for number in self.NUMBERS if not (number == signal.SIGHUP and ignored)]
+        self.previous = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def _receive(self, number, frame):
@@ -227,8 +232,8 @@ class StopSignal:
             self.received, self.since = number, time.monotonic()
             if is_main_process():
                 print("\nstopping after this step, with a checkpoint; once more stops at once", file=sys.stderr)
-        elif time.monotonic() - self.since > 2:  # torchrun passes on a Ctrl-C that the terminal has sent us too
-            self.__exit__()
+        elif not is_rank() or time.monotonic() - self.since > 2:  # torchrun passes on what a terminal has sent us too
+            signal.signal(number, signal.SIG_DFL)  # nothing of Python's is run any more, nor printed
             signal.raise_signal(number)
 
     def __exit__(self, *error):

@@ -60,7 +60,8 @@ class Batches:
     """The passes of each step, on one rank.
 
     loader: of the real images (image_datasets.loading.BatchLoader), whose next batch a pass of D takes; crop_size: side
-    of the crops that --augment takes, None where it pads.
+    of the crops that --augment takes, None where it pads; rollbacks: of the run so far. After one, noise, classes,
+    crops and flips are others than before; the order of images stays, so that an epoch shows each of them once.
     """
 
     options: BatchOptions
@@ -69,6 +70,7 @@ class Batches:
     seed: int
     ranks: Ranks
     loader: Iterator | None = None
+    rollbacks: int = 0
 
     def D_passes(self, step: int, draws: Iterable[int]) -> Iterator[tuple]:
         """The passes of one step of D: (x (N,3,R,R), y (N,), z (N,dim_z), y_fake (N,)) for each number in `draws`."""
@@ -85,8 +87,8 @@ class Batches:
     def latents(self, step: int, draw: int, batch_size: int) -> list[torch.Tensor]:
         """z (N,dim_z) and y (N,) of this rank for pass `draw` of a step."""
         shape = (batch_size, self.config.dim_z)
-        z = utils.rng(self.seed, "z", step, draw).standard_normal(shape, dtype="float32")
-        y = utils.rng(self.seed, "y", step, draw).integers(self.config.n_classes, size=batch_size)
+        z = self._rng("z", step, draw).standard_normal(shape, dtype="float32")
+        y = self._rng("y", step, draw).integers(self.config.n_classes, size=batch_size)
         return [self._mine(array) for array in (z, y)]
 
     def reals(self, step: int, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,7 +99,7 @@ class Batches:
         if not self.options.dequantise:
             return to_float(images), y
         shape = (self.options.batch_size, *images.shape[1:])
-        noise = utils.rng(self.seed, "dequantise", step, draw).random(shape, dtype="float32")
+        noise = self._rng("dequantise", step, draw).random(shape, dtype="float32")
         return (images.float() + self._mine(noise)) / 128 - 1, y
 
     def augment(self, images: torch.Tensor, step: int, draw: int) -> torch.Tensor:
@@ -121,7 +123,10 @@ class Batches:
     def _integers(self, stream, step, draw, high, *shape):
         """This rank's of int64 (batch, *shape), below `high`."""
         shape = (self.options.batch_size, *shape)
-        return self._mine(utils.rng(self.seed, stream, step, draw).integers(high, size=shape))
+        return self._mine(self._rng(stream, step, draw).integers(high, size=shape))
+
+    def _rng(self, stream, step, draw):
+        return utils.rng(self.seed, stream, step, draw, *([self.rollbacks] if self.rollbacks else []))
 
     def _mine(self, array):
         """This rank's part of something drawn for the whole batch, on its device."""

@@ -4,6 +4,7 @@ Each is one function of the run and of its state; all ranks call it, rank 0 writ
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,14 @@ import utils
 from inception_utils import Measure, evaluate_generator, summary
 from sampling import batch_norm
 from sampling.sheets import class_sheet
-from torch_utils.distributed import Ranks, mean_over_ranks, on_ranks
+from torch_utils import checkpoints, distributed
+from torch_utils.distributed import Ranks, StopSignal, mean_over_ranks, on_ranks
 from torch_utils.images import save_image
-from training import run_folder
+from training import rollback, run_folder
 from training.logs import RunLog, Speedometer, peak_memory_mb, plot_curves, warn
 from training.options import ReportOptions, TrainOptions
 from training.state import TrainingState
-
-MAX_SKIPPED = 40  # steps in a row that float16's loss scale may leave out: by then it is a millionth of a millionth
+from training.watchdog import Collapse, Finding
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Run:
     about: dict
     measure: Measure | None
     ranks: Ranks
-    log: RunLog | None
+    log: RunLog | None = None
 
 
 class Due(NamedTuple):
@@ -47,6 +48,7 @@ class Due(NamedTuple):
     test: bool
     sheet: bool
     save: bool
+    ends: bool = False  # training
 
     @property
     def pause(self) -> bool:
@@ -65,39 +67,69 @@ def due(reports: ReportOptions, step: int, last: bool, stopped: bool) -> Due:
         singular_values=at(reports.sv_log_interval),
         test=bool(reports.test_every) and (at(reports.test_every) or last),
         sheet=at(reports.sample_every) or last,
-        save=at(reports.save_every) or last or stopped,
+        save=at(reports.save_every) or at(reports.test_every) or last or stopped,
+        ends=last or stopped,
     )
 
 
-def log_skipped(run: Run, state: TrainingState) -> None:
-    """Log where float16 gradients have overflowed since the step before, so that an optimizer left out a step.
+def watch(run: Run, state: TrainingState, terms: dict[str, torch.Tensor]) -> None:
+    """After each step: note what is not finite without waiting for a GPU, and log what float16's loss scale left out.
 
-    Raises: utils.UserError where that has happened too often to be the loss scale's doing.
+    Raises: as `watch_numbers`, where gradients overflow float16 too often to be the loss scale's doing.
     """
     for name, scaler in state.scalers.items():
         if scaler.in_a_row and run.log:
             run.log.write("skipped_step", state.step, {"network": name, "loss_scale": scaler.get_scale()})
-        if scaler.in_a_row >= MAX_SKIPPED:
-            raise utils.UserError(
-                f"the gradients of {name} overflow float16 at step {state.step}, whatever they are scaled by; "
-                f"{run.folder} keeps the checkpoints of before. Use --amp bf16, or: {run_folder.IF_DIVERGED}"
-            )
+        if finding := state.watchdog.skipped(state.step, name, scaler):
+            _act(run, state, [finding])
+    networks = (state.G, state.scaler_G), (state.D, state.scaler_D)
+    state.watchdog.mark(state.step, _sound(state, terms), networks)
 
 
-def finite_means(run: Run, state: TrainingState, terms: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The losses' means over all ranks, less those that overflowed in a step that float16's loss scale left out.
-
-    Raises: utils.UserError where one is not a number any more.
-    """
-    means = mean_over_ranks(terms, run.ranks)
+def _sound(state, terms):
+    """The losses, but those of a step that float16's loss scale left out, which may have overflowed."""
     skipped = [f"{name}_loss" for name, scaler in state.scalers.items() if scaler.in_a_row]
-    means = {k: v for k, v in means.items() if math.isfinite(v) or not k.startswith(tuple(skipped))}
-    if not all(math.isfinite(value) for value in means.values()):
-        raise utils.UserError(
-            f"the losses are no longer finite at step {state.step} ({means}); {run.folder} keeps the checkpoints of "
-            f"before. The run has diverged; {run_folder.IF_DIVERGED}"
-        )
-    return means
+    return {name: value for name, value in terms.items() if not name.startswith(tuple(skipped))}
+
+
+def watch_numbers(run: Run, state: TrainingState) -> None:
+    """Look whether all numbers have been finite so far: before anything is told of them or kept.
+
+    Raises: utils.UserError where they have not, or `Collapse` with --on_collapse rollback.
+    """
+    finding = state.watchdog.read(state.step, (state.G, state.D), run.ranks)
+    _act(run, state, [finding] if finding else [])
+
+
+def _watch_state(run, state):
+    """The same of all that a checkpoint holds: moments of the optimizers can overflow by themselves."""
+
+    def examine():
+        name = checkpoints.not_finite(state.state_dict())
+        text = f"{name} is no longer finite (NaN or infinite)"
+        return [Finding("not_finite", text, state.step - 1, fatal=True)] if name else []
+
+    _act(run, state, on_ranks(run.ranks, examine))
+
+
+def _act(run, state, findings):
+    """Log what is new and wrong, and do as --on_collapse says; all ranks, with the same findings."""
+    options, memory = run.options.watch, state.watchdog.memory
+    for finding in findings:
+        undone = options.on_collapse == "rollback" and len(memory.rollbacks) < options.max_rollbacks
+        ends = finding.fatal or options.on_collapse != "warn"
+        action = "rollback" if undone else "stop" if ends else "warn"
+        if run.log:
+            key = {"command": run.options.training_key} if action == "stop" else {}
+            told = {"kind": finding.kind, "text": finding.text, "action": action, "rollbacks": len(memory.rollbacks)}
+            run.log.write("collapse", state.step, told | key)
+            if action == "warn":
+                tqdm.write(f"step {state.step}: {finding.text}; --on_collapse can act on it", file=sys.stderr)
+        if action == "rollback":
+            raise Collapse(finding)
+        if action == "stop":
+            draw_curves(run, state.step)
+            raise utils.UserError(rollback.stopped_text(run.folder, state.step, finding.text, len(memory.rollbacks)))
 
 
 def tell_compiled(speed: Speedometer, bar: tqdm) -> None:
@@ -106,15 +138,22 @@ def tell_compiled(speed: Speedometer, bar: tqdm) -> None:
     speed.restart(speed.start_step + 1)
 
 
-def log_losses(run: Run, state: TrainingState, terms: dict, images_per_s: float, bar: tqdm) -> None:
-    """terms: of `finite_means`; the bar shows them too."""
+def log_losses(run: Run, state: TrainingState, terms: dict[str, torch.Tensor], images_per_s: float, bar: tqdm) -> None:
+    """The means of finite losses over all ranks, which the bar shows too; raises as `watch_numbers` where they tell."""
+    means = mean_over_ranks(terms, run.ranks)
+    means = {name: value for name, value in means.items() if name in _sound(state, terms) or math.isfinite(value)}
     if run.log:
         rates = {f"{name}_lr": state.parts[f"opt_{name}"].param_groups[0]["lr"] for name in "GD"}
         seen = {"images_seen": state.images_seen}
         resources = {"images_per_s": round(images_per_s, 1), "memory_mb": peak_memory_mb(run.ranks.device)}
-        run.log.write("train", state.step, {**terms, **rates, **seen, **resources})
-        shown = {name: f"{value:.3f}" for name, value in terms.items()}
+        run.log.write("train", state.step, {**means, **rates, **seen, **resources})
+        shown = {name: f"{value:.3f}" for name, value in means.items()}
         bar.set_postfix({**shown, "images/s": f"{images_per_s:.0f}"}, refresh=False)
+    loss, options = run.options.steps.loss, run.options.watch
+    sigmas = layers.singular_values(G=state.G, D=state.D)
+    _act(
+        run, state, on_ranks(run.ranks, lambda: state.watchdog.examine_losses(state.step, means, loss, sigmas, options))
+    )
 
 
 def log_singular_values(run: Run, state: TrainingState) -> None:
@@ -122,8 +161,30 @@ def log_singular_values(run: Run, state: TrainingState) -> None:
         run.log.write("singular_values", state.step, layers.singular_values(G=state.G, D=state.D))
 
 
+def pause(run: Run, state: TrainingState, due: Due, stop: StopSignal, bar: tqdm) -> bool:
+    """All that training waits for. Returns: whether a signal has come.
+
+    Evaluations can take longer than the grace of a pre-emption: the checkpoint comes before, for a resumed run to
+    evaluate, and again after, with the metrics. Raises: as `watch_numbers`.
+    """
+    distributed.broadcast_buffers([state.G, state.evaluated], run.ranks)  # what leaves a process is rank 0's
+    metrics, state.evaluating = None, False
+    if due.save:
+        _watch_state(run, state)
+    if due.test:
+        state.evaluating = True
+        save(run, state, None)
+        metrics, state.evaluating = evaluate(run, state, bar), False
+    if due.sheet:
+        draw_sheet(run, state)
+    if due.save:
+        save(run, state, metrics, due.ends)
+        draw_curves(run, state.step)
+    return stop.requested(run.ranks)
+
+
 def evaluate(run: Run, state: TrainingState, bar: tqdm) -> dict:
-    """The metrics of the evaluated generator, which is kept if it is the best so far."""
+    """The metrics of the evaluated generator, which is kept if it is the best so far; raises as `watch_numbers`."""
     options, which = run.options, run.options.reports.which_best
     number, seed = options.metrics.num_inception_images, options.run.seed
     how = {"ema": options.ema.ema, "mode": options.batch_norm}
@@ -135,6 +196,8 @@ def evaluate(run: Run, state: TrainingState, bar: tqdm) -> dict:
     if run.log:
         run.log.write("eval", state.step, metrics)
         bar.write(f"step {state.step}: {summary(metrics)}")
+    factor = options.watch.collapse_factor
+    _act(run, state, on_ranks(run.ranks, lambda: state.watchdog.examine_metrics(state.step, metrics, factor)))
     return metrics
 
 

@@ -1,6 +1,7 @@
 """What a run writes for people to look at: a JSON line per event, TensorBoard, and a picture of the curves."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -26,18 +27,21 @@ class RunLog:
 
     Each line of log.jsonl is an object with `event`, `step`, `time` (Unix seconds) and then the event's own entries.
     A run that goes on from step `step` drops the lines of later steps that the interrupted run had still written, so
-    that the finished log is that of a run that was never interrupted; `step` None starts the log afresh. What changed
-    as it went on from that very step is dropped too: it will be written again, if it is still so.
+    that the finished log is that of a run that was never interrupted; `step` None starts the log afresh. What led on
+    from that very step (changed flags, a rollback) is dropped too: it will be written again, if it is still so. So is
+    its evaluation, and what follows it, where the step is not `evaluated`.
 
     Where the disk is full, lines wait until it is not, and TensorBoard goes without; both say so, once.
     """
 
-    def __init__(self, folder: Path, step: int | None = None):
+    def __init__(self, folder: Path, step: int | None = None, evaluated: bool = True):
         self.folder, self.path = Path(folder), Path(folder) / "log.jsonl"
         events, bad = ([], []) if step is None else read_lines(self.path)
         if bad:
             print(f"note: {self.path}: {bad_lines(bad)} left out")
         kept = [line for line in events if _is_past(line, step)]
+        if not evaluated:
+            kept = list(itertools.takewhile(lambda line: (line["event"], line["step"]) != ("eval", step), kept))
         with utils.atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115  (open for the life of the run)
@@ -134,7 +138,7 @@ def warn(text: str) -> None:
 
 def _is_past(event, step):
     """Whether a run that goes on from a step has the event behind it."""
-    return event["step"] < step or (event["step"] == step and event["event"] != "change")
+    return event["step"] < step or (event["step"] == step and event["event"] not in ("change", "rollback"))
 
 
 def _text_path(folder):
@@ -239,10 +243,10 @@ def plot_curves(log_path: Path, path: Path) -> None:
         axes.set_xlabel("generator step", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-        for step, text in _changes(events):
-            axes.axvline(step, color="0.4", linestyle="--", linewidth=1)
+        for step, text, color in _moments(events):
+            axes.axvline(step, color=color, linestyle="--", linewidth=1)
             place = {"xycoords": axes.get_xaxis_transform(), "xytext": (3, 0), "textcoords": "offset points"}
-            axes.annotate(text, (step, 0.03), **place, rotation=90, fontsize=6, color="0.4")
+            axes.annotate(text, (step, 0.03), **place, rotation=90, fontsize=6, color=color)
         if len(names) > 1:
             axes.legend(fontsize=8)
     for axes in figure.axes[len(panels) :]:
@@ -280,10 +284,17 @@ def _curve(events, name):
     return [(event["step"], event[name]) for event in events if schema.problem(event.get(name), float) is None]
 
 
-def _changes(events, most=60):
-    """The step and the text of each change of flags (--allow_change)."""
-    told = [(event["step"], change_text(event["flags"])) for event in events if event["event"] == "change"]
-    return [(step, text if len(text) <= most else f"{text[: most - 3]}...") for step, text in told]
+def _moments(events, most=60):
+    """Step, text and colour of what is marked: changed flags (--allow_change), collapses and rollbacks."""
+    told = []
+    for event in events:
+        if event["event"] == "change":
+            told.append((event["step"], change_text(event["flags"]), "0.4"))
+        elif event["event"] == "collapse":
+            told.append((event["step"], f"{event['action']}: {event['text']}", "tab:red"))
+        elif event["event"] == "rollback":
+            told.append((event["step"], f"rollback {event['number']} from step {event['noticed']}", "tab:red"))
+    return [(step, text if len(text) <= most else f"{text[: most - 3]}...", color) for step, text, color in told]
 
 
 def change_text(changes: dict[str, list]) -> str:

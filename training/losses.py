@@ -41,6 +41,7 @@ LOSSES = {
     "non_saturating": (d_non_saturating, g_non_saturating),
     "wasserstein": (d_wasserstein, g_hinge),  # G's is the same as the hinge's
 }
+WITH_FLOOR = ("hinge", "non_saturating")  # whose D has a loss of 0 where it tells all real images from generated ones
 
 
 def orthogonal_penalty(parameters: Iterable[Tensor], strength: float) -> Tensor:

@@ -57,8 +57,8 @@ def learning_rates(options: OptimizerOptions, step: int) -> tuple[float, float]:
     return options.G_lr * factor, options.D_lr * factor
 
 
-def set_learning_rates(opt_G: Adam, opt_D: Adam, options: OptimizerOptions, step: int) -> None:
-    """Give both optimizers their learning rate of a step."""
+def set_learning_rates(opt_G: Adam, opt_D: Adam, options: OptimizerOptions, step: int, factor: float = 1.0) -> None:
+    """Give both optimizers their learning rate of a step, times `factor`, which is what rollbacks have left of it."""
     for optimizer, lr in zip((opt_G, opt_D), learning_rates(options, step), strict=True):
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * factor

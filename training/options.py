@@ -1,6 +1,8 @@
 """All options of train.py: a field for each concern, whose class stands beside the code that uses it."""
 
 import difflib
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from training.finetune import FinetuneOptions
 from training.legacy_flags import add_legacy_args
 from training.optimizers import OptimizerOptions
 from training.steps import StepOptions
+from training.watchdog import WatchOptions
 from utils import POSITIVE, Check, Options, option
 
 
@@ -98,7 +101,9 @@ class ReportOptions(Options):
 
     test_every: int = option(5000, "steps between evaluations; 0: none at all", kind=utils.count, changeable=True)
     which_best: str = option("IS", "metric of the best checkpoint", kind=str.upper, choices=tuple(run_folder.BEST))
-    save_every: int = option(2000, "steps between checkpoints", kind=utils.positive_int, changeable=True)
+    save_every: int = option(
+        2000, "steps between checkpoints; each evaluation has one too", kind=utils.positive_int, changeable=True
+    )
     max_save_failures: int = option(
         3,
         "checkpoints in a row that cannot be written (a full disk) before training ends",
@@ -149,6 +154,8 @@ class TrainOptions:
     batch_norm: BatchNormMode
     reports: ReportOptions
     batch_statistics: BatchStatistics
+
+    watch: WatchOptions
     precision: PrecisionOptions
     model: dict[str, Any]
     legacy_notes: list[str] | None
@@ -219,6 +226,13 @@ class TrainOptions:
         for name in self.concerns():
             values |= getattr(self, name).record()
         return values
+
+    @property
+    def training_key(self) -> str:
+        """The same for two commands where training is the same, and what is done in a collapse."""
+        names = {field.name for field in WatchOptions.fields()}
+        told = {name: value for name, value in self.record().items() if name in names or name not in self.changeable()}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def images_per_D_step(self) -> int:

@@ -13,7 +13,7 @@ from inception_utils import Measure, check_content, load_evaluation, metric_keys
 from metrics.reference import Reference
 from model_config import ModelConfig
 from torch_utils.distributed import Ranks
-from training import finetune, run_folder
+from training import finetune, rollback, run_folder
 from training.batches import CIFAR_RESOLUTION
 from training.options import TrainOptions
 
@@ -66,6 +66,8 @@ def _resumed(options, folder):
     run_folder.check_writable(folder)
     checkpoint, passed_over = (None, []) if options.run.from_scratch else run_folder.newest(folder)
     notes = [it.line for it in passed_over]
+    if not options.run.from_scratch:
+        rollback.check_not_ended(folder, options.training_key, checkpoint["step"] if checkpoint else 0)
     if checkpoint:
         options.changes_since(checkpoint, {"args": options.record(), "model_config": {}, "data": {}})
     elif options.run.allow_change:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import BigGAN
+import layers
 import utils
 from model_config import ModelConfig
 from torch_utils.mixed_precision import LossScaler
@@ -14,6 +15,7 @@ from training import finetune
 from training.ema import MovingAverage
 from training.optimizers import make_optimizers
 from training.options import EVALUATION, TrainOptions
+from training.watchdog import Watchdog
 
 # Of an optimizer, what the command says and not the checkpoint, which may be older, or of before --allow_change.
 OF_THE_COMMAND = ("betas", "eps", "fused")
@@ -23,7 +25,8 @@ class TrainingState:
     """All that a run needs to go on.
 
     `parts` lists what a checkpoint holds of it besides `step` (completed steps of G), `images_seen` (real images, by D)
-    and `best` (the record of `run_folder.better`): saving, loading and the size estimate follow that one list.
+    `best` (the record of `run_folder.better`), `watchdog` (what it remembers) and `evaluating`: saving, loading and the
+    size estimate follow that one list. `evaluating`: whether the evaluation of this step is still to come.
     """
 
     def __init__(self, config: ModelConfig, options: TrainOptions, device: torch.device):
@@ -36,6 +39,7 @@ class TrainingState:
         ema = options.ema
         self.average = MovingAverage(self.G, ema.ema_decay, ema.ema_start) if ema.ema else None
         self.images_per_step = options.images_per_step
+        self.watchdog, self.evaluating = Watchdog(device), False
         self.step, self.images_seen, self.best = 0, 0, None
         self.save_failures = 0  # full checkpoints in a row that could not be written; not part of one
 
@@ -75,7 +79,8 @@ class TrainingState:
     def state_dict(self) -> dict:
         parts = {name: None if part is None else part.state_dict() for name, part in self.parts.items()}
         parts = {name: state for name, state in parts.items() if state is not None or not name.startswith("scaler")}
-        return {"step": self.step, "images_seen": self.images_seen, "best": self.best, **parts}
+        about = {"watchdog": self.watchdog.state_dict(), "evaluating": self.evaluating}
+        return {"step": self.step, "images_seen": self.images_seen, "best": self.best, **about, **parts}
 
     def best_state_dict(self) -> dict:
         """The evaluated generator alone, under the name of its part."""
@@ -99,6 +104,10 @@ class TrainingState:
                 for group, options in zip(part.param_groups, own, strict=True):
                     group.update(options)
         self.step, self.images_seen, self.best = (checkpoint[name] for name in ("step", "images_seen", "best"))
+        self.watchdog.load_state_dict(checkpoint.get("watchdog", {}))
+        if "watchdog" not in checkpoint:  # of before there was one
+            self.watchdog.memory.sigmas = layers.singular_values(G=self.G, D=self.D)
+        self.evaluating = checkpoint.get("evaluating", False)
 
     def checkpoint_bytes(self) -> tuple[int, int]:
         """Sizes of a full checkpoint and of a best one."""

@@ -256,3 +256,17 @@ def test_values_that_are_only_promised_are_refused(name, kind, tmp_path):
             file[other] = array
     what = {"virtual": "a virtual data set", "external": "stored in other files"}[kind]
     refused(tmp_path / "a.hdf5", f"'{name}' is {what}")
+
+
+@pytest.mark.parametrize("storage", [{}, {"chunks": (20, 3, R, R)}])
+def test_a_file_that_is_cut_short_while_it_is_read_is_one_line(tmp_path, storage):
+    """Where it was mapped, the process would be killed (SIGBUS); one that is replaced is read on."""
+    images, labels = random_images()
+    path = write(tmp_path / "a.hdf5", images, labels, **storage)
+    dataset = hdf5.HDF5Dataset(path)
+    os.replace(write(tmp_path / "b.hdf5", images[:20], labels[:20], **storage), path)
+    assert torch.equal(dataset.read(range(N)), torch.from_numpy(images))
+    dataset = hdf5.HDF5Dataset(path)
+    os.truncate(path, 5000)
+    with pytest.raises(utils.UserError, match="a.hdf5 has been cut short"):
+        dataset.read([0])
