@@ -173,7 +173,7 @@ def pause(run: Run, state: TrainingState, due: Due, stop: StopSignal, bar: tqdm)
         _watch_state(run, state)
     if due.test:
         state.evaluating = True
-        save(run, state, None)
+        _save(run, "ckpt", run.options.reports.num_save_copies, state.state_dict(), None)
         metrics, state.evaluating = evaluate(run, state, bar), False
     if due.sheet:
         draw_sheet(run, state)

@@ -22,8 +22,8 @@ def test_each_has_its_interval(step, expected):
 
 
 def test_the_last_step_has_all_but_singular_values_and_a_signal_saves():
-    assert names(REPORTS, 1, last=True) == {"log", "test", "sheet", "save"}
-    assert names(REPORTS, 1, stopped=True) == {"save"}
+    assert names(REPORTS, 1, last=True) == {"log", "test", "sheet", "save", "ends"}
+    assert names(REPORTS, 1, stopped=True) == {"save", "ends"}
     never = ReportOptions(test_every=0, sample_every=0)
-    assert names(never, 1, last=True) == {"log", "sheet", "save"} and names(never, 7) == set()
+    assert names(never, 1, last=True) == {"log", "sheet", "save", "ends"} and names(never, 7) == set()
     assert due(REPORTS, 4, False, False).pause and not due(REPORTS, 2, False, False).pause
