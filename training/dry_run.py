@@ -155,10 +155,7 @@ def _print_sizes(options, config, num_images):
     for name, network, count in zip("GD", model_size.build_on_meta(config), macs, strict=True):
         print(f"{name}: {model_size.num_parameters(network):,} parameters, {count:,} multiply-adds an image")
     D_images = options.images_per_step
-    G_images = options.batches.G_images * options.steps.num_G_accumulations
-    # A backward costs twice its forward. D's step: G forward, D on a real and a fake; G's step: both networks, of D the
-    # gradients of its input only.
-    step = D_images * (macs[0] + 6 * macs[1]) + G_images * (3 * macs[0] + 2 * macs[1])
+    step = step_multiply_adds(options, macs)
     num_D_steps = options.steps.num_D_steps
     line = f"a step of G with {num_D_steps} of D: {utils.counted(D_images, 'real image')}, {step:.3g} multiply-adds"
     if num_images or options.length.num_iters:
@@ -173,6 +170,16 @@ def _print_sizes(options, config, num_images):
         f"  (float32: {state / 2**30:.2f} for weights, gradients, Adam and average, then what autograd keeps for the "
         "larger pass,\n  counted on the meta device; workspaces of convolutions and fragmentation come on top)"
     )
+
+
+def step_multiply_adds(options: TrainOptions, macs: tuple[int, int]) -> int:
+    """Multiply-adds of a step of G with its steps of D; macs: of a forward (of G, of D) for one image.
+
+    A backward costs twice its forward. D's step: G forward, D on a real and a fake; G's step: both networks, of D the
+    gradients of its input only.
+    """
+    G_images = options.batches.G_images * options.steps.num_G_accumulations
+    return options.images_per_step * (macs[0] + 6 * macs[1]) + G_images * (3 * macs[0] + 2 * macs[1])
 
 
 def training_memory(options: TrainOptions, config: ModelConfig, num_processes: int = 1) -> float:

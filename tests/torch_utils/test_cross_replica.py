@@ -21,7 +21,7 @@ from training.optimizers import OptimizerOptions, make_optimizers
 from training.steps import d_step, g_step
 
 CPU = torch.device("cpu")
-BATCH, STEPS, ACCUMULATIONS = 12, 20, 2
+BATCH, ACCUMULATIONS = 12, 2
 # Name -> the model's options, the type, the group size.
 RUNS = {
     "conditional": ({}, torch.float32, 0),
@@ -36,8 +36,8 @@ def draw(step, *shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
 
 
-def trained(name, ranks):
-    """State dicts of G, D and the average after STEPS steps of accumulated passes on this rank's slices."""
+def trained(name, steps, ranks):
+    """State dicts of G, D and the average after so many steps of accumulated passes on this rank's slices."""
     options, dtype, size = RUNS[name]
     torch.manual_seed(0)
     G, D = (net.to(dtype) for net in BigGAN.build(small_config(G_init="ortho", **options)))
@@ -56,30 +56,36 @@ def trained(name, ranks):
     def reals():
         return ranks.slice(draw(next(draws), BATCH, 3, RESOLUTION, RESOLUTION)).to(dtype), latents()[1]
 
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         d_step(G, D, forward_D, opt_D, ((*reals(), *latents()) for _ in range(ACCUMULATIONS)), ACCUMULATIONS, 0.0)
         g_step(G, D, forward_G, opt_G, (latents() for _ in range(ACCUMULATIONS)), ACCUMULATIONS, 1e-4)
         average.update(step)
     return [net.state_dict() for net in (G, D, average.module)]
 
 
-def trained_as_rank(rank, world_size, names, folder):
+def trained_as_rank(rank, world_size, steps, names, folder):
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(folder / "store"), world_size)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     ranks = Ranks(rank, world_size, CPU)
-    torch.save({name: trained(name, ranks) for name in names}, folder / f"{rank}.pth")
+    torch.save({name: trained(name, steps, ranks) for name in names}, folder / f"{rank}.pth")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    "world_size, names",
-    [(2, ["conditional", "shared, hier, ssm"]), pytest.param(4, list(RUNS)[2:], marks=pytest.mark.slow)],
+    "world_size, steps, names",
+    [
+        (2, 3, ["groups of 4"]),
+        pytest.param(2, 20, ["conditional", "shared, hier, ssm"], marks=pytest.mark.slow),
+        pytest.param(4, 5, ["plain, ssm", "groups of 6", "groups of 4"], marks=pytest.mark.slow),
+    ],
+    ids=["2 ranks, few steps", "2 ranks", "4 ranks"],
 )
-def test_any_number_of_ranks_trains_the_same(world_size, names, tmp_path):
+def test_any_number_of_ranks_trains_the_same(world_size, steps, names, tmp_path):
     context = multiprocessing.get_context("fork")  # the imports of new processes would take many seconds
     processes = [
-        context.Process(target=trained_as_rank, args=(rank, world_size, names, tmp_path)) for rank in range(world_size)
+        context.Process(target=trained_as_rank, args=(rank, world_size, steps, names, tmp_path))
+        for rank in range(world_size)
     ]
     for process in processes:
         process.start()
@@ -88,7 +94,7 @@ def test_any_number_of_ranks_trains_the_same(world_size, names, tmp_path):
         assert process.exitcode == 0
     of_rank = [torch.load(tmp_path / f"{rank}.pth") for rank in range(world_size)]
     for name in names:
-        alone = trained(name, Ranks(0, 1, CPU))
+        alone = trained(name, steps, Ranks(0, 1, CPU))
         tolerance = 1e-5 if RUNS[name][1] == torch.float32 else 1e-10
         for i, network in enumerate(alone):
             for key, expected in network.items():
