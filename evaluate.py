@@ -40,7 +40,7 @@ from sampling.batch_norm import BatchNormMode
 from sampling.class_sampling import ClassSampling, is_balanced
 from sampling.generate import SamplingOptions, describe
 from sampling.latents import Truncation
-from torch_utils import checkpoints, distributed
+from torch_utils import checkpoints, distributed, schema
 from torch_utils.distributed import on_ranks
 from torch_utils.memory import keep_freed_blocks
 from torch_utils.mixed_precision import PrecisionOptions
@@ -55,6 +55,10 @@ IN_NAME_OF_SWEEP = (
     *("class_sampling", "crop_size", "dataset", "ema", "feature_network", "num_inception_images"),
     *("reference_file", "reference_num", "resize", "seed"),
 )
+OPTIONS = (DataOptions, MetricOptions, SamplingOptions, ClassSampling, PrecisionOptions, BatchNormMode)
+FLAGS = {}  # of a run, with the types that they have here
+for kind in OPTIONS:
+    FLAGS |= {f"{name.removesuffix('?')}?": part for name, part in schema.of_dataclass(kind).items()}
 ABOUT = ("checkpoint", "step", "images")  # what a result says besides its metrics
 
 
@@ -168,6 +172,8 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     limits = truncation_sweep.limits(*sweep) if sweep else []
     G, meta = BigGAN.load_generator(source.path, ranks.device, given.get("ema", defaults["ema"]))
     of_run = _flags_of_run(meta.get("args", {}), defaults, given)
+    if wrong := schema.problem(of_run, FLAGS, "args"):
+        raise utils.UserError(f"{source.path}: {wrong}")
     _refuse_unnamed_code(of_run | given, given, source)
     args = argparse.Namespace(**defaults | {"num_inception_images": 50_000} | of_run | given)
     options = SamplingOptions.of(args)

@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import utils
+from torch_utils import schema
 from utils import AT_LEAST_1, NOT_NEGATIVE, Check, Options, option
 
 # Channel multipliers, from the 4x4 end to the image for G and from the image down for D, by k = log2(R / bottom_width):
@@ -234,8 +235,8 @@ class ModelConfig(Options):
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise utils.UserError(f"the model's config has unknown fields {', '.join(unknown)}: is it newer?")
-        if missing := sorted({"resolution", "n_classes"} - set(values)):
-            raise utils.UserError(f"the model's config lacks {', '.join(missing)}")
+        if wrong := schema.problem(values, schema.of_dataclass(cls)):
+            raise utils.UserError(f"the model's config: {wrong}")
         return cls(**values)
 
 

@@ -427,6 +427,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its name where it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def numbered(c: int, class_names: Sequence[str] | None = None) -> str:
     """A class's number and name, printable; the number alone where that is its name, or where there are no names."""
     name = printable(class_names[c]) if class_names else str(c)
@@ -558,17 +563,25 @@ def load_json(path: str | Path):
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # whatever the locale; Windows marks the start
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error})") from error
 
 
 def load_npz(path: str | Path, only: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, by name, all or those named; no pickled objects. Raises: UserError naming the file."""
+    """The arrays of an npz file, by name, all or those named, in this machine's byte order; no pickled objects.
+
+    Raises: UserError naming the file.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in (only or file.files) if key in file.files}
+            arrays = {key: file[key] for key in (only or file.files) if key in file.files}
+            return {key: array.astype(array.dtype.newbyteorder("="), copy=False) for key, array in arrays.items()}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
+    except PermissionError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} says that it holds more than fits into memory ({error}): damaged?") from error
     except (TypeError, AttributeError, *DAMAGED_NPZ) as error:  # the first two: a single array, an .npy file
         raise UserError(f"{path} is not a readable npz file (damaged or another format)") from error
 

@@ -21,6 +21,7 @@ from image_datasets.content import content_hash as content_of
 from image_datasets.content import image_hashes, label_bytes
 from image_datasets.doctor_report import headline, report, warnings
 from image_datasets.hdf5 import HDF5Dataset
+from torch_utils import schema
 from torch_utils.images import save_image
 
 FORMAT = 2  # of the findings
@@ -102,10 +103,27 @@ def file_key(dataset: HDF5Dataset) -> dict:
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "labels": labels.hexdigest()}
 
 
+NAMED = {"name": str}
+FINDINGS = {  # see `full_pass`
+    **dict.fromkeys(("content", "name"), str),
+    **dict.fromkeys(("as_written", "narrow"), bool),
+    **dict.fromkeys(("num_images", "resolution", "num_classes", "num_duplicates"), schema.COUNT),
+    **dict.fromkeys(("num_duplicates_across_classes", "num_constant", "num_grey"), schema.COUNT),
+    **{key: [str] for key in ("class_names", "empty")},
+    **{key: [schema.COUNT] for key in ("counts", "constants", "values")},
+    **dict.fromkeys(("smallest", "largest"), NAMED | {"count": schema.COUNT}),
+    "duplicates": [[schema.COUNT]],
+    "duplicate_paths": [[str]],
+    "constant_paths": [str],
+    "narrow_classes": [NAMED | {"low": schema.COUNT, "high": schema.COUNT}],
+    "seconds": float,
+}
+
+
 def _kept(json_path, picture_path, key):
     findings = _load(json_path) if picture_path.exists() else None
     same = findings is not None and (findings.get("format"), findings.get("key")) == (FORMAT, key)
-    return findings if same else None
+    return findings if same and schema.problem(findings, FINDINGS) is None else None
 
 
 def _load(json_path):

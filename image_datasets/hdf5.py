@@ -52,7 +52,7 @@ class HDF5Dataset(ImageSet):
             self.file = open(path, "rb") if self.is_mapped and not load_in_mem else None  # noqa: SIM115  (as the map)
             self.num_bytes = path.stat().st_size
         except (OSError, RuntimeError) as error:  # what h5py raises for damage inside a file
-            raise utils.UserError(f"{path}: damaged HDF5 file ({_first_line(error)})") from error
+            raise utils.UserError(f"{path}: damaged HDF5 file ({utils.first_line(error)})") from error
 
     @property
     def is_mapped(self) -> bool:
@@ -131,7 +131,7 @@ class UnmappedImages:
                 if start < stop:
                     self.pixels.read_direct(rows, np.s_[unique[start] : unique[stop - 1] + 1], np.s_[start:stop])
         except OSError as error:
-            raise utils.UserError(f"{self.pixels.file.filename}: damaged chunk ({_first_line(error)})") from error
+            raise utils.UserError(f"{self.pixels.file.filename}: damaged chunk ({utils.first_line(error)})") from error
         return np.take(rows, inverse, axis=0, out=out, mode="clip")
 
 
@@ -242,7 +242,3 @@ def _chunk_cache(pixels):
     again (the usual 6 MB at 64x64 exceed HDF5's default); none for plain chunks, which it can read a part of."""
     compressed = pixels.chunks is not None and pixels.id.get_create_plist().get_nfilters() > 0
     return 2 * math.prod(pixels.chunks) if compressed else 0
-
-
-def _first_line(error):
-    return (str(error) or type(error).__name__).splitlines()[0]

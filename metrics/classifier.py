@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import utils
 from image_datasets.image_sets import ImageSet
-from torch_utils import checkpoints
+from torch_utils import checkpoints, schema
 from torch_utils.images import to_float
 
 FEATURES = 128
@@ -94,6 +94,13 @@ def save_classifier(
     checkpoints.save({"format": "classifier 1", "config": config, "fitted": fitted, "weights": weights}, path)
 
 
+FILE = {
+    "config": {"resolution": schema.POSITIVE, "num_classes": schema.POSITIVE},
+    "fitted": {"dataset?": str, "accuracy?": float, "content?": (None, str), "class_names?": (None, [str])},
+    "weights": schema.STATE,
+}
+
+
 def load_classifier(path: str | Path) -> tuple[Classifier, dict]:
     """The network in eval mode and the dict of what it was fitted to (`dataset`, `accuracy`, `seed`, `epochs`;
     in newer files `content` and `class_names`).
@@ -103,9 +110,17 @@ def load_classifier(path: str | Path) -> tuple[Classifier, dict]:
     stored = checkpoints.load(path)
     if not isinstance(stored, dict) or stored.get("format") != "classifier 1":
         raise utils.UserError(f"{path} is not a classifier written by calculate_inception_moments.py")
-    network = Classifier(**stored["config"])
-    network.load_state_dict(stored["weights"])
-    return network.eval(), stored["fitted"]
+    wrong = schema.problem(stored, FILE)
+    try:
+        if wrong is None and stored["weights"]["linear.weight"].shape[0] == stored["config"]["num_classes"]:
+            network = Classifier(**stored["config"])
+            network.load_state_dict(stored["weights"])
+            checkpoints.check_finite(stored["weights"], path, "the classifier")
+            return network.eval(), stored["fitted"]
+    except (RuntimeError, TypeError, KeyError, IndexError):  # other names or shapes
+        pass
+    wrong = wrong or "its weights are not those of its config"
+    raise utils.UserError(f"{path} is not a classifier as calculate_inception_moments.py writes them: {wrong}")
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -16,6 +16,7 @@ import torch
 import utils
 from metrics.functional import RunningMoments, rows_at
 from metrics.networks import FeatureNetwork, statistics_command
+from torch_utils import schema
 
 ABOUT = ("is_mean", "is_std", "coverage_ceiling", "class_counts", "class_names", "real_scores")  # of a file, in JSON
 NUM_REAL_FEATURES = 10_000  # real images that KID, precision, recall, density and coverage are measured against
@@ -89,6 +90,16 @@ class Reference:
         _save_npz(path, _arrays(self, "mu", "sigma", "real_features") | {"reference": np.array(text)})
 
 
+# What the text `reference` of a file holds.
+FILE = {
+    **dict.fromkeys(("is_mean", "is_std", "coverage_ceiling"), (None, float)),
+    "class_counts?": (None, [schema.COUNT]),
+    "class_names?": (None, [str]),
+    "real_scores?": (None, {str: object}),
+    "protocol": schema.of_dataclass(ReferenceProtocol) | {"k": schema.POSITIVE, "splits": schema.POSITIVE},
+}
+
+
 def reference_path(
     data_root, dataset_name: str, network_name: str, resize: str, reference_num: int | None = None
 ) -> Path:
@@ -149,12 +160,31 @@ def read_reference(path: str | Path) -> Reference:
 def _own_reference(arrays, path):
     try:
         about = json.loads(arrays["reference"].item())
-        tensors = {key: torch.from_numpy(arrays[key]) for key in ("mu", "sigma")}
-        features = torch.from_numpy(arrays["real_features"]) if "real_features" in arrays else None
-        protocol = ReferenceProtocol(**about.pop("protocol"))
-        return Reference(**tensors, real_features=features, **about, protocol=protocol)
-    except (KeyError, ValueError, TypeError) as error:
-        raise utils.UserError(f"{path} is not a file of calculate_inception_moments.py; make it again") from error
+        wrong = schema.problem(about, FILE) or _problem_of_arrays(arrays)
+        if wrong is None:
+            protocol = ReferenceProtocol(**about.pop("protocol"))
+            mu, sigma = (torch.from_numpy(arrays[key]) for key in ("mu", "sigma"))
+            features = torch.from_numpy(arrays["real_features"]) if "real_features" in arrays else None
+            return Reference(mu, sigma, features, **about, protocol=protocol)
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        wrong = utils.first_line(error)
+    raise utils.UserError(f"{path} is not a file of calculate_inception_moments.py ({wrong}); make it again")
+
+
+def _problem_of_arrays(arrays):
+    """What is wrong with mu, sigma and real_features, or None."""
+    d = arrays["mu"].size if "mu" in arrays else 0
+    wanted = {"mu": (d,), "sigma": (d, d)}
+    if "real_features" in arrays:
+        wanted["real_features"] = (len(arrays["real_features"]) if arrays["real_features"].ndim else 0, d)
+    for name, shape in wanted.items():
+        array = arrays.get(name)
+        if array is None or array.shape != shape or array.dtype not in (np.float32, np.float64) or 0 in shape:
+            found = "missing" if array is None else f"{array.dtype} {array.shape}"
+            return f"{name} is {found}, not numbers {shape if d else '(d,)'}"
+        if not np.isfinite(array).all():
+            return f"{name} holds values that are not finite"
+    return None
 
 
 def _check_reference(reference, network, path):
@@ -167,6 +197,8 @@ def _check_reference(reference, network, path):
         command = statistics_command(protocol.dataset, path.parent, network.name)
         hashes = f"{protocol.weights_hash[:8]}, not {network.weights_hash[:8]}"
         raise utils.UserError(f"{made} with other {network.name} weights ({hashes}); make it again: {command}")
+    if len(reference.mu) != network.feature_dim:
+        raise utils.UserError(f"{path} is of {len(reference.mu)} features, {network.name} has {network.feature_dim}")
 
 
 def _family_moments(path, network):

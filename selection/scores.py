@@ -35,7 +35,8 @@ from utils import Check, Options, option
 VERSION = 1  # raised where the same images would get other scores
 PUBLISHED = "inceptionv3"  # torchvision's Inception as the paper embeds with it: see `load_embedding`
 EMBEDDINGS = (PUBLISHED, *NETWORK_RESIZE)
-UNREADABLE = (utils.UserError, KeyError, ValueError)  # what a damaged file of scores raises, or another npz
+# What a damaged file of scores raises, or another npz.
+UNREADABLE = (utils.UserError, KeyError, ValueError, RecursionError)
 PERCENT = Check(lambda x: 0 < x <= 100, "be a percentage above 0")
 
 
@@ -169,7 +170,10 @@ def save_scores(path: Path, scores: np.ndarray, key: dict) -> None:
 def _read(path):
     """Scores and their key. Raises: one of UNREADABLE."""
     arrays = utils.load_npz(path)
-    return arrays["scores"], json.loads(arrays["key"].item())
+    scores, key = arrays["scores"], json.loads(arrays["key"].item())
+    if not isinstance(key, dict) or scores.ndim != 1 or scores.dtype != np.float64 or not np.isfinite(scores).all():
+        raise ValueError("not scores")
+    return scores, key
 
 
 def read_scores(path: Path, key: dict) -> np.ndarray | None:
@@ -198,7 +202,7 @@ def stored_scores(options: SelectionOptions, data: DataOptions, dataset: ImageSe
         scores, key = _read(path)
     except UNREADABLE:
         key = {}
-    if key.get("content") != content:
+    if key.get("content") != content or len(scores) != len(dataset):
         raise utils.UserError(
             f"no scores of these images in {path}; make them with: python instance_selection.py --dataset "
             f"{data.dataset} --data_root {data.data_root} --embedding {options.embedding} "
@@ -233,6 +237,8 @@ def load_scores(
 
     def look():
         found = None if overwrite else read_scores(path, key)
+        if found is not None and len(found) != len(dataset):
+            found = None
         if found is None:
             utils.check_writable(path.parent)
         return found

@@ -16,9 +16,36 @@ from typing import Any
 import torch
 
 import utils
+from torch_utils import schema
+from torch_utils.schema import COUNT, STATE
 
 FORMAT = 1  # of the checkpoint file
 KINDS = ("best", "ckpt")
+
+# What a checkpoint must hold: to make images, and besides that to be resumed.
+ANY = {str: object}
+NETWORK = (None, STATE)
+MODEL = {
+    "step": COUNT,
+    "images_seen?": COUNT,
+    "model_config": {"resolution": COUNT, "n_classes": COUNT},
+    "class_names?": (None, [str]),
+    "class_counts?": (None, [COUNT]),
+    "data?": ANY,
+    "args?": ANY,
+    "run?": ANY,
+    "metrics?": (None, {"protocol?": (None, {"bn_mode": (None, str)})}),
+    "best?": (None, {"step": COUNT, "metric": str, "value": float}),
+    "convention?": {"truncation?": (None, float), "truncation_kind?": str},
+    **dict.fromkeys(("G?", "D?", "G_ema?"), NETWORK),
+}
+OPTIMIZER = {"state": {int: ANY}, "param_groups": [ANY]}
+FULL = {
+    **MODEL,
+    **{"images_seen": COUNT, "class_names": [str], "best": MODEL["best?"], "data": ANY, "args": ANY},
+    **{"G": STATE, "D": STATE, "G_ema": NETWORK, "opt_G": OPTIMIZER, "opt_D": OPTIMIZER},
+    **dict.fromkeys(("scaler_G?", "scaler_D?"), ANY),
+}
 
 
 class Damaged(utils.UserError):
@@ -172,7 +199,20 @@ def read_model(path: str | Path, kinds: tuple[str, ...] = KINDS) -> tuple[dict, 
             f"{path} is not a checkpoint of this project (it has no model_config); "
             "convert_weights.py makes one of another codebase's weights"
         )
+    if wrong := problem(checkpoint, MODEL):
+        raise Damaged(f"{path} is not a checkpoint as this project writes them: {wrong}")
     return checkpoint, path
+
+
+def problem(checkpoint: Any, entries: dict) -> str | None:
+    """What is wrong with the content of a checkpoint that must hold `entries`, MODEL or FULL; None if nothing is."""
+    if wrong := schema.problem(checkpoint, entries):
+        return wrong
+    number = checkpoint["model_config"]["n_classes"]
+    for name in ("class_names", "class_counts"):
+        if checkpoint.get(name) is not None and len(checkpoint[name]) != number:
+            return f"{name} are {len(checkpoint[name])}, for {utils.counted(number, 'class')}"
+    return None
 
 
 def check_finite(state: dict[str, torch.Tensor], path: str | Path, network: str) -> None:

@@ -1,8 +1,8 @@
 """What files hold, written down as plain values, and one function that finds what differs from it.
 
 A schema is a type (int takes no bool, float takes int too), None, a tuple of schemas of which one holds, a list of one
-schema for its items, a utils.Check, or a dict: of fields by name, those that end in "?" may be missing and others that
-are not named may be there; or, with the key `str`, of any names to one schema.
+schema for its items, a Check, or a dict: of fields by name, those that end in "?" may be missing and others that
+are are not named may be there; or, with a type as its only key, of any such keys to one schema.
 
     {"step": COUNT, "class_names?": [str], "best": (None, {"value": float})}
 """
@@ -10,11 +10,18 @@ are not named may be there; or, with the key `str`, of any names to one schema.
 import dataclasses
 import types
 import typing
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
-from utils import Check
+
+class Check(NamedTuple):
+    """As utils.Check, which is one here too: this module imports nothing of the project."""
+
+    holds: Callable
+    text: str
+
 
 COUNT = Check(lambda x: type(x) is int and 0 <= x < 2**63, "be a whole number of at least 0")
 POSITIVE = Check(lambda x: type(x) is int and 0 < x < 2**63, "be a whole number of at least 1")
@@ -33,7 +40,7 @@ NAMES = {
 
 def problem(value: Any, schema: Any, name: str = "") -> str | None:
     """What is wrong with a value, naming its place by keys joined by dots, or None. name: of the value itself."""
-    if isinstance(schema, Check):  # a tuple too
+    if hasattr(schema, "holds"):  # a tuple too
         return None if schema.holds(value) else f"{_place(name)} is {_shown(value)}, and must {schema.text}"
     if isinstance(schema, dict):
         return _problem_of_dict(value, schema, name)
@@ -69,11 +76,11 @@ def _problem_of_dict(value, schema, name):
     if wrong := _wrong(value, dict, name):
         return wrong
     prefix = f"{name}." if name else ""
-    if str in schema:
-        odd = next((key for key in value if not isinstance(key, str)), None)
+    if isinstance(kind := next(iter(schema), None), type):
+        odd = next((key for key in value if type(key) is not kind), None)
         if odd is not None:
-            return f"{_place(name)} has {odd!r} for a name"
-        return _first(problem(part, schema[str], f"{prefix}{key}") for key, part in value.items())
+            return f"{_place(name)} has the name {_shown(odd)}, not {NAMES[kind]}"
+        return _first(problem(part, schema[kind], f"{prefix}{key}") for key, part in value.items())
     fields = {key.removesuffix("?"): (key.endswith("?"), part) for key, part in schema.items()}
     missing = next((key for key, (optional, _) in fields.items() if not optional and key not in value), None)
     if missing:

@@ -200,7 +200,7 @@ METRICS = (
     "accuracy",
 )
 EVENTS = {
-    "change": {"flags": {str: utils.Check(lambda x: isinstance(x, list) and len(x) == 2, "be a pair")}},
+    "change": {"flags": {str: schema.Check(lambda x: isinstance(x, list) and len(x) == 2, "be a pair")}},
     "eval": {f"{name}?": float for name in METRICS},
 }
 

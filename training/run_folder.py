@@ -84,6 +84,8 @@ def _examined(path):
         return None, ("damaged", "it is damaged (its bytes are not those that were written)")
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise utils.UserError(f"{path} is not a checkpoint of this version; use --from_scratch or another name")
+    if wrong := checkpoints.problem(checkpoint, checkpoints.FULL):
+        return None, ("damaged", wrong)
     if bad := checkpoints.not_finite(checkpoint):
         return None, ("not_finite", f"{bad} holds values that are not finite, as a diverged run leaves them")
     return checkpoint, None

@@ -96,13 +96,13 @@ class TrainingState:
                 raise utils.UserError(f"the newest checkpoint of {path} holds no {name}")
             if isinstance(part, nn.Module):
                 BigGAN.load_state(part, checkpoint[name], path)
-            elif isinstance(part, LossScaler):
-                part.load_state_dict(checkpoint[name])
-            else:
-                own = [{key: group[key] for key in OF_THE_COMMAND} for group in part.param_groups]
-                part.load_state_dict(checkpoint[name])
-                for group, options in zip(part.param_groups, own, strict=True):
-                    group.update(options)
+                continue
+            try:
+                _load_others(part, checkpoint[name])
+            except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+                raise utils.UserError(
+                    f"the newest checkpoint of {path}: its {name} does not fit this model ({utils.first_line(error)})"
+                ) from error
         self.step, self.images_seen, self.best = (checkpoint[name] for name in ("step", "images_seen", "best"))
         self.watchdog.load_state_dict(checkpoint.get("watchdog", {}))
         if "watchdog" not in checkpoint:  # of before there was one
@@ -148,6 +148,21 @@ def begin(
     if source:
         return Beginning(finetune.start_from(source, state.G, state.D, state.average, class_rows.rows), {})
     return Beginning(None, {})
+
+
+def _load_others(part, state):
+    """Load the state dict of an optimizer or a LossScaler. Raises: what these do, and ValueError for other shapes."""
+    if isinstance(part, LossScaler):
+        part.load_state_dict(state)
+        return
+    own = [{key: group[key] for key in OF_THE_COMMAND} for group in part.param_groups]
+    part.load_state_dict(state)
+    for group, options in zip(part.param_groups, own, strict=True):
+        group.update(options)
+    for parameter, moments in part.state.items():
+        shapes = {name: tuple(tensor.shape) for name, tensor in moments.items() if torch.is_tensor(tensor)}
+        if any(shape not in ((), tuple(parameter.shape)) for shape in shapes.values()):
+            raise ValueError(f"shapes {shapes} of a parameter of {tuple(parameter.shape)}")
 
 
 def _num_bytes(part):

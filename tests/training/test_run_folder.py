@@ -22,7 +22,9 @@ NOT_FINITE = {
 def state(step, **others):
     """What a checkpoint holds, as far as the folder is concerned."""
     adam = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}, "param_groups": []}
-    return {"step": step, "G": {"a": torch.ones(2)}, "G_ema": None, "opt_D": adam, "best": None, **others}
+    weights = {"G": {"a": torch.ones(2)}, "D": {"a": torch.ones(2)}, "G_ema": None, "opt_G": adam, "opt_D": adam}
+    about = {"model_config": {"resolution": 16, "n_classes": 1}, "class_names": ["a"], "data": {}, "args": {}}
+    return {"step": step, "images_seen": 8 * step, "best": None, **about, **weights, **others}
 
 
 def names(folder):
