@@ -164,6 +164,7 @@ def make_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.enable_mem_efficient_sdp(False)  # attention without a deterministic backward
     torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def main(argv: list[str] | None = None) -> None:
