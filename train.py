@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_blocks()
     if options.run.deterministic:
         make_deterministic()
-    torch.backends.cudnn.benchmark = not options.run.deterministic
+    torch.backends.cudnn.benchmark = options.precision.cudnn_benchmark and not options.run.deterministic
     if options.run.parallel:
         distributed.launch_per_gpu()
     with distributed.process_group(options.run.device) as ranks:
