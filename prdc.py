@@ -17,6 +17,7 @@ import torch
 
 import utils
 from metrics import distances
+from torch_utils.precision import values_alone
 
 SPARE = 5  # neighbours looked at beyond the k-th, so that near ties seldom need a second look
 # A larger tile leaves the cache, and of a set's distances to itself computes more pairs twice; a smaller one is slower.
@@ -24,6 +25,7 @@ LARGEST_TILE = 1024
 DOUBTS = 16  # pairs per row of a tile whose differences cost about as much as the tile in float64
 
 
+@values_alone()
 def prdc(*, real, fake, k: int = 5, memory_mb: int = distances.MEMORY_MB) -> dict[str, float]:
     """Precision, recall, density and coverage; the sets are passed by name, so that they cannot be swapped.
 
@@ -68,6 +70,7 @@ def tiling(d: int, memory_mb: int) -> tuple[int, int]:
     return size, max(2, (budget * 3 // 4 - working) // (4 * size * d))  # the allocator holds a share of its own
 
 
+@values_alone()
 def radii(points, k: int, memory_mb: int = distances.MEMORY_MB) -> torch.Tensor:
     """Squared distance (n,) float64 of each of the points (n,d) to its k-th nearest other one. Raises: as prdc."""
     points = as_features(points)

@@ -208,6 +208,7 @@ def make_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.enable_mem_efficient_sdp(False)  # attention without a deterministic backward
     torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -218,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
     keep_freed_blocks()
     if options.run.deterministic:
         make_deterministic()
-    torch.backends.cudnn.benchmark = not options.run.deterministic
+    torch.backends.cudnn.benchmark = options.precision.cudnn_benchmark and not options.run.deterministic
     if options.run.parallel:
         distributed.launch_per_gpu()
     folder = run_folder.path_of(options.run.runs_root, options.run_name)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import prdc
+from torch_utils.precision import values_alone
 
 REGULARISATION = 1e-5  # added to the variances of the Gaussian, as published
 EXPLAINED = 0.95  # share of the variance below which the principal components stay, as published
@@ -44,6 +45,7 @@ def gaussian_scores(features: Tensor) -> Tensor:
     return _log_likelihood(d, log_det, mahalanobis)
 
 
+@values_alone()
 def ppca_scores(features: Tensor) -> Tensor:
     """Log-likelihood of each image under probabilistic PCA (Tipping and Bishop 1999) of all of them.
 

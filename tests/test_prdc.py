@@ -242,3 +242,22 @@ def test_tensor_parts_stay_on_their_device():
                 assert result.shape == (50,) and result.device.type == "cuda"
         with pytest.raises(RuntimeError):
             distances.make_block(real, distances.Frame(torch.empty(16), 0.5), torch.float32)
+
+
+def test_deterministic_training_may_use_kth_values_and_medians(monkeypatch):
+    """GPUs refuse these under --deterministic, for indices that nobody looks at; afterwards all is as it was."""
+    seen = []
+    for name in ("kthvalue", "median"):
+        own = getattr(torch.Tensor, name)
+
+        def asked(*args, own=own, **kwargs):
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return own(*args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, asked)
+    torch.use_deterministic_algorithms(True)
+    try:
+        prdc.prdc(real=torch.randn(40, 4), fake=torch.randn(30, 4), k=3)
+        assert seen and not any(seen) and torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -203,6 +203,18 @@ def test_flags_of_the_family_mean_amp():
     assert train.parse_args(flags)[0].precision == PrecisionOptions()
 
 
+@pytest.mark.parametrize(
+    "flags, expected", [([], True), (["--no-cudnn_benchmark"], False), (["--deterministic"], False)]
+)
+def test_cudnn_tries_its_algorithms_unless_told_otherwise(flags, expected, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "train", lambda *args: seen.append(torch.backends.cudnn.benchmark))
+    monkeypatch.setattr(train, "make_deterministic", lambda: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not expected)
+    train.main(["--dataset", "x", "--experiment_name", "x", "--device", "cpu", *flags])
+    assert seen == [expected]
+
+
 def test_what_cannot_be_compiled_is_one_line():
     from torch._dynamo.exc import TorchDynamoException
 

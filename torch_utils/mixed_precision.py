@@ -24,7 +24,11 @@ class PrecisionOptions(Options):
         choices=tuple(AMP),
     )
     tf32: bool = option(True, "on GPUs that have it: float32 products by TensorFloat-32, as their vendor advises")
-
+    cudnn_benchmark: bool = option(
+        True,
+        "on GPUs: have cuDNN try its algorithms first, for shapes that stay the same; not with --deterministic",
+        changeable=True,
+    )
     compile: bool = option(
         False,
         "compile both networks for training: minutes at the first step, faster ones after it; for GPUs",

@@ -47,3 +47,19 @@ def full_precision(device_type: str) -> Iterator[None]:
 def widened(x: torch.Tensor) -> torch.Tensor:
     """x as float32 if it is bfloat16 or float16, else as it is."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+@contextlib.contextmanager
+def values_alone() -> Iterator[None]:
+    """Of what runs here only values are used, not the indices beside them.
+
+    With deterministic algorithms PyTorch refuses some operations on GPUs for their indices alone, among equal elements
+    (kthvalue, median), and cumsum for its rounding: --deterministic is of training, whose metrics may use them.
+    """
+    asked = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=warn_only)
