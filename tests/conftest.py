@@ -12,7 +12,11 @@ from torch.nn import functional as F
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if "rehearsal" not in config.option.markexpr:
+        rehearsals = [item for item in items if item.get_closest_marker("rehearsal")]
+        config.hook.pytest_deselected(items=rehearsals)
+        items[:] = [item for item in items if item not in rehearsals]
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):  # not a keyword: a folder of that name would be one

@@ -2,6 +2,7 @@
 
 import pytest
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-# where it takes long: on the CPU not between commits
-SLOW_DEVICES = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+DEVICES = ["cpu", GPU]
+# where it takes long: on the CPU only with `pytest -m rehearsal`
+LONG_DEVICES = [pytest.param("cpu", marks=pytest.mark.rehearsal), GPU]

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from devices import DEVICES, SLOW_DEVICES
+from devices import DEVICES, LONG_DEVICES
 from small_models import small_config
 from torch._subclasses import FakeTensorMode
 from whole_steps import ATTENTION, BIGGAN, MODELS, assert_near, batch, networks, steps_of
@@ -125,7 +125,7 @@ def test_the_loss_scale_and_fused_adam_agree(device):
     assert_near(states[1], states[0], 1e-4)
 
 
-@pytest.mark.parametrize("device", SLOW_DEVICES)
+@pytest.mark.parametrize("device", LONG_DEVICES)
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("model", [MODELS[1], MODELS[6]])
 def test_compiled_networks_train_as_they_do_without(model, amp, device):

