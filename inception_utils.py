@@ -36,7 +36,7 @@ from sampling import batch_norm
 from sampling.batch_norm import BatchNormMode
 from sampling.class_sampling import is_balanced
 from sampling.latents import Truncation
-from torch_utils import distributed
+from torch_utils import distributed, memory
 from torch_utils.distributed import Ranks, on_ranks
 from torch_utils.precision import amp_name
 
@@ -96,6 +96,8 @@ def load_evaluation(
         if text := classifier.warning(network.fitted["accuracy"], counts):
             print(f"warning: {classifier.classifier_path(data_root, name)}: {text}", file=sys.stderr)
     check_options(options, network)
+    number, values = options.num_inception_images, network.feature_dim + network.num_classes
+    memory.check_fits(4 * number * values, torch.device(device), f"--num_inception_images {number}", "lower it")
     about = reference.protocol
     check_number(options.resolved(about.splits, about.k, about.is_outputs))
     k = options.prdc_k or about.k

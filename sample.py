@@ -15,6 +15,7 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 import BigGAN
@@ -26,8 +27,8 @@ from sampling.classes import class_ids, listed, pages, spread_classes
 from sampling.files import npz_writer, png_writer
 from sampling.generate import SamplingOptions, describe, generate
 from sampling.latents import balanced_labels, shuffled_labels
-from sampling.sheets import class_interpolation_sheet, class_sheet, random_sheet, z_interpolation_sheet
-from torch_utils import checkpoints, distributed
+from sampling.sheets import COLUMNS, class_interpolation_sheet, class_sheet, random_sheet, z_interpolation_sheet
+from torch_utils import checkpoints, distributed, memory
 from torch_utils.images import save_image
 from torch_utils.memory import keep_freed_blocks
 from torch_utils.mixed_precision import PrecisionOptions
@@ -68,6 +69,9 @@ def main(argv: list[str] | None = None) -> None:
     PrecisionOptions.of(args).apply(G)
     K = G.config.n_classes
     names = meta.get("class_names") or [str(c) for c in range(K)]
+    if args.sheets:
+        image = 5 * 3 * G.config.resolution**2 + 4 * G.config.dim_z  # its pixels as floats and as bytes, and its z
+        memory.check_fits(args.rows * COLUMNS * image, torch.device("cpu"), f"--rows {args.rows}", "lower it")
     chosen = class_ids(args.classes, names) if args.classes else None
     out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"]))
     _check_out(out, args, G.config.resolution)

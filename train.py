@@ -27,7 +27,7 @@ from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
 from torch_utils.memory import keep_freed_blocks
 from torch_utils.mixed_precision import compilation
-from training import finetune, intervals, messages, rollback, run_folder
+from training import finetune, intervals, messages, model_size, rollback, run_folder
 from training.batches import Batches
 from training.dry_run import dry_run
 from training.intervals import Run
@@ -55,6 +55,8 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, l
     # Plan: everything that can be wrong with flags and files is found here, before anything is computed.
     command = check_command(options, source, ranks)
     plan, folder, measure = command.plan, command.folder, command.measure
+    largest = max(options.batches.batch_size, options.batches.G_images)
+    model_size.check_fits(plan.config, largest // ranks.world_size, ranks.device)
     content = on_ranks(ranks, lambda: doctor.introduce(plan.dataset))["content"]
     selection = select(options.selection, options.metrics, options.data.data_root, plan.dataset, content, ranks)
     reals = selection.subset if selection else plan.dataset  # what D sees; the metrics compare with the whole data set

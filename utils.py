@@ -266,6 +266,13 @@ def run_main(main: Callable[[], None]) -> None:
         _exit_with_line(str(error), only_if_first=True)
     except UserError as error:
         _exit_with_line(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _exit_with_line(
+            f"out of memory ({first_line(error)[:200]}); lower --batch_size (in training, more accumulations make up "
+            "for it), --metric_batch_size or --bn_batch_size, or the model"
+        )
     except BrokenPipeError:  # the reader of our output (head, less) has gone away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
@@ -339,6 +346,13 @@ class _LastingStream:
             with contextlib.suppress(OSError, ValueError):  # what it still holds goes nowhere, also at the exit
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
             self._stream = open(os.devnull, "w")  # noqa: SIM115  (open for the life of the process)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, numpy or PyTorch, which has no class for it on the CPU, could not get memory."""
+    text = str(error)
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text or "not enough memory" in text
+    return isinstance(error, MemoryError) or of_torch
 
 
 def _one_line_warning(message, category, filename, lineno, line=None, default=warnings.formatwarning):

@@ -18,8 +18,9 @@ from torch import Tensor
 import utils
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import CentreCrop, ImageSet, cropped_name
-from utils import Options, option
+from utils import Check, Options, option
 
+MAX_WORKERS = 1024
 # The names, I64 or I64_hdf5, under which the family's launch scripts know ImageNet.
 FAMILY_FILES = {f"I{resolution}": f"ILSVRC{resolution}.hdf5" for resolution in (32, 64, 128, 256)}
 
@@ -39,7 +40,13 @@ class DataOptions(Options):
     load_in_mem: bool = option(
         False, "read the whole file into memory first (of use for compressed files and slow disks)", changeable=True
     )
-    num_workers: int = option(1, "threads that read batches ahead; 0 is taken as 1", kind=utils.count, changeable=True)
+    num_workers: int = option(
+        1,
+        "threads that read batches ahead; 0 is taken as 1",
+        kind=utils.count,
+        changeable=True,
+        check=Check(lambda n: n <= MAX_WORKERS, f"be at most {MAX_WORKERS}; more than there are cores gain little"),
+    )
     crop_size: int | None = option(
         None,
         "side of the images to train on where those of the file are larger: random crops in training (with "

@@ -13,16 +13,36 @@ from torch import nn
 
 import BigGAN
 import layers
+import utils
 from model_config import ModelConfig
+from torch_utils import memory
+
+LOWER_WIDTHS = "lower --G_ch, --D_ch, --G_ch_mult, --D_ch_mult, --dim_z or --shared_dim"
 
 
 def build_on_meta(config: ModelConfig) -> tuple[BigGAN.Generator, BigGAN.Discriminator]:
     """(Generator, Discriminator) of a ModelConfig, without storage.
 
     They lack spectral norm, which has no parameters and costs the same for any batch, but takes long to trace.
+    Raises: utils.UserError where a layer has more weights than can be counted.
     """
-    with torch.device("meta"):
-        return BigGAN.build(dataclasses.replace(config, G_param="none", D_param="none"))
+    try:
+        with torch.device("meta"):
+            return BigGAN.build(dataclasses.replace(config, G_param="none", D_param="none"))
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise utils.UserError(f"no machine holds a model of these widths: {LOWER_WIDTHS}") from error
+
+
+def check_fits(config: ModelConfig, batch_size: int, device: torch.device) -> None:
+    """Raise utils.UserError where a device cannot hold the weights, or the images of a pass, before these are made.
+
+    A lower bound: what training needs for certain. batch_size: images of a pass on this process.
+    """
+    weights = 4 * 4 * sum(map(num_parameters, build_on_meta(config)))  # weights, gradients, Adam's two moments
+    memory.check_fits(weights, device, "the model", LOWER_WIDTHS)
+    image = 3 * config.resolution**2 + config.dim_z
+    remedy = "lower it, and raise --num_D_accumulations and --num_G_accumulations instead"
+    memory.check_fits(weights + 4 * batch_size * image, device, f"--batch_size of {batch_size:,} a process", remedy)
 
 
 def set_fused(networks: Iterable[nn.Module], fused: bool) -> None:
