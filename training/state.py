@@ -102,10 +102,11 @@ class TrainingState:
                 part.load_state_dict(checkpoint[name])
                 for group, options in zip(part.param_groups, own, strict=True):
                     group.update(options)
+        self.D.requires_grad_(True)  # which a step of G takes away: DistributedDataParallel counts at its start
         self.step, self.images_seen, self.best = (checkpoint[name] for name in ("step", "images_seen", "best"))
         self.watchdog.load_state_dict(checkpoint.get("watchdog", {}))
         if "watchdog" not in checkpoint:  # of before there was one
-            self.watchdog.memory.sigmas = layers.singular_values(G=self.G, D=self.D)
+            self.watchdog.begin(self.step, layers.singular_values(G=self.G, D=self.D))
         self.evaluating = checkpoint.get("evaluating", False)
 
     def checkpoint_bytes(self) -> tuple[int, int]:
