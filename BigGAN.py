@@ -214,4 +214,5 @@ def load_state(module: nn.Module, state: dict, path: str | Path) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        first = first if len(first) <= 200 else f"{first[:199]}…"  # it can name every tensor
         raise utils.UserError(f"{path} does not fit the {type(module).__name__} of its config: {first}") from error

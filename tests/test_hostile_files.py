@@ -51,7 +51,7 @@ def write_reference(about, path):
 def read_log(path):
     events = logs.read_log(path)
     logs.RunLog(path.parent, 3).close()
-    logs._changes(events)
+    logs._moments(events)
     return [logs._curve(events, name) for names in logs.PANELS.values() for name in names]
 
 

@@ -202,6 +202,8 @@ METRICS = (
 EVENTS = {
     "change": {"flags": {str: schema.Check(lambda x: isinstance(x, list) and len(x) == 2, "be a pair")}},
     "eval": {f"{name}?": float for name in METRICS},
+    "collapse": {"action": str, "text": str, "rollbacks": schema.COUNT, "command?": str},
+    "rollback": {"number": schema.COUNT, "noticed": schema.COUNT},
 }
 
 # Curves that share a panel; a panel whose numbers the run does not have is left out.

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -246,3 +249,16 @@ def test_a_learning_rate_that_is_too_high_is_found_and_lowered(where, tmp_path, 
     last = newest(tmp_path / "run")
     assert last["step"] == 24 and max(last["watchdog"]["sigmas"].values()) < 10
     assert events(tmp_path / "run", "train")[-1]["D_lr"] == pytest.approx(0.02)
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_together(where, tmp_path):
+    command = [*FLAGS, *where, "run", "--on_collapse", "rollback"]
+    train.main([*command, "--num_iters", "4"])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    too_high = ["--D_lr", "0.5", "--allow_change", "D_lr", "--rollback_lr", "1e-3", "--num_iters", "8"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [*torchrun, str(utils.ROOT / "train.py"), *command, *too_high]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("rollback 1 to step") >= 1 and newest(tmp_path / "run")["step"] == 8

@@ -86,6 +86,16 @@ def test_a_checkpoint_without_a_part_is_one_line(tmp_path):
         made.load_state_dict(state().state_dict(), tmp_path)
 
 
+def test_a_checkpoint_of_before_the_watchdog_is_taken_for_healthy(tmp_path):
+    saved, made = state(), state()
+    train(saved, 2)
+    old = {name: part for name, part in saved.state_dict().items() if name not in ("watchdog", "evaluating")}
+    made.load_state_dict(old, tmp_path)
+    memory = made.watchdog.memory
+    assert (memory.healthy, memory.evaluated, made.evaluating) == (2, 2, False) and memory.sigmas["D/linear"] > 0
+    assert all(weight.requires_grad for weight in made.D.parameters())
+
+
 @pytest.mark.parametrize("flags", [["--ema"], []])
 def test_the_estimated_size_is_that_of_the_file(flags, tmp_path):
     made = state(*flags)
