@@ -116,6 +116,10 @@ class Watchdog:
         self.memory = Memory(**{name: value for name, value in state.items() if name in known})
         self.first.fill_(NEVER)
 
+    def begin(self, step: int, sigmas: dict[str, float]) -> None:
+        """Take what a run without a memory has got to for healthy."""
+        self.memory = Memory(looked=step, healthy=step, evaluated=step, sigmas=sigmas)
+
     def mark(
         self, step: int, terms: dict[str, Tensor], networks: Sequence[tuple[nn.Module, LossScaler | None]]
     ) -> None:
