@@ -120,7 +120,11 @@ def ratios(ours: dict, plain: dict) -> dict:
     """How many times faster ours is, by medians and turn by turn, and what share of memory it takes."""
     turns = [b / a for a, b in zip(ours["seconds"], plain["seconds"], strict=True)]
     faster = ours["images_per_s"] / plain["images_per_s"]
-    return {"faster": faster, "spread": [min(turns), max(turns)], "memory": ours["memory_mb"] / plain["memory_mb"]}
+    return {
+        "faster": faster,
+        "spread": [min(turns), max(turns)],
+        "memory": ours["memory_mb"] / max(plain["memory_mb"], 1),
+    }
 
 
 def add_shares(records: list[dict], peaks: dict, amp: str) -> None:

@@ -109,7 +109,7 @@ class TrainingState:
             self.watchdog.load_state_dict(checkpoint.get("watchdog", {}))
         except (TypeError, AttributeError) as error:
             raise utils.UserError(
-                f"the newest checkpoint of {path}: its watchdog is {utils.first_line(error)}"
+                f"the newest checkpoint of {path}: its watchdog cannot be read: {utils.first_line(error)}"
             ) from error
         if "watchdog" not in checkpoint:  # of before there was one
             self.watchdog.begin(self.step, layers.singular_values(G=self.G, D=self.D))
