@@ -366,7 +366,7 @@ SLOW = """
 import time, make_hdf5, utils
 from image_datasets import decoding
 real = decoding.read_pixels
-decoding.read_pixels = lambda image, resolution: time.sleep(0.2) or real(image, resolution)
+decoding.read_pixels = lambda image, resolution: time.sleep(0.08) or real(image, resolution)
 utils.run_main(make_hdf5.main)
 """
 
