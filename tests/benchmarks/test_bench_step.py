@@ -127,7 +127,7 @@ def test_the_whole_benchmark(tmp_path, capfd):
     assert [record["task"] for record in report["records"]] == ["sample", "train"]
     for record in report["records"]:
         assert record["faster"] > 0 and record["plain"]["multiply_adds"] > record["ours"]["multiply_adds"]
-        assert 0 < record["ours"]["share_of_peak"] < 1 and record["ours"]["memory_mb"] > 0
+        assert 0 < record["ours"]["share_of_peak"] < 1 and record["ours"]["memory_mb"] >= 0
     assert report["machine"]["peak_multiply_adds_per_s"].keys() == {"float32", "bfloat16"}
     out = capfd.readouterr().out
     assert "| SAGAN-64 | 2 | train |" in out and "SAGAN-64, train:" in out
