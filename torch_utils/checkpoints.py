@@ -190,6 +190,11 @@ def of_kind(weights: Path, kind: str) -> list[Path]:
     return sorted(weights.glob(f"{kind}_{'[0-9]' * 8}.pth"))
 
 
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint of `of_kind`."""
+    return int(path.stem.rpartition("_")[2])
+
+
 def read_model(path: str | Path, kinds: tuple[str, ...] = KINDS) -> tuple[dict, Path]:
     """A checkpoint of this project, and its path; path, kinds: as for `find_checkpoint`. Raises: utils.UserError."""
     path = find_checkpoint(path, kinds)

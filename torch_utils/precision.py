@@ -1,7 +1,7 @@
 """What is computed in which type.
 
 Networks hold float32 weights. With mixed precision their convolutions and matrix products run in bfloat16 or float16,
-and so do the feature maps between them; what needs more digits or more range asks for it with `full_precision`.
+and so do the feature maps between them; what needs more digits or range asks for it with `no_autocast` or `widened`.
 """
 
 import contextlib

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import utils
 from torch_utils import checkpoints
-from torch_utils.checkpoints import of_kind
+from torch_utils.checkpoints import of_kind, step_of
 from torch_utils.distributed import Ranks, on_ranks
 from training.logs import read_log
 from training.watchdog import Finding, Watchdog
@@ -26,7 +26,7 @@ def _gone_back(folder, step, memory, finding, rollback_lr):
     if checkpoint is None:
         raise utils.UserError(f"{folder}: {finding.text} at step {step}, and no checkpoint to go back to is left")
     for later in [path for kind in checkpoints.KINDS for path in of_kind(weights, kind)]:
-        if _step(later) > checkpoint["step"]:
+        if step_of(later) > checkpoint["step"]:
             later.unlink()
     told = {"step": checkpoint["step"], "noticed": step, "kind": finding.kind, "text": finding.text}
     told["lr_factor"] = memory.lr_factor * rollback_lr
@@ -35,15 +35,11 @@ def _gone_back(folder, step, memory, finding, rollback_lr):
     return path
 
 
-def _step(path):
-    return int(path.stem[-8:])
-
-
 def _chosen(paths, step, finding, rollbacks):
     """Path and content of the full checkpoint to go back to; None, None without any. Args: paths: oldest first."""
     in_vain = rollbacks[-1]["step"] if rollbacks else None
-    paths = [path for path in paths if _step(path) < step]
-    good = [path for path in paths if _step(path) <= finding.healthy and _step(path) != in_vain]
+    paths = [path for path in paths if step_of(path) < step]
+    good = [path for path in paths if step_of(path) <= finding.healthy and step_of(path) != in_vain]
     for path in [*reversed(good), *[path for path in paths if path not in good]]:  # without a good one the oldest
         try:
             checkpoint = checkpoints.load(path)

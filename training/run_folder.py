@@ -12,7 +12,7 @@ import torch
 
 import utils
 from torch_utils import checkpoints
-from torch_utils.checkpoints import FORMAT, of_kind
+from torch_utils.checkpoints import FORMAT, of_kind, step_of
 from torch_utils.distributed import Ranks, device_name
 from training import run_lock
 
@@ -37,10 +37,6 @@ LEFT_BEHIND = {
     "samples": (".step_*", ".writable.*"),
     "tensorboard": (".writable.*",),
 }
-
-
-def _step(path):
-    return int(path.stem.rpartition("_")[2])
 
 
 class PassedOver(NamedTuple):
@@ -178,7 +174,7 @@ def check_room(folder: Path, step: int, copies: tuple[int, int], num_bytes: tupl
     Args: step: at which the run resumes, 0: none of its files counts; copies: how many full and best checkpoints are
         kept; num_bytes: the size of each.
     """
-    there = [path for kind in checkpoints.KINDS for path in of_kind(folder / "weights", kind) if _step(path) <= step]
+    there = [path for kind in checkpoints.KINDS for path in of_kind(folder / "weights", kind) if step_of(path) <= step]
     missing = room(copies, num_bytes) - sum(path.stat().st_size for path in there)
     free = shutil.disk_usage(utils.existing_parent(folder)).free
     if free < missing:
@@ -213,7 +209,7 @@ def prepare(folder: Path, from_scratch: bool, step: int, passed_over: Collection
             path.unlink()
     for checkpoint in passed_over:
         checkpoint.path.rename(checkpoint.aside)
-    for path in [path for path in best if _step(path) > step]:
+    for path in [path for path in best if step_of(path) > step]:
         path.unlink()
 
 
