@@ -1,5 +1,8 @@
 """One torch thread per test process: two on two cores, with other processes beside them, are slower."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from evaluation_fixtures import G, data_root, files, measure, run, samples  # noqa: F401  (fixtures)
@@ -10,6 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    """Of random numbers that a test does not seed itself."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -111,6 +111,20 @@ def test_sigma_and_the_power_iteration_stay_float32(kind):
     assert torch.equal(layer.u, other.u) and torch.equal(layer.v, other.v)
 
 
+def test_weights_are_cast_anew_within_another_autocast():
+    """Whose end alone would empty autocast's cache of them: the weights of a step before must not be used."""
+    G, D = networks(torch.bfloat16, G_param="none", D_param="none")
+    z, y = torch.randn(N, G.config.dim_z), torch.arange(N) % 3
+    G.eval(), D.eval()  # which leaves buffers alone
+    with precision.no_autocast("cpu"):
+        before = D(G(z, y), y)
+        with torch.no_grad():
+            for parameter in (*G.parameters(), *D.parameters()):
+                parameter.mul_(1.5)
+        after = D(G(z, y), y)
+    assert not torch.equal(before, after) and torch.equal(after, D(G(z, y), y))
+
+
 def test_batch_norm_statistics_and_modulation_keep_float32_digits():
     x = 100 + torch.randn(64, 4, 8, 8)
     norm = layers.ConditionalBatchNorm2d(4, None, 3, {"sn": False})
@@ -127,10 +141,10 @@ def test_batch_norm_statistics_and_modulation_keep_float32_digits():
 
 
 def test_the_softmax_of_attention_is_float32():
-    query, key, value = (torch.randn(2, n, 8) for n in (20, 10, 10))
-    mixed = layers.attend(*(10 * t.bfloat16() for t in (query, key)), value.bfloat16()).float()
-    weights = torch.softmax(100 * query.bfloat16().float() @ key.bfloat16().float().transpose(1, 2), -1)
-    torch.testing.assert_close(mixed, weights @ value, rtol=0, atol=0.03)
+    query, key, value = ((scale * torch.randn(2, n, 8)).bfloat16() for n, scale in ((20, 10), (10, 10), (10, 1)))
+    mixed = layers.attend(query, key, value).float()
+    weights = torch.softmax(query.float() @ key.float().transpose(1, 2), -1)
+    torch.testing.assert_close(mixed, weights @ value.float(), rtol=0, atol=0.03)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

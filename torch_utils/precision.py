@@ -14,8 +14,12 @@ AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device_type: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
-    """Autocast to a type of AMP; for None nothing changes."""
-    return torch.autocast(device_type, dtype) if dtype else contextlib.nullcontext()
+    """Autocast to a type of AMP; for None nothing changes.
+
+    Without autocast's cache of cast weights: it is emptied where the outermost autocast ends, `no_autocast` included,
+    and would hand out the weights of steps before as long as one encloses the training. No weight is used twice here.
+    """
+    return torch.autocast(device_type, dtype, cache_enabled=False) if dtype else contextlib.nullcontext()
 
 
 def amp_name(dtype: torch.dtype | None) -> str | None:
