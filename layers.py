@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from torch_utils import cross_replica
 from torch_utils.precision import no_autocast, widened
@@ -164,6 +165,33 @@ class BatchNorm2d(cross_replica.BatchNorm2d):
         return super().forward(x)
 
 
+class _NormalizeModulate(torch.autograd.Function):
+    """(x - mean) / std * gain + bias with the mean and variance of a batch: x (N,C,H,W), gain and bias (N,C,1,1).
+
+    Plain autograd would keep the normalised map beside x for its backward; it is as soon made again, bit by bit.
+    """
+
+    @staticmethod
+    def forward(ctx, x, gain, bias, running_mean, running_var, momentum, eps):
+        moments = running_mean, running_var, True, momentum, eps
+        normalised, mean, rstd = torch.native_batch_norm(x, None, None, *moments)
+        ctx.save_for_backward(x, gain, mean, rstd)
+        ctx.eps = eps
+        return torch.addcmul(bias, normalised, gain)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, gain, mean, rstd = ctx.saved_tensors
+        one = torch.ones_like(rstd)  # as a variance without eps
+        normalised = torch.native_batch_norm(x, rstd, torch.zeros_like(one), mean, one, False, 0.0, 0.0)[0]
+        of_gain, of_bias = (gradient * normalised).sum((2, 3), keepdim=True), gradient.sum((2, 3), keepdim=True)
+        del normalised
+        moments = None, None, mean, rstd, True, ctx.eps
+        of_x = torch.ops.aten.native_batch_norm_backward(gradient * gain, x, None, *moments, (True, False, False))[0]
+        return of_x, of_gain, of_bias, None, None, None, None
+
+
 class ConditionalBatchNorm2d(nn.Module):
     """Batch norm, then a gain and a bias per sample and channel from a condition (de Vries et al. 2017).
 
@@ -183,6 +211,9 @@ class ConditionalBatchNorm2d(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # x (N,C,H,W), condition (N,) or (N,S)
         gain = 1 + self.gain(condition)  # (N,C)
         bias = self.bias(condition)  # (N,C)
+        if self.training and self.bn.alone and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            gain, bias = (t.to(x.dtype)[:, :, None, None] for t in (gain, bias))
+            return _NormalizeModulate.apply(x, gain, bias, *self.bn.tracked())
         if self.training or x.dtype != self.bn.running_var.dtype:
             x = self.bn(x)
         else:  # the normalisation is affine too: one multiply-add per element does both

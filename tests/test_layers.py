@@ -90,6 +90,32 @@ def test_conditional_batch_norm(condition_dim):
     assert not torch.equal(norm.bn.running_mean, torch.zeros(4, dtype=torch.float64))
 
 
+def plain_conditional_batch_norm(norm, x, condition):
+    gain, bias = (of_y(condition)[:, :, None, None] for of_y in (norm.gain, norm.bias))
+    return torch.addcmul(bias.to(x.dtype), norm.bn(x), (1 + gain).to(x.dtype))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_conditional_batch_norm_that_keeps_one_map_gives_every_digit_of_the_plain_one(dtype, memory_format):
+    """Output, gradients and running statistics; the plain one keeps the normalised map as well."""
+    shape, condition = (8, 6, 9, 9), torch.arange(8) % 5
+    x, weights = (t.to(dtype, memory_format=memory_format) for t in (3 + 2 * torch.randn(shape), torch.randn(shape)))
+    results, kept = [], []
+    for forward in (layers.ConditionalBatchNorm2d.forward, plain_conditional_batch_norm):
+        torch.manual_seed(1)
+        norm = layers.ConditionalBatchNorm2d(6, None, 5, {"sn": False})
+        norm = norm.double() if dtype == torch.float64 else norm
+        leaf = x.clone().requires_grad_(True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+            out = forward(norm, leaf, condition)
+        (F.relu(out) * weights).sum().backward()
+        moved = norm.bn.running_mean, norm.bn.running_var, norm.bn.num_batches_tracked
+        results.append((out, leaf.grad, norm.gain.weight.grad, norm.bias.weight.grad, *moved))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept.count(torch.Size(shape)) == 1 + 2  # maps of the one and of the other
+
+
 def test_attention_is_the_identity_at_first_and_attends_to_pooled_positions_later():
     attention, x = layers.SelfAttention(16, {"sn": False}), torch.randn(2, 16, 4, 4)
     assert torch.equal(attention(x), x)

@@ -103,6 +103,16 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     groups: Groups | None = None
 
+    @property
+    def alone(self) -> bool:
+        """Whether training takes the statistics of the images that it is given, and moves the running ones so far."""
+        return self.groups is None and self.momentum is not None
+
+    def tracked(self) -> tuple[Tensor, Tensor, float, float]:
+        """For a training forward computed elsewhere, where `alone`: running mean and variance, momentum, eps."""
+        self.num_batches_tracked.add_(1)
+        return self.running_mean, self.running_var, self.momentum, self.eps
+
     def forward(self, x: Tensor) -> Tensor:
         if self.groups is None or not self.training:
             return super().forward(x)
