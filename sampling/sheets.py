@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from sampling.classes import SHOWN, spread_classes
 from sampling.generate import make_images
@@ -20,7 +20,7 @@ COLUMNS = SHOWN  # of every sheet
 SHEET_BATCH = 20  # images at a time for a sheet: fits wherever training did
 
 
-def _render(G, z, y):
+def render(G: nn.Module, z: Tensor, y: Tensor) -> Tensor:
     """Images of z (N,dim_z) and y, ids (N,) or weights (N,K): uint8 (N,3,R,R), a few at a time."""
     batches = zip(z.split(SHEET_BATCH), y.split(SHEET_BATCH), strict=True)
     return torch.cat([make_images(G, z_batch, y_batch) for z_batch, y_batch in batches])
@@ -44,7 +44,7 @@ def class_sheet(
     if len(classes) == 1:
         return random_sheet(G, rows, seed, truncation, classes)
     z = latents(seed, range(rows), G.config.dim_z, truncation).repeat_interleave(len(classes), dim=0)
-    images = _render(G, z, torch.tensor(classes).repeat(rows))
+    images = render(G, z, torch.tensor(classes).repeat(rows))
     return image_grid(images, len(classes), [numbered(c, class_names) for c in classes])
 
 
@@ -54,7 +54,7 @@ def random_sheet(
     """Rows of 10 images with a z each and classes drawn from `classes`, all if None."""
     num_images = rows * COLUMNS
     y = random_labels(seed, num_images, classes or range(G.config.n_classes))
-    return image_grid(_render(G, latents(seed, range(num_images), G.config.dim_z, truncation), y), COLUMNS)
+    return image_grid(render(G, latents(seed, range(num_images), G.config.dim_z, truncation), y), COLUMNS)
 
 
 def z_interpolation_sheet(
@@ -76,7 +76,7 @@ def z_interpolation_sheet(
     z = angle.cos() * z[0::2, None] + angle.sin() * z[1::2, None]  # (rows,10,dim_z)
     y = balanced_labels(rows, classes)
     names = [numbered(c, class_names) for c in y.tolist()] if G.config.n_classes > 1 else []
-    return image_grid(_render(G, z.flatten(0, 1), y.repeat_interleave(COLUMNS)), COLUMNS, left=names)
+    return image_grid(render(G, z.flatten(0, 1), y.repeat_interleave(COLUMNS)), COLUMNS, left=names)
 
 
 def class_interpolation_sheet(
@@ -98,4 +98,4 @@ def class_interpolation_sheet(
     share = torch.linspace(0, 1, COLUMNS)[:, None]
     y = torch.lerp(one_hot[:-1, None], one_hot[1:, None], share)  # (rows,10,K)
     names = [numbered(c, class_names) for c in ends.tolist()]
-    return image_grid(_render(G, z, y.flatten(0, 1)), COLUMNS, left=names[:-1], right=names[1:])
+    return image_grid(render(G, z, y.flatten(0, 1)), COLUMNS, left=names[:-1], right=names[1:])
