@@ -22,6 +22,7 @@ import utils
 from image_datasets import doctor
 from image_datasets.image_sets import ImageSet
 from image_datasets.loading import BatchLoader
+from reports.events import change_text
 from selection.selection import select
 from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
@@ -31,7 +32,7 @@ from training import finetune, intervals, messages, model_size, rollback, run_fo
 from training.batches import Batches
 from training.dry_run import dry_run
 from training.intervals import Run
-from training.logs import RunLog, Speedometer, change_text
+from training.logs import RunLog, Speedometer
 from training.optimizers import set_learning_rates
 from training.options import TrainOptions
 from training.plan import Command, Plan, about_run, check_command

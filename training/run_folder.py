@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 import utils
+from reports.events import shown
 from torch_utils import checkpoints
 from torch_utils.checkpoints import FORMAT, of_kind, step_of
 from torch_utils.distributed import Ranks, device_name
@@ -271,11 +272,6 @@ def _facts(entries):
     data = dict(entries["data"])
     reference = data.pop("reference", None) or {}
     return entries["model_config"] | data | {f"reference_{name}": value for name, value in reference.items()}
-
-
-def shown(value: Any) -> Any:
-    """A value of a flag or of the data as it is told: a SHA-256 by its first digits."""
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value
 
 
 def provenance(ranks: Ranks) -> dict:
