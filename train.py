@@ -3,8 +3,9 @@
     python train.py --dataset digits --feature_network classifier --ssm voxel --ema --num_iters 3000
     torchrun --nproc_per_node 8 train.py ...        (or --parallel: one process per visible GPU)
 
-Everything a run writes is in runs/<experiment_name>/: config.json, log.jsonl, tensorboard/, samples/, curves.png and
-weights/. A step is one update of G; step counts are completed steps, so step 0 is the untrained network.
+Everything a run writes is in runs/<experiment_name>/: config.json, log.jsonl, tensorboard/, samples/, curves.png,
+report.html and weights/. A step is one update of G; step counts are completed steps, so step 0 is the untrained
+network.
 """
 
 import itertools

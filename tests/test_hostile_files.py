@@ -19,6 +19,7 @@ from image_datasets import doctor, writing
 from image_datasets.hdf5 import HDF5Dataset
 from metrics import classifier, tables
 from metrics.reference import ReferenceProtocol, load_reference, read_reference
+from reports import page
 from reports.curves import PANELS
 from reports.events import curve, marks
 from selection import scores
@@ -54,6 +55,7 @@ def read_log(path):
     events = logs.read_log(path)
     logs.RunLog(path.parent, 3).close()
     marks(events)
+    page.page(page.Report(path.parent, events, 10))
     return [curve(events, name) for names in PANELS.values() for name in names]
 
 

@@ -184,7 +184,7 @@ def bad_lines(numbers: list[int]) -> str:
 
 
 # Fields of a line of log.jsonl: of all, and of those that are read again.
-EVENT = {"event": str, "step": schema.COUNT}
+EVENT = {"event": str, "step": schema.COUNT, "time?": float}
 METRICS = (
     "fid",
     "fd",
@@ -201,7 +201,7 @@ METRICS = (
 EVENTS = {
     "init_from": {"checkpoint": str},
     "change": {"flags": {str: schema.Check(lambda x: isinstance(x, list) and len(x) == 2, "be a pair")}},
-    "eval": {f"{name}?": float for name in METRICS},
+    "eval": {"protocol?": (None, dict)} | {f"{name}?": float for name in METRICS},
     "collapse": {"action": str, "text": str, "rollbacks": schema.COUNT, "command?": str},
     "rollback": {"number": schema.COUNT, "noticed": schema.COUNT},
 }

@@ -33,7 +33,7 @@ BEST = {
 
 # What `utils.atomic_path` and `utils.check_writable` leave of a killed run, by the folder within its own.
 LEFT_BEHIND = {
-    "": (".config.json.*", ".log.jsonl.*", ".curves.png.*", ".writable.*"),
+    "": (".config.json.*", ".log.jsonl.*", ".curves.png.*", ".report.html.*", ".writable.*"),
     "weights": (".ckpt_*", ".best_*", ".writable.*"),
     "samples": (".step_*", ".writable.*"),
     "tensorboard": (".writable.*",),
@@ -164,7 +164,7 @@ def check_writable(folder: Path) -> None:
     """Raise utils.UserError unless all that a run writes can be written; the folder need not be there, nor is made."""
     for part in ("", "weights", "samples", "tensorboard"):
         utils.check_writable(folder / part)
-    for name in ("config.json", "log.jsonl", "curves.png"):
+    for name in ("config.json", "log.jsonl", "curves.png", "report.html"):
         if (folder / name).is_dir():
             raise utils.UserError(f"cannot write {folder / name}: it is a folder")
 
