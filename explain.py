@@ -2,6 +2,7 @@
 
     python explain.py runs/quickstart
     python explain.py runs/quickstart --only attention --points 16,8 20,20 --classes 3 8
+    python explain.py runs/quickstart --only memorisation       reads the training data
 
 Image i of a seed is the same as in sample.py with the same --classes: z and class depend on (seed, i).
 
@@ -12,12 +13,19 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import BigGAN
 import utils
-from reports import attention, directions, modulation
+from image_datasets.image_sets import ImageSet
+from image_datasets.loading import DataOptions, open_dataset
+from metrics.features import features_of
+from metrics.images import GeneratedImages
+from metrics.networks import FeatureNetwork, FeatureOptions
+from reports import attention, directions, memorisation, modulation
 from sampling import batch_norm
 from sampling.batch_norm import BatchNormMode
 from sampling.classes import class_ids, spread_classes
@@ -28,6 +36,9 @@ from torch_utils import checkpoints, distributed
 from torch_utils.images import FORMATS, save_image, to_float
 from torch_utils.memory import keep_freed_blocks
 from torch_utils.mixed_precision import PrecisionOptions
+
+MEMORISATION, SUSPICIOUS = "memorisation", 12  # the part that needs the data; rows of its sheet
+OF_RUN = ("dataset", "data_root", "crop_size", "feature_network", "inception_weights", "resize")
 
 
 class Samples(NamedTuple):
@@ -49,7 +60,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     SamplingOptions.add_to(parser)
     group = parser.add_argument_group("what is drawn")
     group.add_argument(
-        "--only", nargs="+", choices=tuple(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}; None: all there is"
+        "--only",
+        nargs="+",
+        choices=(*PARTS, MEMORISATION),
+        metavar="PART",
+        help=f"of {', '.join(PARTS)} and {MEMORISATION}; None: all there is but the last, which needs the data",
     )
     group.add_argument("--classes", nargs="+", metavar="CLASS", help="classes of the samples, by number or name")
     group.add_argument("--num_samples", type=utils.positive_int, default=4, help="samples, the rows of a picture")
@@ -59,12 +74,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--directions", type=utils.positive_int, default=5, help="directions: how many")
     group.add_argument("--steps", type=utils.positive_int, default=7, help="directions: images of a walk")
     group.add_argument("--reach", type=float, default=4.0, help="directions: how far a walk goes to either side")
+    group = parser.add_argument_group("memorisation (flags not given: those of the run's training)")
+    group.add_argument("--dataset", help="the training data, by name or file")
+    group.add_argument("--data_root", default="data", help="folder of the data sets")
+    group.add_argument("--held_out", metavar="DATASET", help="images that were not trained on, for the same number")
+    group.add_argument("--num_compared", type=utils.positive_int, default=1000, help="samples that are compared")
+    group.add_argument(
+        "--num_train", type=utils.positive_int, default=50_000, help="training images at most, evenly chosen"
+    )
+    FeatureOptions.add_to(group)
     PrecisionOptions.add_to(parser, only=("amp", "tf32"))
     BatchNormMode.add_to(parser, bn_mode=None)
     group = parser.add_argument_group("output")
     group.add_argument("--out", help="folder to write to; None: samples/explain in the checkpoint's run folder")
     group.add_argument("--format", choices=FORMATS, default="png", help="of the pictures; both hold exact pixels")
-    return parser.parse_args(argv)
+    defaults, given = parser.parse_layers(argv)
+    return argparse.Namespace(**defaults | given, given=given)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,6 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     names = meta.get("class_names") or [str(c) for c in range(G.config.n_classes)]
     classes = class_ids(args.classes, names) if args.classes else spread_classes(G.config.n_classes)
     directions.check_number(G, args.directions)
+    memory = open_memory(args, meta, device) if MEMORISATION in (args.only or ()) else None
     out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"])) / "explain"
     utils.check_writable(out)
     truncation = options.chosen_truncation(meta)
@@ -99,6 +125,12 @@ def main(argv: list[str] | None = None) -> None:
                 path = out / f"{name}.{args.format}"
                 save_image(picture, path)
                 print(f"wrote {utils.printable(str(path))} ({what})")
+        if memory:
+            images = GeneratedImages(G, args.num_compared, options.seed, mode, truncation)
+            sheet, lines = memory.compare(images)
+            path = out / f"{MEMORISATION}.{args.format}"
+            save_image(sheet, path)
+            print("\n".join([*lines, f"wrote {utils.printable(str(path))} (the most suspicious samples first)"]))
 
 
 def chosen_parts(args: argparse.Namespace, G: nn.Module, D: nn.Module | None) -> list[str]:
@@ -115,7 +147,7 @@ def chosen_parts(args: argparse.Namespace, G: nn.Module, D: nn.Module | None) ->
     for what in dict.fromkeys(lacking.values()):
         if not args.only:
             print(f"note: this model has no {what}: no pictures of it")
-    return [part for part in args.only or PARTS if part not in lacking]
+    return [part for part in args.only or PARTS if part not in lacking and part in PARTS]
 
 
 def chosen_points(args: argparse.Namespace, resolution: int) -> list[tuple[int, int]]:
@@ -125,6 +157,64 @@ def chosen_points(args: argparse.Namespace, resolution: int) -> list[tuple[int, 
     if args.num_points > 100:
         raise utils.UserError(f"--num_points {args.num_points}: at most 100, each is a column of the picture")
     return attention.spread_points(args.num_points, resolution)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memorisation
+
+
+class Memory(NamedTuple):
+    """The training images, those held out or None, the feature network, and how many of each are compared."""
+
+    train: ImageSet
+    held_out: ImageSet | None
+    network: FeatureNetwork
+    num_train: int
+    batch_size: int
+    device: torch.device
+
+    def features(self, images: ImageSet, most: int) -> tuple[np.ndarray, Tensor]:
+        """Which images, evenly chosen, and their features (n,d)."""
+        chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).astype(np.int64))
+        ranks = distributed.Ranks(0, 1, self.device)
+        return chosen, features_of(self.network, images, chosen, ranks, self.batch_size, "features")[0]
+
+    def compare(self, samples: ImageSet) -> tuple[Image.Image, list[str]]:
+        """The sheet of the most suspicious samples, and lines on all of them."""
+        chosen, train = self.features(self.train, self.num_train)
+        _, points = self.features(samples, len(samples))
+        found = memorisation.authenticity(points, train)
+        worst = found.ratio.argsort(stable=True)[:SUSPICIOUS].cpu().numpy()
+        near = np.stack([self.train.read(chosen[found.near.index[i].cpu().numpy()]).numpy() for i in worst])
+        own = np.concatenate([samples.read(np.array([i])).numpy() for i in worst])
+        sheet = memorisation.suspicion_sheet(torch.from_numpy(own), torch.from_numpy(near), found, worst.tolist())
+        about = f"nearest of {len(train):,} training images by {self.network.name}"
+        lines = [f"AuthPct {found.percent:.1f} of {len(points):,} samples ({about})"]
+        if self.held_out:
+            _, held_out = self.features(self.held_out, len(samples))
+            percent = memorisation.authenticity(held_out, train).percent
+            lines.append(f"AuthPct {percent:.1f} of {len(held_out):,} real images of {self.held_out.path}, held out")
+        return sheet, lines
+
+
+def open_memory(args: argparse.Namespace, meta: dict, device: torch.device) -> Memory:
+    """Raises: utils.UserError where data or network are missing, or do not fit."""
+    of_run = meta.get("args") or {}
+    values = {**vars(args), **{name: value for name, value in of_run.items() if name in OF_RUN}, **args.given}
+    if not values["dataset"]:
+        raise utils.UserError(f"--only {MEMORISATION}: {args.checkpoint} names no data; name its --dataset")
+    data = DataOptions.of(values)
+    train = data.reference_part(data.open())
+    held_out = open_dataset(args.held_out, values["data_root"]) if args.held_out else None
+    for images in (train, held_out):
+        if images and images.resolution != meta["model_config"]["resolution"]:
+            size = f"{meta['model_config']['resolution']}x{meta['model_config']['resolution']}"
+            raise utils.UserError(f"{images.path}: its images are not {size}, as those of {args.checkpoint}")
+    if min(len(train), args.num_train) < 2:
+        raise utils.UserError(f"--only {MEMORISATION}: needs at least 2 training images")
+    options = FeatureOptions.of(values)
+    network = options.load_network(values["data_root"], data.reference_name, device)
+    return Memory(train, held_out, network, args.num_train, options.metric_batch_size, device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
