@@ -111,7 +111,7 @@ def to_end(
     """The loop; where it ends in a collapse that is to be undone, again from an earlier checkpoint on."""
     checkpoint, watch = command.checkpoint, run.options.watch
     while True:
-        log = run_log(run, command, source, state, beginning, checkpoint is not None) if run.ranks.is_main else None
+        log = run_log(run, command, source, state, beginning, checkpoint is not None)
         with closing(log) if log else nullcontext():
             logged = replace(run, log=log)
             if watch.on_collapse == "rollback" and checkpoint is None:
@@ -131,9 +131,14 @@ def run_log(
     state: TrainingState,
     beginning: Beginning,
     resumed: bool,
-) -> RunLog:
-    """The log, open where the state goes on, with what has led there."""
-    log = RunLog(run.folder, state.step if resumed else None, not state.evaluating)
+) -> RunLog | None:
+    """The log, open where the state goes on, with what has led there; None but on rank 0."""
+    told = run.about if run.options.reports.wandb else None
+    opened, how = [], (state.step if resumed else None, not state.evaluating, told)
+    on_ranks(run.ranks, lambda: opened.append(RunLog(run.folder, *how)))
+    if not opened:
+        return None
+    (log,) = opened
     report, changes = beginning
     if report:
         rows = command.plan.class_rows

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import utils
 from torch_utils import schema
+from training.wandb_run import WandbRun
 
 EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{10})\.")  # of TensorBoard, with the time when it was begun
 
@@ -33,8 +34,11 @@ class RunLog:
     Where the disk is full, lines wait until it is not, and TensorBoard goes without; both say so, once.
     """
 
-    def __init__(self, folder: Path, step: int | None = None, evaluated: bool = True):
+    def __init__(self, folder: Path, step: int | None = None, evaluated: bool = True, wandb_config: dict | None = None):
+        """wandb_config: what Weights & Biases is told of the run, None: it is not used."""
         self.folder, self.path = Path(folder), Path(folder) / "log.jsonl"
+        told = wandb_config is not None
+        self.wandb = WandbRun(self.folder, wandb_config, step is not None, warn) if told else None
         events, bad = ([], []) if step is None else read_lines(self.path)
         if bad:
             print(f"note: {self.path}: {bad_lines(bad)} left out")
@@ -51,27 +55,33 @@ class RunLog:
         self._to_board(lambda board: None, purge_step=0 if step is None else step + 1)
 
     def write(self, event: str, step: int, entries: dict) -> None:
-        """Append one event; its numbers also go to TensorBoard, as event/name."""
+        """Append one event; its numbers also go to TensorBoard, and W&B where it is used, as event/name."""
         line = {"event": event, "step": step, "time": round(time.time(), 3), **entries}
         self.pending += (json.dumps(line) + "\n").encode()
         self._flush()
         numbers = {
-            name: value
+            f"{event}/{name}": value
             for name, value in entries.items()
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         }
         if numbers:
-            self._to_board(lambda board: [board.add_scalar(f"{event}/{k}", v, step) for k, v in numbers.items()])
+            self._to_board(lambda board: [board.add_scalar(name, value, step) for name, value in numbers.items()])
+        if numbers and self.wandb:
+            self.wandb.numbers(step, numbers)
 
     def image(self, name: str, step: int, picture: Image.Image) -> None:
-        """A PIL image to TensorBoard."""
+        """A PIL image to TensorBoard and W&B."""
         self._to_board(lambda board: board.add_image(name, np.asarray(picture), step, dataformats="HWC"))
+        if self.wandb:
+            self.wandb.image(step, name, picture)
 
     def close(self) -> None:
         self._flush()
         self.file.close()
         if self.board:
             self._to_board(lambda board: board.close())
+        if self.wandb:
+            self.wandb.finish()
         threading.excepthook = self.excepthook
 
     def _flush(self):

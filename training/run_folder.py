@@ -33,7 +33,7 @@ BEST = {
 
 # What `utils.atomic_path` and `utils.check_writable` leave of a killed run, by the folder within its own.
 LEFT_BEHIND = {
-    "": (".config.json.*", ".log.jsonl.*", ".curves.png.*", ".report.html.*", ".writable.*"),
+    "": (".config.json.*", ".log.jsonl.*", ".curves.png.*", ".report.html.*", ".wandb_id.txt.*", ".writable.*"),
     "weights": (".ckpt_*", ".best_*", ".writable.*"),
     "samples": (".step_*", ".writable.*"),
     "tensorboard": (".writable.*",),
