@@ -6,7 +6,6 @@
 Symbols in shape comments: N batch, C channels, R resolution, K classes, S dimension of the shared class embedding.
 """
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -188,23 +187,25 @@ def _read(path, kinds):
 
 def _restore(network, state, device, meta):
     config = ModelConfig.from_dict(meta["model_config"])
-    with torch.random.fork_rng(devices=[]):  # the weights it draws are overwritten: leave the caller's seed alone
-        _check_size(network, config, state, meta["path"])
-        module = network(config)
+    module = _without_weights(network, config, state, meta["path"]).to_empty(device="cpu")
     load_state(module, state, meta["path"])
     return module.to(device).eval().requires_grad_(False)
 
 
-def _check_size(network, config, state, path):
-    """Raise utils.UserError where the config asks for far more weights than there are, before memory is taken."""
+def _without_weights(network, config, state, path):
+    """The network on the meta device, so that neither memory nor time is spent on weights that are overwritten.
+
+    Raises: utils.UserError where the config asks for far more of them than there are.
+    """
     try:
         with torch.device("meta"):
-            module = network(dataclasses.replace(config, G_param="none", D_param="none"))
+            module = network(config)
         wanted = sum(parameter.numel() for parameter in module.parameters())
     except (RuntimeError, TypeError, OverflowError):  # more than can be counted
         wanted = math.inf
     if wanted > 10**7 + 2 * sum(tensor.numel() for tensor in state.values()):
         raise utils.UserError(f"{path} does not fit the {network.__name__} of its config: it has far fewer weights")
+    return module
 
 
 def load_state(module: nn.Module, state: dict, path: str | Path) -> None:

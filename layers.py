@@ -261,6 +261,13 @@ class SelfAttention(nn.Module):
         attended = attended.transpose(1, 2).unflatten(2, x.shape[2:])  # (N,C/2,H,W)
         return x + self.gamma * self.o(attended)
 
+    def weights(self, x: Tensor, positions: Tensor) -> Tensor:
+        """The softmax at some positions, int64 (P,) of the HW of x (N,C,H,W): (N,P,H/2,W/2), each map adds up to 1."""
+        query = self.theta(x).flatten(2)[:, :, positions].transpose(1, 2)  # (N,P,C/8)
+        key = F.max_pool2d(self.phi(x), 2)  # (N,C/8,H/2,W/2)
+        scores = widened(query) @ widened(key).flatten(2)  # (N,P,HW/4)
+        return torch.softmax(scores, dim=-1).unflatten(2, key.shape[2:])
+
 
 class GBlock(nn.Module):
     """BN-ReLU-up-conv3-BN-ReLU-conv3 with shortcut up-conv1 (Brock et al. 2019, figure 15b): (N,C,H,W) to (N,C',2H,2W).

@@ -26,8 +26,17 @@ from sampling.class_sampling import ClassSampling
 from sampling.classes import class_ids, listed, pages, spread_classes
 from sampling.files import npz_writer, png_writer
 from sampling.generate import SamplingOptions, describe, generate
-from sampling.latents import balanced_labels, shuffled_labels
-from sampling.sheets import COLUMNS, class_interpolation_sheet, class_sheet, random_sheet, z_interpolation_sheet
+from sampling.latents import Truncation, balanced_labels, shuffled_labels
+from sampling.sheets import (
+    COLUMNS,
+    SheetOptions,
+    class_interpolation_sheet,
+    class_sheet,
+    random_sheet,
+    truncation_samples,
+    truncation_sheet,
+    z_interpolation_sheet,
+)
 from torch_utils import checkpoints, distributed, memory
 from torch_utils.images import save_image
 from torch_utils.memory import keep_freed_blocks
@@ -49,13 +58,36 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     ClassSampling.add_to(parser)
     PrecisionOptions.add_to(parser, only=("amp", "tf32"))
     BatchNormMode.add_to(parser, bn_mode=None)
+    SheetOptions.add_to(parser).add_argument(
+        "--truncations",
+        nargs="+",
+        type=_limit,
+        metavar="T",
+        help="also a sheet of these truncations side by side, with the same z; none: the whole normal distribution",
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--out", help="folder to write to; None: samples/ in the checkpoint's run folder")
     group.add_argument("--sheets", action=argparse.BooleanOptionalAction, default=True, help="write the sample sheets")
     group.add_argument("--rows", type=utils.positive_int, default=10, help="rows of a sheet")
     group.add_argument("--num_samples", type=utils.count, default=0, metavar="N", help="also write N single images")
-    group.add_argument("--format", choices=("png", "npz", "both"), default="png", help="how to write the N images")
+    group.add_argument(
+        "--format",
+        choices=("png", "npz", "both", "pdf"),
+        default="png",
+        help="how to write the N images; pdf: as png, and the sheets as PDF, with exact pixels",
+    )
     return parser.parse_args(argv)
+
+
+def _limit(text):
+    """argparse type: a truncation above 0, or None for `none`."""
+    try:
+        limit = None if text == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is neither a number nor none") from None
+    if limit is not None and not 0 < limit < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not positive; none stands for the whole normal distribution")
+    return limit
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -75,16 +107,22 @@ def main(argv: list[str] | None = None) -> None:
     chosen = class_ids(args.classes, names) if args.classes else None
     out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"]))
     _check_out(out, args, G.config.resolution)
+    points = [limit and Truncation(limit, options.chosen_kind(meta)) for limit in args.truncations or ()]
     truncation = options.chosen_truncation(meta)
     print(describe(G, meta, device) + (f", z {truncation.kind} {truncation.limit:g}" if truncation else ""))
-    mode = batch_norm.chosen_mode(vars(args), truncation, options.own_truncation(meta))
+    own = options.own_truncation(meta)
+    mode = batch_norm.chosen_mode(vars(args), truncation, own)
     counts = _class_counts(args, chosen, meta, K)
+    whole_G = G
     with batch_norm.prepared(G, mode, options.seed, truncation, counts) as G:
         if args.sheets:
             _write_sheets(G, names, args, chosen, truncation, out)
         if args.num_samples:
             classes = chosen or list(range(K))
             _write_samples(G, names, args, mode, classes, truncation, out, counts)
+    if args.sheets and points:
+        mode = batch_norm.chosen_mode(vars(args), next((t for t in points if t != own), own), own)  # suits them all
+        _write_truncations(whole_G, names, args, mode, chosen, points, out, counts)
 
 
 def _class_counts(args, chosen, meta, n_classes):
@@ -118,19 +156,36 @@ def _write_sheets(G, names, args, chosen, truncation, out):
     """The sheets of the classes `chosen`, of 10 spread over all if None. names: of all classes."""
     K, spread = G.config.n_classes, spread_classes(G.config.n_classes)
     part = chosen if chosen and len(chosen) < K else None  # where not all are asked for
-    ends, common = part or spread, (G, args.rows, args.seed, truncation)
+    ends, common, options = part or spread, (G, args.rows, args.seed, truncation), SheetOptions.of(args)
     for path, classes in _class_sheets(out, chosen or spread):
         what = f"columns: {listed(classes, names)}"
         if not chosen and len(spread) < K:
             what = f"{len(spread)} of {K} classes, --classes all draws each; {what}"
-        _save(class_sheet(*common, classes, names), path, what)
+        _save(class_sheet(*common, classes, names), path, what, args)
     classes_of = f"classes of: {listed(part, names)}" if part else "classes"
-    _save(random_sheet(*common, chosen), out / "random_sheet.png", f"random z and {classes_of}")
-    sheet = z_interpolation_sheet(*common, ends, names)
-    _save(sheet, out / "interpolation_z.png", "from one z to another, class fixed")
+    fixed = " ".join(f"--{name}" for name in ("fix_z", "fix_y") if getattr(options, name))
+    random = f"{fixed}: the rest random" if fixed else "random z and classes"
+    sheet = random_sheet(*common, chosen, options)
+    _save(sheet, out / "random_sheet.png", f"{random}{classes_of.removeprefix('classes')}", args)
+    sheet = z_interpolation_sheet(*common, ends, names, options)
+    _save(sheet, out / "interpolation_z.png", "from one z to another, class fixed", args)
     if len(ends) > 1:
-        sheet = class_interpolation_sheet(*common, ends, names)
-        _save(sheet, out / "interpolation_class.png", "from one class to another, z fixed")
+        sheet = class_interpolation_sheet(*common, ends, names, options)
+        _save(sheet, out / "interpolation_class.png", "from one class to another, z fixed", args)
+        sheet = class_interpolation_sheet(*common, ends, names, options, with_z=True)
+        _save(sheet, out / "interpolation_both.png", "from one z and class to another", args)
+
+
+def _write_truncations(G, names, args, mode, chosen, points, out, counts):
+    """The sheet of truncations side by side; points: Truncations, None for none. Each has its own statistics."""
+    classes = (chosen or spread_classes(G.config.n_classes))[: args.rows]
+    images = []
+    for point in points:
+        with batch_norm.prepared(G, mode, args.seed, point, counts) as prepared:
+            images.append(truncation_samples(prepared, classes, len(points), args.seed, point))
+    titles = [f"truncation {point.limit:g}" if point else "not truncated" for point in points]
+    sheet = truncation_sheet(images, titles, classes, names)
+    _save(sheet, out / "truncation_sheet.png", f"the same z in each block: {', '.join(titles)}", args)
 
 
 def _class_sheets(out, classes):
@@ -143,7 +198,8 @@ def _class_sheets(out, classes):
     return zip(paths if number > 1 else [out / "class_sheet.png"], parts, strict=True)
 
 
-def _save(image, path, what):
+def _save(image, path, what, args):
+    path = path.with_suffix(".pdf") if args.format == "pdf" else path
     save_image(image, path)
     print(f"wrote {utils.printable(str(path))} ({what})")
 
@@ -158,7 +214,7 @@ def _write_samples(G, names, args, mode, classes, truncation, out, counts):
     writers = {}
     if args.format != "npz":
         writers[out / "images"] = png_writer(out / "images", y, names)
-    if args.format != "png":
+    if args.format in ("npz", "both"):
         writers[out / "samples.npz"] = npz_writer(out / "samples.npz", y, G.config.resolution)
     with contextlib.ExitStack() as stack, tqdm(total=len(y), unit="img", disable=None) as bar:
         write_functions = [stack.enter_context(writer) for writer in writers.values()]

@@ -3,8 +3,9 @@
     python train.py --dataset digits --feature_network classifier --ssm voxel --ema --num_iters 3000
     torchrun --nproc_per_node 8 train.py ...        (or --parallel: one process per visible GPU)
 
-Everything a run writes is in runs/<experiment_name>/: config.json, log.jsonl, tensorboard/, samples/, curves.png and
-weights/. A step is one update of G; step counts are completed steps, so step 0 is the untrained network.
+Everything a run writes is in runs/<experiment_name>/: config.json, log.jsonl, tensorboard/, samples/, curves.png,
+report.html and weights/. A step is one update of G; step counts are completed steps, so step 0 is the untrained
+network.
 """
 
 import itertools
@@ -22,6 +23,7 @@ import utils
 from image_datasets import doctor
 from image_datasets.image_sets import ImageSet
 from image_datasets.loading import BatchLoader
+from reports.events import change_text
 from selection.selection import select
 from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
@@ -31,7 +33,7 @@ from training import finetune, intervals, messages, model_size, rollback, run_fo
 from training.batches import Batches
 from training.dry_run import dry_run
 from training.intervals import Run
-from training.logs import RunLog, Speedometer, change_text
+from training.logs import RunLog, Speedometer
 from training.optimizers import set_learning_rates
 from training.options import TrainOptions
 from training.plan import Command, Plan, about_run, check_command
@@ -109,7 +111,7 @@ def to_end(
     """The loop; where it ends in a collapse that is to be undone, again from an earlier checkpoint on."""
     checkpoint, watch = command.checkpoint, run.options.watch
     while True:
-        log = run_log(run, command, source, state, beginning, checkpoint is not None) if run.ranks.is_main else None
+        log = run_log(run, command, source, state, beginning, checkpoint is not None)
         with closing(log) if log else nullcontext():
             logged = replace(run, log=log)
             if watch.on_collapse == "rollback" and checkpoint is None:
@@ -129,9 +131,14 @@ def run_log(
     state: TrainingState,
     beginning: Beginning,
     resumed: bool,
-) -> RunLog:
-    """The log, open where the state goes on, with what has led there."""
-    log = RunLog(run.folder, state.step if resumed else None, not state.evaluating)
+) -> RunLog | None:
+    """The log, open where the state goes on, with what has led there; None but on rank 0."""
+    told = run.about if run.options.reports.wandb else None
+    opened, how = [], (state.step if resumed else None, not state.evaluating, told)
+    on_ranks(run.ranks, lambda: opened.append(RunLog(run.folder, *how)))
+    if not opened:
+        return None
+    (log,) = opened
     report, changes = beginning
     if report:
         rows = command.plan.class_rows

@@ -61,7 +61,10 @@ Look at   $run/samples/     sample sheets: one class per column, only z differs 
 
 Next      bash scripts/quickstart.sh --num_iters 10000                         the same run, longer
           bash scripts/quickstart.sh --experiment_name no_ssm --ssm none       its rival without SSM
+          $python explain.py $run      what the second stream adds, as pictures
           $python evaluate.py $run
           $python sample.py --help
           $python -m tensorboard.main --logdir runs
+
+All of the run on one page, in any browser:   $run/report.html
 EOT

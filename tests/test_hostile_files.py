@@ -19,6 +19,9 @@ from image_datasets import doctor, writing
 from image_datasets.hdf5 import HDF5Dataset
 from metrics import classifier, tables
 from metrics.reference import ReferenceProtocol, load_reference, read_reference
+from reports import page
+from reports.curves import PANELS
+from reports.events import curve, marks
 from selection import scores
 from torch_utils import checkpoints
 from training import finetune, logs, run_folder
@@ -51,8 +54,9 @@ def write_reference(about, path):
 def read_log(path):
     events = logs.read_log(path)
     logs.RunLog(path.parent, 3).close()
-    logs._moments(events)
-    return [logs._curve(events, name) for names in logs.PANELS.values() for name in names]
+    marks(events)
+    page.page(page.Report(path.parent, events, 10))
+    return [curve(events, name) for names in PANELS.values() for name in names]
 
 
 def read_full(path):

@@ -161,11 +161,17 @@ def test_one_hot_weights_are_the_class_itself(options):
 
 def test_the_script_writes_sheets_into_the_run(run, capsys):
     sample.main([str(run), "--rows", "2", "--device", "cpu"])
-    names = ["class_sheet.png", "interpolation_class.png", "interpolation_z.png", "random_sheet.png"]
+    names = [
+        "class_sheet.png",
+        "interpolation_both.png",
+        "interpolation_class.png",
+        "interpolation_z.png",
+        "random_sheet.png",
+    ]
     assert sorted(path.name for path in (run / "samples").iterdir()) == names
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and "after 7 iterations" in lines[0]
-    assert sum(str(run / "samples" / name) in line for name in names for line in lines) == 4
+    assert len(lines) == 6 and "after 7 iterations" in lines[0]
+    assert sum(str(run / "samples" / name) in line for name in names for line in lines) == 5
     tiles(Image.open(run / "samples" / "class_sheet.png"), rows=2, columns=CLASSES, header=1)
 
 
@@ -346,3 +352,72 @@ def test_images_that_are_not_finite_do_not_become_black_ones(G):
     broken.output_conv.bias += float("nan")
     with pytest.raises(utils.UserError, match="images are not finite"):
         next(generate(broken, torch.tensor([0, 1]), seed=0, batch_size=2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_paths_of_interpolations():
+    start, end = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    straight = sheets.SheetOptions("linear").between(start, end, "spherical")
+    assert straight.shape == (1, 10, 2) and torch.allclose(straight[0, 3], torch.tensor([2 / 3, 2 / 3]))
+    round_about = sheets.SheetOptions("spherical").between(start, end, "linear")
+    assert torch.allclose(round_about[0, :, 0] ** 2 + (round_about[0, :, 1] / 2) ** 2, torch.ones(10))
+    for path in ("linear", "spherical"):
+        assert torch.equal(
+            sheets.SheetOptions().between(start, end, path), sheets.SheetOptions(path).between(start, end, "")
+        )
+        ends = sheets.SheetOptions(path).between(start, end, "")[0, [0, -1]]
+        torch.testing.assert_close(ends, torch.cat([start, end]), atol=1e-6, rtol=0)
+
+
+def test_z_and_class_move_together(G):
+    sheet = sheets.class_interpolation_sheet(G, 2, 3, None, [0, 2], NAMES, with_z=True)
+    found = tiles(sheet, 2, 10, left=["0 cat"], right=["0 cat"])
+    z = latents(3, range(4), DIM_Z)
+    ends = sheets.render(G, z, torch.tensor([0, 2, 2, 0])).permute(0, 2, 3, 1).numpy()
+    for row in range(2):
+        for column, expected in ((0, ends[2 * row]), (9, ends[2 * row + 1])):
+            assert np.abs(found[row, column].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("flag", ["fix_z", "fix_y"])
+def test_fixed_z_or_class_is_the_same_in_all_rows(G, flag, monkeypatch):
+    seen = []
+    render = sheets.render
+    monkeypatch.setattr(sheets, "render", lambda G, z, y: seen.append((z, y)) or render(G, z, y))
+    options = sheets.SheetOptions(**{flag: True})
+    sheets.random_sheet(G, 2, 0, None, None, options)
+    sheets.z_interpolation_sheet(G, 3, 0, None, None, None, options)
+    sheets.class_interpolation_sheet(G, 3, 0, None, None, None, options)
+    fixed, free = (0, 1) if flag == "fix_z" else (1, 0)
+    random, *rows = seen
+    assert len(random[fixed].unique(dim=0)) == 1 and len(random[free].unique(dim=0)) > 2
+    for row in rows:
+        parts = [part.unflatten(0, (3, 10)) for part in row]
+        assert all(torch.equal(parts[fixed][0], parts[fixed][i]) for i in (1, 2))
+        assert not torch.equal(parts[free][0], parts[free][1])
+
+
+def test_truncations_side_by_side_share_their_z(run, tmp_path, G):
+    points = ["0.3", "none", "1.5"]
+    flags = [str(run), "--device", "cpu", "--rows", "2", "--bn_mode", "running", "--out"]
+    sample.main([*flags, str(tmp_path / "a"), "--truncations", *points])
+    sheet = Image.open(tmp_path / "a" / "truncation_sheet.png")
+    found = tiles(sheet, 2, 12, header=1, left=["1 dog/wolf"])
+    for block, limit in enumerate((0.3, None, 1.5)):
+        z = latents(0, range(4), DIM_Z, limit and Truncation(limit))
+        for row in range(2):
+            expected = sheets.render(G, z, torch.full((4,), row)).permute(0, 2, 3, 1).numpy().astype(int)
+            assert np.abs(found[row, 4 * block : 4 * block + 4] - expected).max() <= 1
+    sample.main([*flags, str(tmp_path / "b"), "--format", "pdf"])
+    assert {path.suffix for path in (tmp_path / "b").iterdir()} == {".pdf"}
+    same = [path for path in (tmp_path / "a").iterdir() if path.name != "truncation_sheet.png"]
+    assert {path.stem for path in same} == {path.stem for path in (tmp_path / "b").iterdir()}
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "x"])
+def test_a_truncation_that_is_none_is_one_line(run, value, capsys):
+    with pytest.raises(SystemExit):
+        sample.main([str(run), f"--truncations={value}"])
+    assert capsys.readouterr().err.count("\n") == 1

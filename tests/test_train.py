@@ -91,7 +91,10 @@ def test_a_run_writes_what_it_promises(whole):
     sheets = {f"samples/step_{step:08d}.png" for step in (3, 6, 8)}
     kept = {f"weights/ckpt_{step:08d}.pth" for step in (6, 8)}
     best = {name for name in names if name.startswith("weights/best_")}
-    assert names == {"config.json", "log.jsonl", "curves.png"} | sheets | kept | best and 1 <= len(best) <= 2
+    assert (
+        names == {"config.json", "log.jsonl", "curves.png", "report.html"} | sheets | kept | best
+        and 1 <= len(best) <= 2
+    )
     assert list((whole / "tensorboard").iterdir())
     log = events(whole)
     assert [e["step"] for e in log if e["event"] == "train"] == list(range(1, 9))

@@ -62,9 +62,11 @@ def save(obj: Any, path: str | Path) -> None:
         _append_digest(temporary)
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path, mapped: bool = False) -> Any:
     """Tensors and plain Python values of a .pth file, on the CPU.
 
+    mapped: leave tensors in the file until they are used, for who wants few of many; the file must not be rewritten in
+        place meanwhile.
     Raises: Damaged where the file is not what was written, utils.UserError where it cannot be read; both name it.
     """
     path = Path(path)
@@ -73,7 +75,8 @@ def load(path: str | Path) -> Any:
             raise utils.UserError(f"{path}: {_what_is_there(path)}")
         _check_bytes(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        mapped = mapped and zipfile.is_zipfile(path)  # files of old PyTorch's format are none, and cannot be
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except MemoryError as error:
         raise utils.UserError(f"{path}: there is not enough memory to read it") from error
     except Exception as error:  # of damaged files torch raises RuntimeError, OSError, UnpicklingError ...
@@ -196,9 +199,12 @@ def step_of(path: Path) -> int:
 
 
 def read_model(path: str | Path, kinds: tuple[str, ...] = KINDS) -> tuple[dict, Path]:
-    """A checkpoint of this project, and its path; path, kinds: as for `find_checkpoint`. Raises: utils.UserError."""
+    """A checkpoint of this project, and its path; path, kinds: as for `find_checkpoint`. Raises: utils.UserError.
+
+    Its tensors stay in the file until they are used: a full one holds six times what makes images.
+    """
     path = find_checkpoint(path, kinds)
-    checkpoint = load(path)
+    checkpoint = load(path, mapped=True)
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
         raise utils.UserError(
             f"{path} is not a checkpoint of this project (it has no model_config); "

@@ -4,6 +4,7 @@ Symbols: N images, resolution R.
 """
 
 import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch_utils import text
 
 HEADER_LINES = 4  # above a column, at most
 SIDE_WIDTH = 150  # pixels beside a row, at most
+FORMATS = ("png", "pdf")  # of sheets
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -70,5 +72,36 @@ def _header(labels, column, cell_width, pad):
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:
+    """Write an image in the format of the path's suffix; a PDF holds the exact pixels, a point each."""
     with utils.atomic_path(path) as temporary:
-        image.save(temporary, format=Path(path).suffix[1:].upper().replace("JPG", "JPEG"))
+        if Path(path).suffix == ".pdf":
+            temporary.write_bytes(_pdf(image.convert("RGB")))
+        else:
+            image.save(temporary, format=Path(path).suffix[1:].upper().replace("JPG", "JPEG"))
+
+
+def _pdf(image):
+    """A PDF of one page with an RGB image, compressed without loss, which Pillow's own is not (it writes JPEG)."""
+    width, height = image.size
+    pixels = zlib.compress(image.tobytes())
+    about = f"/Width {width} /Height {height} /ColorSpace /DeviceRGB /BitsPerComponent 8 /Interpolate false"
+    page = f"q {width} 0 0 {height} 0 0 cm /Im Do Q".encode()
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 {width} {height}] /Contents 4 0 R "
+        "/Resources << /XObject << /Im 5 0 R >> >> >>".encode(),
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(page), page),
+        f"<< /Type /XObject /Subtype /Image {about} /Filter /FlateDecode /Length {len(pixels)} >>\nstream\n".encode()
+        + pixels
+        + b"\nendstream",
+    ]
+    content, places = b"%PDF-1.4\n", []
+    for number, body in enumerate(objects, 1):
+        places.append(len(content))
+        content += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = "".join(f"{place:010d} 00000 n \n" for place in places)
+    end = (
+        f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\n"
+    )
+    return content + f"{end}startxref\n{len(content)}\n%%EOF\n".encode()

@@ -17,9 +17,9 @@ from inception_utils import evaluation_reference_path
 from metrics import networks
 from metrics.reference import load_reference
 from model_config import ModelConfig
+from reports.events import change_text
 from torch_utils.distributed import Ranks, device_name, resolve_device
 from training import finetune, model_size, run_folder
-from training.logs import change_text
 from training.messages import notes, steps_text
 from training.options import TrainOptions
 from training.plan import about_run, check_command, make_config

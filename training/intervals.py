@@ -16,14 +16,17 @@ from tqdm import tqdm
 import layers
 import utils
 from inception_utils import Measure, evaluate_generator, summary
+from reports.curves import plot_curves
+from reports.page import write_page
 from sampling import batch_norm
 from sampling.sheets import class_sheet
 from torch_utils import checkpoints, distributed
 from torch_utils.distributed import Ranks, StopSignal, mean_over_ranks, on_ranks
 from torch_utils.images import save_image
 from training import rollback, run_folder
-from training.logs import RunLog, Speedometer, peak_memory_mb, plot_curves, warn
+from training.logs import RunLog, Speedometer, peak_memory_mb, read_log, warn
 from training.options import ReportOptions, TrainOptions
+from training.report import make_report
 from training.state import TrainingState
 from training.watchdog import Collapse, Finding
 
@@ -248,5 +251,18 @@ def _failure(run: Run, step: int, write: Callable[[], None]) -> str | None:
 
 
 def draw_curves(run: Run, step: int) -> None:
+    """The curves as a picture, and the run's page."""
     if run.log:
-        _failure(run, step, lambda: plot_curves(run.folder / "log.jsonl", run.folder / "curves.png"))
+        events, real = read_log(run.log.path), scores_of_real(run.measure)
+        _failure(run, step, lambda: plot_curves(events, run.folder / "curves.png", real))
+        report = make_report(run.folder, events, run.options, run.about, real)
+        _failure(run, step, lambda: write_page(report, run.folder / "report.html"))
+
+
+def scores_of_real(measure: Measure | None) -> dict[str, float]:
+    """What the real images themselves score, by the name of a metric: about the best that a generator can reach."""
+    if measure is None:
+        return {}
+    reference = measure.reference
+    scores = {"is_mean": reference.is_mean, "coverage": reference.coverage_ceiling}
+    return {name: value for name, value in scores.items() if value is not None}

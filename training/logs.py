@@ -1,4 +1,4 @@
-"""What a run writes for people to look at: a JSON line per event, TensorBoard, and a picture of the curves."""
+"""What a run writes as it goes: a JSON line per event, and TensorBoard."""
 
 import contextlib
 import itertools
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import utils
 from torch_utils import schema
-from training.run_folder import shown
+from training.wandb_run import WandbRun
 
 EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{10})\.")  # of TensorBoard, with the time when it was begun
 
@@ -34,8 +34,11 @@ class RunLog:
     Where the disk is full, lines wait until it is not, and TensorBoard goes without; both say so, once.
     """
 
-    def __init__(self, folder: Path, step: int | None = None, evaluated: bool = True):
+    def __init__(self, folder: Path, step: int | None = None, evaluated: bool = True, wandb_config: dict | None = None):
+        """wandb_config: what Weights & Biases is told of the run, None: it is not used."""
         self.folder, self.path = Path(folder), Path(folder) / "log.jsonl"
+        told = wandb_config is not None
+        self.wandb = WandbRun(self.folder, wandb_config, step is not None, warn) if told else None
         events, bad = ([], []) if step is None else read_lines(self.path)
         if bad:
             print(f"note: {self.path}: {bad_lines(bad)} left out")
@@ -52,27 +55,33 @@ class RunLog:
         self._to_board(lambda board: None, purge_step=0 if step is None else step + 1)
 
     def write(self, event: str, step: int, entries: dict) -> None:
-        """Append one event; its numbers also go to TensorBoard, as event/name."""
+        """Append one event; its numbers also go to TensorBoard, and W&B where it is used, as event/name."""
         line = {"event": event, "step": step, "time": round(time.time(), 3), **entries}
         self.pending += (json.dumps(line) + "\n").encode()
         self._flush()
         numbers = {
-            name: value
+            f"{event}/{name}": value
             for name, value in entries.items()
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         }
         if numbers:
-            self._to_board(lambda board: [board.add_scalar(f"{event}/{k}", v, step) for k, v in numbers.items()])
+            self._to_board(lambda board: [board.add_scalar(name, value, step) for name, value in numbers.items()])
+        if numbers and self.wandb:
+            self.wandb.numbers(step, numbers)
 
     def image(self, name: str, step: int, picture: Image.Image) -> None:
-        """A PIL image to TensorBoard."""
+        """A PIL image to TensorBoard and W&B."""
         self._to_board(lambda board: board.add_image(name, np.asarray(picture), step, dataformats="HWC"))
+        if self.wandb:
+            self.wandb.image(step, name, picture)
 
     def close(self) -> None:
         self._flush()
         self.file.close()
         if self.board:
             self._to_board(lambda board: board.close())
+        if self.wandb:
+            self.wandb.finish()
         threading.excepthook = self.excepthook
 
     def _flush(self):
@@ -185,7 +194,7 @@ def bad_lines(numbers: list[int]) -> str:
 
 
 # Fields of a line of log.jsonl: of all, and of those that are read again.
-EVENT = {"event": str, "step": schema.COUNT}
+EVENT = {"event": str, "step": schema.COUNT, "time?": float}
 METRICS = (
     "fid",
     "fd",
@@ -200,108 +209,12 @@ METRICS = (
     "accuracy",
 )
 EVENTS = {
+    "init_from": {"checkpoint": str},
     "change": {"flags": {str: schema.Check(lambda x: isinstance(x, list) and len(x) == 2, "be a pair")}},
-    "eval": {f"{name}?": float for name in METRICS},
+    "eval": {"protocol?": (None, dict)} | {f"{name}?": float for name in METRICS},
     "collapse": {"action": str, "text": str, "rollbacks": schema.COUNT, "command?": str},
     "rollback": {"number": schema.COUNT, "noticed": schema.COUNT},
 }
-
-# Curves that share a panel; a panel whose numbers the run does not have is left out.
-PANELS = {
-    "losses": ("D_loss_real", "D_loss_fake", "G_loss"),
-    "Frechet distance": ("fid", "fd"),
-    "Inception score": ("is_mean",),
-    "kernel distance": ("kid_mean",),
-    "precision and recall": ("precision", "recall"),
-    "density and coverage": ("density", "coverage"),
-    "class accuracy": ("accuracy",),
-}
-
-MANY = 1000  # points of a curve: more hide one another
-
-
-def plot_curves(log_path: Path, path: Path) -> None:
-    """Draw the curves of a log.jsonl into one PNG: losses at each logged step, metrics at each evaluation."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no display
-
-    events = read_log(log_path)
-    curves = {name: _curve(events, name) for names in PANELS.values() for name in names}
-    panels = {title: [n for n in names if curves[n]] for title, names in PANELS.items()}
-    panels = {title: names for title, names in panels.items() if names}
-    if not panels:
-        return
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.3 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, names) in zip(
-        figure.subplots(rows, columns, squeeze=False).flat[: len(panels)], panels.items(), strict=True
-    ):
-        for name in names:
-            _draw(axes, name, *zip(*curves[name], strict=True))
-        _set_ticks(axes, logarithmic=title == "Frechet distance")  # it falls by orders of magnitude
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("generator step", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        for step, text, color in _moments(events):
-            axes.axvline(step, color=color, linestyle="--", linewidth=1)
-            place = {"xycoords": axes.get_xaxis_transform(), "xytext": (3, 0), "textcoords": "offset points"}
-            axes.annotate(text, (step, 0.03), **place, rotation=90, fontsize=6, color=color)
-        if len(names) > 1:
-            axes.legend(fontsize=8)
-    for axes in figure.axes[len(panels) :]:
-        axes.set_axis_off()
-    with utils.atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-
-
-def _draw(axes, name, steps, values):
-    """One curve; of very many points the average over a hundredth of them, and behind it, pale, the points."""
-    (line,) = axes.plot(steps, values, label=name, linewidth=1, marker="." if len(steps) < 40 else None)
-    if len(steps) > MANY:
-        line.set(label=None, linewidth=0.5, alpha=0.2)
-        width = len(steps) // 100
-        middle = np.convolve(values, np.full(width, 1 / width), "valid")
-        axes.plot(steps[width // 2 :][: len(middle)], middle, label=name, linewidth=1, color=line.get_color())
-
-
-def _set_ticks(axes, logarithmic):
-    """Whole steps, large ones as 200k; numbers at the other axis that can be read, also where it is logarithmic."""
-    from matplotlib import ticker
-
-    axes.xaxis.set_major_locator(ticker.MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
-    if axes.dataLim.x1 >= 100_000:
-        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
-    low, high = axes.dataLim.y0, axes.dataLim.y1
-    if logarithmic and high > 5 * low > 0:  # less than that has no two round numbers in it
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(ticker.NullLocator())
-
-
-def _curve(events, name):
-    return [(event["step"], event[name]) for event in events if schema.problem(event.get(name), float) is None]
-
-
-def _moments(events, most=60):
-    """Step, text and colour of what is marked: changed flags (--allow_change), collapses and rollbacks."""
-    told = []
-    for event in events:
-        if event["event"] == "change":
-            told.append((event["step"], change_text(event["flags"]), "0.4"))
-        elif event["event"] == "collapse":
-            told.append((event["step"], f"{event['action']}: {event['text']}", "tab:red"))
-        elif event["event"] == "rollback":
-            told.append((event["step"], f"rollback {event['number']} from step {event['noticed']}", "tab:red"))
-    return [(step, text if len(text) <= most else f"{text[: most - 3]}...", color) for step, text, color in told]
-
-
-def change_text(changes: dict[str, list]) -> str:
-    """What changed, of {flag: [before, now]}."""
-    return ", ".join(f"{name} {shown(before)} \u2192 {shown(now)}" for name, (before, now) in changes.items())
 
 
 class Speedometer:

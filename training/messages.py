@@ -55,7 +55,7 @@ def steps_text(start: int, end: int, folder: Path) -> str:
 
 
 def print_end(folder: Path, step: int) -> None:
-    print(f"{folder} is at step {step}: {folder}/samples, curves.png and log.jsonl; tensorboard --logdir {folder}")
+    print(f"{folder} is at step {step}: open {folder}/report.html; also samples/, curves.png and log.jsonl")
     evaluations = [
         event
         for event in read_log(folder / "log.jsonl")

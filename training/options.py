@@ -25,6 +25,7 @@ from training.finetune import FinetuneOptions
 from training.legacy_flags import add_legacy_args
 from training.optimizers import OptimizerOptions
 from training.steps import StepOptions
+from training.wandb_run import check_wandb
 from training.watchdog import WatchOptions
 from utils import POSITIVE, Check, Options, option
 
@@ -120,6 +121,19 @@ class ReportOptions(Options):
         kind=utils.count,
         changeable=True,
     )
+
+    wandb: bool = option(
+        False,
+        "also log to Weights & Biases (optional package wandb); WANDB_MODE=offline in the environment: into the "
+        "run folder alone",
+        switch=True,
+        changeable=True,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.wandb:
+            check_wandb()
 
     @property
     def copies(self) -> tuple[int, int]:

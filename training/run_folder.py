@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 import utils
+from reports.events import shown
 from torch_utils import checkpoints
 from torch_utils.checkpoints import FORMAT, of_kind, step_of
 from torch_utils.distributed import Ranks, device_name
@@ -32,7 +33,7 @@ BEST = {
 
 # What `utils.atomic_path` and `utils.check_writable` leave of a killed run, by the folder within its own.
 LEFT_BEHIND = {
-    "": (".config.json.*", ".log.jsonl.*", ".curves.png.*", ".writable.*"),
+    "": (".config.json.*", ".log.jsonl.*", ".curves.png.*", ".report.html.*", ".wandb_id.txt.*", ".writable.*"),
     "weights": (".ckpt_*", ".best_*", ".writable.*"),
     "samples": (".step_*", ".writable.*"),
     "tensorboard": (".writable.*",),
@@ -163,7 +164,7 @@ def check_writable(folder: Path) -> None:
     """Raise utils.UserError unless all that a run writes can be written; the folder need not be there, nor is made."""
     for part in ("", "weights", "samples", "tensorboard"):
         utils.check_writable(folder / part)
-    for name in ("config.json", "log.jsonl", "curves.png"):
+    for name in ("config.json", "log.jsonl", "curves.png", "report.html"):
         if (folder / name).is_dir():
             raise utils.UserError(f"cannot write {folder / name}: it is a folder")
 
@@ -271,11 +272,6 @@ def _facts(entries):
     data = dict(entries["data"])
     reference = data.pop("reference", None) or {}
     return entries["model_config"] | data | {f"reference_{name}": value for name, value in reference.items()}
-
-
-def shown(value: Any) -> Any:
-    """A value of a flag or of the data as it is told: a SHA-256 by its first digits."""
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else value
 
 
 def provenance(ranks: Ranks) -> dict:

@@ -112,3 +112,20 @@ def test_what_cannot_be_read_is_not_said_to_be_damaged(tmp_path, monkeypatch):
     with pytest.raises(utils.UserError, match="cannot read .*c.pth: Permission denied") as error:
         checkpoints.load(tmp_path / "c.pth")
     assert not isinstance(error.value, checkpoints.Damaged)
+
+
+def resident_mb():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_what_is_not_used_of_a_model_stays_in_its_file(as_zip, tmp_path):
+    about = {"format": 1, "step": 3, "model_config": {"resolution": 16, "n_classes": 2}}
+    entries = {**about, "G_ema": {"w": torch.ones(3)}, "opt_G": {"state": {0: torch.ones(64 * 2**18)}}}
+    torch.save(entries, tmp_path / "a.pth", _use_new_zipfile_serialization=as_zip)
+    entries = None
+    before = resident_mb()
+    checkpoint, _ = checkpoints.read_model(tmp_path / "a.pth")
+    assert checkpoint["G_ema"]["w"].tolist() == [1, 1, 1] and len(checkpoint["opt_G"]["state"][0]) == 64 * 2**18
+    assert resident_mb() < before + 16 or not as_zip  # old PyTorch's format is read whole

@@ -14,6 +14,7 @@ from striped_data import fitted  # noqa: F401
 
 import train
 import utils
+from reports import curves
 from torch_utils import checkpoints
 from training import intervals, logs
 
@@ -126,8 +127,8 @@ def test_a_collapse_is_undone_and_that_is_resumed_exactly(where, tmp_path, poiso
     train.main([*FLAGS, *where, "calm", "--num_iters", "8"])
     calm = events(tmp_path / "calm", "train")
     assert calm[:4] == train_events[:4] and calm[4]["D_loss_fake"] != train_events[4]["D_loss_fake"]
-    logs.plot_curves(whole / "log.jsonl", tmp_path / "a.png")
-    logs.plot_curves(tmp_path / "calm" / "log.jsonl", tmp_path / "b.png")
+    curves.plot_curves(logs.read_log(whole / "log.jsonl"), tmp_path / "a.png")
+    curves.plot_curves(logs.read_log(tmp_path / "calm" / "log.jsonl"), tmp_path / "b.png")
     a, b = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int) for name in "ab")
     red = [((image[..., 0] > 190) & (image[..., 1] < 60)).sum() for image in (a, b)]
     assert red[0] > red[1]

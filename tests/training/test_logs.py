@@ -1,17 +1,15 @@
-"""The log of a run: what a resumed one drops, and that its curves are drawn."""
+"""The log of a run: what a resumed one drops."""
 
 import json
 import re
 import resource
 import time
 
-import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
-from PIL import Image
 
 import layers
+from reports import curves, events
 from training import logs
 
 
@@ -52,59 +50,16 @@ def test_a_new_run_starts_a_new_log(tmp_path):
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[1])["protocol"] == {"network": "x"}
 
 
-def test_curves_are_drawn(tmp_path):
+def test_changes_of_flags_are_written_once(tmp_path):
     write(tmp_path, range(1, 5))
-    logs.plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
-    picture = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB"))
-    assert picture.shape[1] > 600 and (picture != 255).any()
-    logs.plot_curves(tmp_path / "missing.jsonl", tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
-
-
-def test_changes_of_flags_are_marked_and_written_once(tmp_path):
-    write(tmp_path, range(1, 5))
-    logs.plot_curves(tmp_path / "log.jsonl", tmp_path / "before.png")
     changes = {"G_lr": [4e-4, 2e-4], "metric_weights": ["a" * 64, "b" * 64]}
     for _ in range(2):  # resumed twice from step 4: killed before it had saved another checkpoint
         log = logs.RunLog(tmp_path, 4)
         log.write("change", 4, {"flags": changes})
         log.close()
     assert [event["event"] for event in numbers(tmp_path)].count("change") == 1 and len(numbers(tmp_path)) == 9
-    assert logs.change_text(changes).startswith("G_lr 0.0004 → 0.0002, metric_weights aaaaaaaaaaaa... → bbb")
-    logs.plot_curves(tmp_path / "log.jsonl", tmp_path / "after.png")
-    before, after = (np.asarray(Image.open(tmp_path / name)) for name in ("before.png", "after.png"))
-    assert before.shape == after.shape and (before != after).any()
     logs.RunLog(tmp_path, 6).close()
     assert [event["event"] for event in numbers(tmp_path)].count("change") == 1  # the run has got further
-
-
-@pytest.mark.parametrize(
-    ("steps", "values", "steps_shown", "values_shown"),
-    [
-        ([1000, 2000], [100, 70], {"1000", "2000"}, {"70", "100"}),  # on no logarithmic axis: it had one number
-        ([5000 * i for i in range(1, 201)], [200 / i for i in range(1, 201)], {"200k", "1M"}, {"1", "20", "200"}),
-        ([4], [7], {"4"}, {"7.0"}),
-        ([1, 2], [0, 1e-14], {"1", "2"}, set()),
-    ],
-)
-def test_numbers_at_the_axes_can_be_read(steps, values, steps_shown, values_shown):
-    axes = Figure().subplots()
-    logs._draw(axes, "fd", steps, values)
-    logs._set_ticks(axes, logarithmic=True)
-    axes.figure.canvas.draw()
-    shown = [[label.get_text() for label in axis.get_majorticklabels()] for axis in (axes.xaxis, axes.yaxis)]
-    assert steps_shown <= set(shown[0]) and values_shown <= set(shown[1])
-    assert len(set(shown[0])) == len(shown[0]) and not any("e" in text for text in shown[0])
-
-
-def test_many_points_are_drawn_with_their_average():
-    axes = Figure().subplots()
-    values = np.arange(5000) + np.tile([-900.0, 900.0], 2500)
-    logs._draw(axes, "G_loss", range(0, 10_000, 2), values.tolist())
-    points, average = axes.lines
-    assert points.get_alpha() < 0.5 and points.get_color() == average.get_color() and average.get_label() == "G_loss"
-    assert np.abs(average.get_ydata() - average.get_xdata() / 2).max() < 1
-    assert len(axes.get_legend_handles_labels()[1]) == 1
 
 
 def test_singular_values_are_those_that_spectral_norm_divides_by():
@@ -138,7 +93,7 @@ def test_a_bad_line_costs_itself_alone(line, tmp_path, capsys):
     whole, lines = numbers(tmp_path), path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], line + b"\n", *lines[2:]]))
     assert numbers(tmp_path) == whole
-    logs.plot_curves(path, tmp_path / "curves.png")
+    curves.plot_curves(logs.read_log(path), tmp_path / "curves.png")
     logs.RunLog(tmp_path, 4).close()
     assert numbers(tmp_path) == whole and path.read_bytes() == b"".join(lines)
     assert "log.jsonl: line 3 is no event, and is left out" in capsys.readouterr().out
@@ -151,7 +106,7 @@ def test_numbers_that_no_picture_can_show_are_left_out_of_curves(tmp_path):
     log.close()
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"event": "train", "step": 1, "D_loss_real": 1' + 400 * "0" + "}\n")
-    assert logs._curve(logs.read_log(tmp_path / "log.jsonl"), "D_loss_real") == [(0, 1.0), (5, 2.0)]
+    assert events.curve(logs.read_log(tmp_path / "log.jsonl"), "D_loss_real") == [(0, 1.0), (5, 2.0)]
 
 
 def test_a_full_disk_costs_no_line_of_the_log_and_no_traceback(tmp_path, capsys):
