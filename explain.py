@@ -37,6 +37,7 @@ from torch_utils.images import FORMATS, save_image, to_float
 from torch_utils.memory import keep_freed_blocks
 from torch_utils.mixed_precision import PrecisionOptions
 
+MOST = 50  # rows and columns of a picture
 MEMORISATION, SUSPICIOUS = "memorisation", 12  # the part that needs the data; rows of its sheet
 OF_RUN = ("dataset", "data_root", "crop_size", "feature_network", "inception_weights", "resize")
 
@@ -95,8 +96,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     options = SamplingOptions.of(args)
-    if not 0 < args.reach < float("inf"):
-        raise utils.UserError(f"--reach {args.reach:g}: must be positive")
+    check_numbers(args)
     keep_freed_blocks()
     device = distributed.resolve_device(options.device)
     G, meta = BigGAN.load_generator(args.checkpoint, device, options.ema)
@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> None:
     points = chosen_points(args, G.config.resolution)
     names = meta.get("class_names") or [str(c) for c in range(G.config.n_classes)]
     classes = class_ids(args.classes, names) if args.classes else spread_classes(G.config.n_classes)
-    directions.check_number(G, args.directions)
+    if "directions" in parts:
+        directions.check_number(G, args.directions)
     memory = open_memory(args, meta, device) if MEMORISATION in (args.only or ()) else None
     out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"])) / "explain"
     utils.check_writable(out)
@@ -133,6 +134,16 @@ def main(argv: list[str] | None = None) -> None:
             print("\n".join([*lines, f"wrote {utils.printable(str(path))} (the most suspicious samples first)"]))
 
 
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raises: utils.UserError for what no picture can show."""
+    if not 0 < args.reach < float("inf"):
+        raise utils.UserError(f"--reach {args.reach:g}: must be positive")
+    for name in ("num_samples", "num_points", "channels", "directions", "steps"):
+        if getattr(args, name) > MOST:
+            text = f"at most {MOST}, each is a row or column of a picture"
+            raise utils.UserError(f"--{name} {getattr(args, name)}: {text}")
+
+
 def chosen_parts(args: argparse.Namespace, G: nn.Module, D: nn.Module | None) -> list[str]:
     """The parts to draw. Raises: utils.UserError for one asked for by name that the model has nothing for."""
     attends = any(attention.attention_layers(network) for network in (G, D) if network)
@@ -151,11 +162,9 @@ def chosen_parts(args: argparse.Namespace, G: nn.Module, D: nn.Module | None) ->
 
 
 def chosen_points(args: argparse.Namespace, resolution: int) -> list[tuple[int, int]]:
-    """Raises: utils.UserError for a point outside of the image, or more of them than there are pixels."""
+    """Raises: utils.UserError for a point outside of the image."""
     if args.points:
         return attention.parse_points(args.points, resolution)
-    if args.num_points > 100:
-        raise utils.UserError(f"--num_points {args.num_points}: at most 100, each is a column of the picture")
     return attention.spread_points(args.num_points, resolution)
 
 

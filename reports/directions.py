@@ -45,4 +45,6 @@ def walks_sheet(G: nn.Module, z: Tensor, y: Tensor, number: int, reach: float, s
     points = z + at[:, None] * directions[:, None]  # (number,steps,dim_z)
     images = render(G, points.flatten(0, 1), y.expand(number * steps))
     rows = [f"{i + 1}: singular value {value:.3g}" for i, value in enumerate(values.tolist())]
-    return image_grid(enlarged(images), steps, [f"{step:+.3g}" for step in at.tolist()], scale=1, left=rows)
+    return image_grid(
+        enlarged(images), steps, [f"{step:+.3g}" if step else "0" for step in at.tolist()], scale=1, left=rows
+    )

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 PREFERRED = ("NotoSansCJK-Regular", "SourceHanSans", "wqy-microhei", "msyh", "PingFang", "Arial Unicode", "NotoSans")
 STYLES = re.compile("bold|black|heavy|italic|oblique|light|thin|mono|condensed", re.IGNORECASE)
 EMPTY = re.compile("lastresort|adobeblank", re.IGNORECASE)  # fonts that have no letters, but boxes or blanks for all
-WORD = re.compile(r"[^\s_./-]*[\s_./-]*")  # with what a line can be broken behind
+# With what a line can be broken behind; the point of 0.5 and the minus of 1e-05 and -0.5 are within their numbers.
+WORD = re.compile(r"(?:[^\s_./-]|(?<=\d)\.(?=\d)|(?<!\d)-(?=\d))*(?:[\s_./]|-(?!\d)|(?<=\S)-)*")
 # A code, or a letter with its accents: broken only where it is wider than a line.
 UNIT = re.compile(r"\\U[0-9a-f]{8}|\\u[0-9a-f]{4}|\\x[0-9a-f]{2}|.[\u0300-\u036f]*")
 SIZE = 11  # of the font, in pixels

@@ -186,7 +186,9 @@ def test_what_a_model_lacks_is_told(tmp_path, capsys):
         ("--directions 99", "--directions 99"),
         ("--reach 0", "--reach 0"),
         ("--bn_mode batch --directions 2", "--bn_mode batch"),
-        ("--num_points 1000", "--num_points"),
+        ("--num_points 1000", "--num_points 1000: at most 50"),
+        ("--num_samples 51", "--num_samples 51: at most 50"),
+        ("--only directions --steps 1000000", "--steps 1000000"),
     ],
 )
 def test_errors_are_one_line_and_nothing_is_written(tmp_path, capsys, flags, said):

@@ -70,6 +70,19 @@ def test_lines_break_between_words():
     assert text.fit("x" * 30, 64, 2).lines[0] == "x" * 9
 
 
+@pytest.mark.parametrize(
+    ("label", "parts"),
+    [
+        ("16x16: |gain| to 0.0109", ["16x16: ", "|gain| ", "to ", "0.0109"]),
+        ("gain 3: -0.5 to 1e-05", ["gain ", "3: ", "-0.5 ", "to ", "1e-05"]),
+        ("n01_tench-big/fish.png", ["n01_", "tench-", "big/", "fish.", "png"]),
+        ("a - b, 2020-10-11", ["a - ", "b, ", "2020-", "10-", "11"]),
+    ],
+)
+def test_numbers_are_not_broken(label, parts):
+    assert [word for word in text.WORD.findall(label) if word] == parts
+
+
 def test_letters_that_no_font_has_are_written_as_their_codes(fonts):
     assert text.fit(f"12 {CAT}{DOG}\udce9\t\U0001f9a7", 900).lines == (r"12 \u732b\u72ac\udce9\t\U0001f9a7",)
     assert text.fit(f"12 {CAT}{DOG}", 64, 4).lines == (r"12 \u732b", r"\u72ac")  # a code is not broken
