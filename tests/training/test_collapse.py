@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import signal
 import subprocess
 import sys
 
@@ -206,6 +207,45 @@ def test_what_ends_in_an_evaluation_is_saved_and_goes_on_exactly(where, tmp_path
         train.main([*command, name])
         assert_same(tmp_path / name, tmp_path / "whole")
         assert not newest(tmp_path / name)["evaluating"]
+
+
+def test_a_signal_while_a_sheet_is_drawn_loses_no_step(where, tmp_path, monkeypatch):
+    """Where no checkpoint is due: it comes after the next step."""
+    command = [*FLAGS, "--save_every", "100", "--num_iters", "6", "--sample_every", "3", *where, "run"]
+    class_sheet = intervals.class_sheet
+
+    def signalled(*arguments, **how):
+        signal.raise_signal(signal.SIGTERM)
+        return class_sheet(*arguments, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(intervals, "class_sheet", signalled)
+        with pytest.raises(SystemExit, match="143"):
+            train.main(command)
+    assert newest(tmp_path / "run")["step"] == 4
+    train.main(command)
+    assert newest(tmp_path / "run")["step"] == 6
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_signal_in_an_evaluation_ends_in_an_error_only_where_the_step_is_lost(where, tmp_path, monkeypatch, kept):
+    """The disk is full after the checkpoint that comes before the evaluation, or from the beginning."""
+    save = checkpoints.save
+
+    def evaluated(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+        return {"fd": 1.0, "is_mean": 2.0, "is_std": 0.1, "protocol": {}}
+
+    def full(content, path):
+        if not (kept and content.get("evaluating")):
+            raise utils.CannotWrite(f"cannot write {path}: No space left on device")
+        save(content, path)
+
+    monkeypatch.setattr(intervals, "evaluate_generator", evaluated)
+    monkeypatch.setattr(checkpoints, "save", full)
+    lost = pytest.raises(utils.UserError, match="no checkpoint of step 2 could be saved: .*No space left")
+    with pytest.raises(SystemExit, match="143") if kept else lost:
+        train.main([*FLAGS, "--test_every", "2", "--num_iters", "6", *where, "run"])
 
 
 def test_moments_that_overflow_are_no_checkpoint(where, tmp_path, monkeypatch):
