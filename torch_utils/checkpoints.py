@@ -45,6 +45,7 @@ FULL = {
     **{"images_seen": COUNT, "class_names": [str], "best": MODEL["best?"], "data": ANY, "args": ANY},
     **{"G": STATE, "D": STATE, "G_ema": NETWORK, "opt_G": OPTIMIZER, "opt_D": OPTIMIZER},
     **dict.fromkeys(("scaler_G?", "scaler_D?"), ANY),
+    "evaluating?": bool,
 }
 
 
