@@ -17,6 +17,7 @@ import train
 import utils
 from torch_utils import checkpoints
 from training import intervals, logs
+from training.watchdog import Watchdog
 
 MODEL = "--G_ch 8 --D_ch 8 --G_ch_mult 2-1-1 --D_ch_mult 1-2-2 --G_attn 0 --D_attn 0 --dim_z 8 --batch_size 8".split()
 METRICS = "--feature_network classifier --num_inception_images 40 --metric_batch_size 40 --which_best FD".split()
@@ -187,6 +188,30 @@ def test_what_is_done_with_a_bad_evaluation(where, tmp_path, monkeypatch, capsys
     assert back == ([(3, 4)] if policy == "rollback" else [])  # two copies are kept, that of step 2 was the older one
 
 
+def test_a_best_that_went_with_a_rollback_counts_no_more(where, tmp_path, monkeypatch):
+    """With --num_best_copies 1 that of step 2 gives way to that of step 4, which the collapse of step 6 takes away."""
+    scores = iter([(4.0, 0.5), (3.0, 0.5), (9.0, 0.0), (5.0, 0.5), (6.0, 0.5)])
+    others = {"is_mean": 2.0, "is_std": 0.1, "protocol": {}}
+
+    def evaluated(*_, **__):
+        fd, coverage = next(scores)
+        return {"fd": fd, "coverage": coverage, **others}
+
+    monkeypatch.setattr(intervals, "evaluate_generator", evaluated)
+    monkeypatch.setattr(intervals, "draw_curves", lambda *_: None)  # which takes its time
+    flags = "--test_every 2 --save_every 1 --num_iters 6 --num_best_copies 1 --num_save_copies 9".split()
+    examine = Watchdog.examine_metrics
+
+    def back_to_3(self, step, metrics, factor):
+        return [finding._replace(healthy=3) for finding in examine(self, step, metrics, factor)]
+
+    monkeypatch.setattr(Watchdog, "examine_metrics", back_to_3)
+    train.main([*FLAGS, *flags, "--on_collapse", "rollback", *where, "run"])
+    assert [(e["step"], e["noticed"]) for e in events(tmp_path / "run", "rollback")] == [(3, 6)]
+    best = checkpoints.of_kind(tmp_path / "run" / "weights", "best")
+    assert [checkpoints.step_of(path) for path in best] == [4] and newest(tmp_path / "run")["best"]["value"] == 5.0
+
+
 def test_what_ends_in_an_evaluation_is_saved_and_goes_on_exactly(where, tmp_path, monkeypatch):
     command = [*FLAGS, "--test_every", "3", "--save_every", "100", "--num_iters", "6", "--sample_every", "3", *where]
     train.main([*command, "whole"])
@@ -220,6 +245,7 @@ def test_a_signal_while_a_sheet_is_drawn_loses_no_step(where, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(intervals, "class_sheet", signalled)
+        patch.setattr(intervals, "draw_curves", lambda *_: None)
         with pytest.raises(SystemExit, match="143"):
             train.main(command)
     assert newest(tmp_path / "run")["step"] == 4
