@@ -57,6 +57,7 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, l
     plan, folder, measure = command.plan, command.folder, command.measure
     largest = max(options.batches.batch_size, options.batches.G_images)
     model_size.check_fits(plan.config, largest // ranks.world_size, ranks.device)
+    options.batch_norm.check_fits(plan.config, ranks.device)
     content = on_ranks(ranks, lambda: doctor.introduce(plan.dataset))["content"]
     selection = select(options.selection, options.metrics, options.data.data_root, plan.dataset, content, ranks)
     reals = selection.subset if selection else plan.dataset  # what D sees; the metrics compare with the whole data set

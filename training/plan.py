@@ -10,6 +10,7 @@ from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import ImageSet
 from image_datasets.loading import open_dataset
 from inception_utils import Measure, check_content, load_evaluation, metric_keys
+from metrics import features
 from metrics.reference import Reference
 from model_config import ModelConfig
 from torch_utils.distributed import Ranks
@@ -159,6 +160,7 @@ def load_measure(options: TrainOptions, plan: Plan | None, ranks: Ranks) -> Meas
         check_content(options.metrics, root, name, plan.dataset, (network, reference), ranks)
         keys = metric_keys(network, reference, plan.config.n_classes)
         run_folder.check_which_best(options.reports.which_best, keys)
+    features.check_fits(network, options.metrics.num_inception_images, ranks, options.metrics.metric_batch_size)
     counts = plan and class_counts(options, plan, reference)
     return Measure(network, reference, options.metrics, ranks, class_counts=counts)
 
