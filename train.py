@@ -82,7 +82,8 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, l
         run = Run(options, folder, about, measure, ranks)
         signal = to_end(run, command, source, state, beginning, reals, num_steps)
     if ranks.is_main and state.step < num_steps:
-        print(f"stopped at step {state.step}; the same command goes on from there")
+        print(stopped := f"stopped at step {state.step}; the same command goes on from there")
+        utils.say_last(stopped)
     elif ranks.is_main:
         messages.print_end(folder, state.step)
     if state.step < num_steps:
