@@ -34,7 +34,7 @@ from training.intervals import Run
 from training.logs import RunLog, Speedometer, change_text
 from training.optimizers import set_learning_rates
 from training.options import TrainOptions
-from training.plan import Command, Plan, about_run, check_command
+from training.plan import Command, Plan, about_run, begun_model, check_command
 from training.run_lock import locked
 from training.state import Beginning, TrainingState, begin
 from training.steps import d_step, g_step
@@ -42,12 +42,22 @@ from training.watchdog import Collapse
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[TrainOptions, finetune.Source | None]:
-    """The options of a command, and the checkpoint of --init_from, whose model options stand for flags not given."""
+    """The options of a command, and the checkpoint of --init_from, whose model options stand for flags not given.
+
+    A run that has begun needs that checkpoint no more, which may be gone.
+    """
     parser = utils.ArgumentParser(__doc__.splitlines()[0])
     TrainOptions.add_to(parser)
     defaults, given = parser.parse_layers(argv)
-    source = finetune.read_source(given["init_from"]) if given.get("init_from") else None
-    return TrainOptions.of(defaults | (source.model_options if source else {}) | given), source
+    if not given.get("init_from"):
+        return TrainOptions.of(defaults | given), None
+    try:
+        source = finetune.read_source(given["init_from"])
+        return TrainOptions.of(defaults | source.model_options | given), source
+    except utils.UserError:
+        if begun := begun_model(TrainOptions.of(defaults | given)):
+            return TrainOptions.of(defaults | begun | given), None
+        raise
 
 
 def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, lock: Callable[[], None]) -> None:

@@ -50,13 +50,24 @@ def check_command(
     folder = attempt(run_folder.path_of, options.run.runs_root, options.run_name)
     found = attempt(_resumed, options, folder) if folder else None
     checkpoint, passed_over, notes = found or (None, [], [])
-    plan = attempt(make_plan, options, source)
+    plan = attempt(make_plan, options, None if checkpoint else source)
     attempt(options.batches.check_ranks, ranks.world_size)
     scores = options.selection.path(options.data.data_root, options.data.path.stem)
     if not options.selection.keeps_all and not scores.exists():
         attempt(utils.check_writable, scores.parent)
     measure = attempt(load_measure, options, plan, ranks)
     return Command(folder, checkpoint, passed_over, notes, plan, measure)
+
+
+def begun_model(options: TrainOptions) -> dict:
+    """The model options of the run that a command goes on with, by name; {} where there is none.
+
+    Raises: utils.UserError where its checkpoints cannot be read.
+    """
+    if options.run.from_scratch:
+        return {}
+    checkpoint, _ = run_folder.newest(run_folder.path_of(options.run.runs_root, options.run_name))
+    return finetune.model_options(ModelConfig.from_dict(checkpoint["model_config"])) if checkpoint else {}
 
 
 def _resumed(options, folder):
@@ -86,7 +97,7 @@ class Plan:
     """The data set and the model of a command.
 
     `dataset` is what D is shown, `reference` what metrics compare with: other than `dataset` where training crops;
-    `class_rows`: those of --init_from, None without it.
+    `class_rows`: those of --init_from, None where the run does not start from it.
     """
 
     dataset: HDF5Dataset
