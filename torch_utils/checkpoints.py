@@ -198,8 +198,13 @@ def step_of(path: Path) -> int:
 
 def read_model(path: str | Path, kinds: tuple[str, ...] = KINDS) -> tuple[dict, Path]:
     """A checkpoint of this project, and its path; path, kinds: as for `find_checkpoint`. Raises: utils.UserError."""
-    path = find_checkpoint(path, kinds)
-    checkpoint = load(path)
+    given, path = path, find_checkpoint(path, kinds)
+    try:
+        checkpoint = load(path)
+    except Damaged as error:
+        others = sorted(other.name for other in path.parent.glob("*.pth") if path not in (other, Path(given)))
+        instead = f"; name another file of {path.parent}: {utils.listed(others)}" if others else ""
+        raise Damaged(f"{error}{instead}") from error
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
         raise utils.UserError(
             f"{path} is not a checkpoint of this project (it has no model_config); "
