@@ -190,6 +190,7 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     points = [Truncation(limit, kind) for limit in limits]
     # All points of a sweep share a mode: it has to suit them all.
     mode = batch_norm.chosen_mode(vars(args), next((t for t in points if t != own), truncation), own)
+    mode.check_fits(G.config, ranks.device)
     common = (G, dataclasses.replace(measure, class_counts=counts), args.num_inception_images, options.seed)
     how = {"ema": meta["ema"], "mode": mode}
     about = {"checkpoint": meta["path"], "step": meta["step"]}
@@ -322,6 +323,7 @@ def _reference_of_checkpoint(args, options, source, network, ranks):
     _check_resolution(network, G.config.resolution, source)
     seed, truncation = sampling.seed + 1, sampling.chosen_truncation(meta)
     mode = batch_norm.chosen_mode(vars(args), truncation, sampling.own_truncation(meta))
+    mode.check_fits(G.config, ranks.device)
     counts = ClassSampling.of(args).counts(meta.get("class_counts"), G.config.n_classes, None)
     with batch_norm.prepared(G, mode, seed, truncation, counts) as prepared:
         about = (seed, mode, truncation, meta["path"], meta["class_names"], counts)

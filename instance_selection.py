@@ -20,6 +20,7 @@ import utils
 from image_datasets import doctor
 from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.loading import DataOptions
+from image_datasets.writing import check_disk
 from sampling.classes import listed
 from selection.scores import SelectionOptions, load_scores
 from selection.selection import make_selection, report, score_sheet, table, write_subset
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     quiet = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
     with quiet, distributed.process_group(args.device) as ranks:
         dataset = data.open()
-        distributed.on_ranks(ranks, lambda: check_out(args.out, args.overwrite, dataset, data.data_root))
+        distributed.on_ranks(ranks, lambda: check_out(args.out, args.overwrite, options, dataset, data.data_root))
         content = distributed.on_ranks(ranks, lambda: doctor.introduce(dataset))["content"]
         machine = {"weights": options.embedding_weights, "batch_size": args.metric_batch_size}
         about = (options, data.data_root, dataset, content, ranks)
@@ -66,8 +67,13 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(table(selection), indent=1))
 
 
-def check_out(out: str | None, overwrite: bool, dataset: HDF5Dataset, data_root: str) -> None:
-    """Raise utils.UserError if scores, picture or --out cannot be written, or what is there is not to be replaced."""
+def check_out(
+    out: str | None, overwrite: bool, options: SelectionOptions, dataset: HDF5Dataset, data_root: str
+) -> None:
+    """Raise utils.UserError if scores, picture or --out cannot be written, or what is there is not to be replaced.
+
+    Says how large --out will be, and whether its disk has room, before the hours that scoring can take.
+    """
     utils.check_writable(data_root)
     if not out:
         return
@@ -79,6 +85,7 @@ def check_out(out: str | None, overwrite: bool, dataset: HDF5Dataset, data_root:
     if out.exists() and not overwrite:
         raise utils.UserError(f"--out {out} exists; name another file, or replace a former result with --overwrite")
     utils.check_writable(out.parent)
+    check_disk(out, options.num_kept(dataset.labels), dataset.resolution)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from sampling.batch_norm import BatchNormMode
 from sampling.class_sampling import ClassSampling
 from sampling.classes import class_ids, listed, pages, spread_classes
 from sampling.files import npz_writer, png_writer
-from sampling.generate import SamplingOptions, describe, generate
+from sampling.generate import SamplingOptions, check_fits, describe, generate
 from sampling.latents import Truncation, balanced_labels, shuffled_labels
 from sampling.sheets import (
     COLUMNS,
@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.sheets:
         image = 5 * 3 * G.config.resolution**2 + 4 * G.config.dim_z  # its pixels as floats and as bytes, and its z
         memory.check_fits(args.rows * COLUMNS * image, torch.device("cpu"), f"--rows {args.rows}", "lower it")
+    check_fits(G.config, min(args.batch_size, args.num_samples), device, "--batch_size")
     chosen = class_ids(args.classes, names) if args.classes else None
     out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"]))
     _check_out(out, args, G.config.resolution)
@@ -112,6 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     print(describe(G, meta, device) + (f", z {truncation.kind} {truncation.limit:g}" if truncation else ""))
     own = options.own_truncation(meta)
     mode = batch_norm.chosen_mode(vars(args), truncation, own)
+    mode.check_fits(G.config, device)
     counts = _class_counts(args, chosen, meta, K)
     whole_G = G
     with batch_norm.prepared(G, mode, options.seed, truncation, counts) as G:

@@ -36,7 +36,7 @@ from training.intervals import Run
 from training.logs import RunLog, Speedometer
 from training.optimizers import set_learning_rates
 from training.options import TrainOptions
-from training.plan import Command, Plan, about_run, check_command
+from training.plan import Command, Plan, about_run, begun_model, check_command
 from training.run_lock import locked
 from training.state import Beginning, TrainingState, begin
 from training.steps import d_step, g_step
@@ -44,12 +44,22 @@ from training.watchdog import Collapse
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[TrainOptions, finetune.Source | None]:
-    """The options of a command, and the checkpoint of --init_from, whose model options stand for flags not given."""
+    """The options of a command, and the checkpoint of --init_from, whose model options stand for flags not given.
+
+    A run that has begun needs that checkpoint no more, which may be gone.
+    """
     parser = utils.ArgumentParser(__doc__.splitlines()[0])
     TrainOptions.add_to(parser)
     defaults, given = parser.parse_layers(argv)
-    source = finetune.read_source(given["init_from"]) if given.get("init_from") else None
-    return TrainOptions.of(defaults | (source.model_options if source else {}) | given), source
+    if not given.get("init_from"):
+        return TrainOptions.of(defaults | given), None
+    try:
+        source = finetune.read_source(given["init_from"])
+        return TrainOptions.of(defaults | source.model_options | given), source
+    except utils.UserError:
+        if begun := begun_model(TrainOptions.of(defaults | given)):
+            return TrainOptions.of(defaults | begun | given), None
+        raise
 
 
 def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, lock: Callable[[], None]) -> None:
@@ -59,6 +69,7 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, l
     plan, folder, measure = command.plan, command.folder, command.measure
     largest = max(options.batches.batch_size, options.batches.G_images)
     model_size.check_fits(plan.config, largest // ranks.world_size, ranks.device)
+    options.batch_norm.check_fits(plan.config, ranks.device)
     content = on_ranks(ranks, lambda: doctor.introduce(plan.dataset))["content"]
     selection = select(options.selection, options.metrics, options.data.data_root, plan.dataset, content, ranks)
     reals = selection.subset if selection else plan.dataset  # what D sees; the metrics compare with the whole data set
@@ -83,7 +94,8 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, l
         run = Run(options, folder, about, measure, ranks)
         signal = to_end(run, command, source, state, beginning, reals, num_steps)
     if ranks.is_main and state.step < num_steps:
-        print(f"stopped at step {state.step}; the same command goes on from there")
+        print(stopped := f"stopped at step {state.step}; the same command goes on from there")
+        utils.say_last(stopped)
     elif ranks.is_main:
         messages.print_end(folder, state.step)
     if state.step < num_steps:

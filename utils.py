@@ -377,8 +377,14 @@ def _tell(line, only_if_first=False):
         return
     text = line if is_main_process() else f"rank {os.environ['RANK']}: {line}"
     print(text, file=sys.stderr)
-    if before is None and _ranks_folder():
-        about = [str(os.getppid()), text[:10000]]
+    if before is None:
+        say_last(text)
+
+
+def say_last(line: str) -> None:
+    """In a rank of torchrun's: have a line come when torchrun is done with its own account of how its ranks ended."""
+    if _ranks_folder():
+        about = [str(os.getppid()), line[:10000]]
         nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
         subprocess.Popen([sys.executable, "-SEc", LAST_WORD, *about], start_new_session=True, **nothing)
 

@@ -13,6 +13,8 @@ import utils
 from image_datasets.image_sets import ImageSet, empty_classes, quoted
 from metrics import functional
 from metrics.networks import FeatureNetwork
+from metrics.resizing import RESNET_SIZE
+from torch_utils import memory
 from torch_utils.distributed import Ranks, on_ranks
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -92,11 +94,22 @@ def features_of(
     Every rank takes a contiguous part. `description`: of a progress bar, or None for none.
     Raises: utils.UserError, on all ranks, where an image of any rank cannot be made or read.
     """
+    check_fits(network, len(indices), ranks, batch_size)
     n = math.ceil(len(indices) / ranks.world_size)
     mine = np.asarray(indices)[ranks.rank * n : (ranks.rank + 1) * n]
     shown = description if ranks.is_main else None
     rows = on_ranks(ranks, lambda: _part(network, images, mine, n, ranks.device, batch_size, shown), every=True)
     return tuple(part[: len(indices)] if ranks.is_main else None for part in (_gather(r, ranks) for r in rows))
+
+
+def check_fits(network: FeatureNetwork, num_images: int, ranks: Ranks, batch_size: int) -> None:
+    """Raise utils.UserError where a rank cannot hold a batch of its part of so many images, as the network takes them.
+
+    A lower bound. batch_size: --metric_batch_size.
+    """
+    size = network.resolution or RESNET_SIZE  # the least that images of any size are brought to
+    number = min(batch_size, math.ceil(num_images / ranks.world_size))
+    memory.check_fits(4 * 3 * size**2 * number, ranks.device, f"--metric_batch_size {batch_size:,}", "lower it")
 
 
 def _part(network, images, indices, n, device, batch_size, description=None):

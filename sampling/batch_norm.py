@@ -14,7 +14,10 @@ from torch import nn
 
 import layers
 import utils
+from model_config import ModelConfig
+from sampling import generate
 from sampling.latents import Truncation, latents, random_labels
+from torch_utils import memory
 from utils import Options, option, positive_int
 
 
@@ -47,6 +50,15 @@ class BatchNormMode(Options):
         """The number of images in the blocks that `num_images` images are part of."""
         block = self.block_size or 1
         return -(-num_images // block) * block
+
+    def check_fits(self, config: ModelConfig, device: torch.device) -> None:
+        """Raise utils.UserError where the device cannot hold the batches that this takes, before they are drawn."""
+        if self.bn_mode != "running":
+            generate.check_fits(config, self.bn_batch_size, device, "--bn_batch_size")
+        if self.bn_mode == "standing":
+            flag = f"--num_standing_accumulations {self.num_standing_accumulations:,}"
+            labels = 8 * self.num_standing_accumulations * self.bn_batch_size
+            memory.check_fits(labels, torch.device("cpu"), flag, "lower it")
 
     def protocol(self) -> dict:
         """What a metric's protocol says of it."""

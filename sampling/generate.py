@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import utils
+from model_config import ModelConfig
 from sampling.latents import TRUNCATION_KINDS, Truncation, latents
+from torch_utils import memory
 from torch_utils.distributed import device_option
 from torch_utils.images import to_uint8
 from utils import POSITIVE, Options, option
@@ -66,6 +68,15 @@ def generate(
         y_batch = y[first : first + batch_size]
         indices = range(start + first, start + first + len(y_batch))
         yield make_images(G, latents(seed, indices, G.config.dim_z, truncation), y_batch)
+
+
+def check_fits(config: ModelConfig, number: int, device: torch.device, flag: str) -> None:
+    """Raise utils.UserError where a device cannot hold so many images at a time and their z, which `flag` asks for.
+
+    A lower bound, before anything is drawn.
+    """
+    image = 4 * (3 * config.resolution**2 + config.dim_z)
+    memory.check_fits(number * image, device, f"{flag} {number:,}", "lower it")
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ Symbols: N images of the data set.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,10 @@ class SelectionOptions(Options):
     @property
     def keeps_all(self) -> bool:
         return self.retention_ratio == 100
+
+    def num_kept(self, labels: np.ndarray) -> int:
+        """Images of a data set that are kept, by the labels (N,) alone: at most so many, but for ties of scores."""
+        return sum(math.ceil(count * self.retention_ratio / 100) for count in np.bincount(labels).tolist())
 
     def weights(self, metrics: FeatureOptions) -> str | None:
         """--embedding_weights, else the metrics' weights where those are of the embedding's network, not of another."""

@@ -19,7 +19,7 @@ from PIL import Image
 import utils
 from image_datasets.image_sets import ImageSet, Subset
 from image_datasets.loading import iterate
-from image_datasets.writing import check_disk, write_hdf5
+from image_datasets.writing import write_hdf5
 from metrics.networks import FeatureOptions
 from selection.scores import SelectionOptions, class_indices, keep, load_scores
 from torch_utils.distributed import Ranks
@@ -131,7 +131,6 @@ def score_sheet(dataset: ImageSet, scores: np.ndarray) -> tuple[Image.Image, lis
 def write_subset(out: str | Path, selection: Selection) -> None:
     """Write the kept images as a data set of its own."""
     subset, source = selection.subset, selection.dataset.source or selection.dataset.name
-    check_disk(out, len(subset), subset.resolution)
     images = (image for block, _ in iterate(subset, 256) for image in block.numpy())
     rule = selection.dataset.crop_resize or "unknown"
     source = source.encode(errors="surrogateescape").decode(errors="backslashreplace")  # of a name that is no text

@@ -15,6 +15,7 @@ import time
 import pytest
 import torch
 from striped_data import fitted  # noqa: F401
+from tqdm import tqdm
 
 import train
 from torch_utils import checkpoints
@@ -73,6 +74,7 @@ def in_fork(flags, prepare=lambda: None):
     def run():
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1), os.dup2(nowhere.fileno(), 2)
+        tqdm.set_lock(threading.RLock())  # by default one of all forks, which a killed one may hold for ever
         collapse_at_7()
         prepare()
         train.main(flags)
@@ -91,11 +93,11 @@ def ending(folder):
 
 
 def flat(entry):
-    """A checkpoint with bytes in place of tensors; two folders' differ in the runs' names."""
+    """With bytes in place of tensors; two folders' differ in the runs' names, and by commits meanwhile."""
     if torch.is_tensor(entry):
         return str(entry.dtype), tuple(entry.shape), entry.contiguous().numpy().tobytes()
     if isinstance(entry, dict):
-        return {key: flat(value) for key, value in entry.items() if key != "experiment_name"}
+        return {key: flat(value) for key, value in entry.items() if key not in ("experiment_name", "commit")}
     return [flat(value) for value in entry] if isinstance(entry, (list, tuple)) else entry
 
 

@@ -24,9 +24,10 @@ from reports.curves import PANELS
 from reports.events import curve, marks
 from selection import scores
 from torch_utils import checkpoints
-from training import finetune, logs, run_folder
+from training import finetune, logs, rollback, run_folder
 from training.options import TrainOptions
 from training.state import TrainingState
+from training.watchdog import Memory
 
 INSTEAD = (None, "text", -1, 3, 10**30, 2.5, math.nan, True, [], [None], {}, {"a": 1}, {1: "a"})
 NETWORK = SimpleNamespace(name="classifier", resize="native", weights_hash="a" * 64, feature_dim=4)
@@ -68,7 +69,12 @@ def read_full(path):
     options = options_of("--ema")
     now = {"args": options.record(), "model_config": small_config().to_dict(), "data": {}}
     run_folder.check_same_run(checkpoint, now, options.changeable())
-    TrainingState(small_config(), options, torch.device("cpu")).load_state_dict(checkpoint, path.parent)
+    state = TrainingState(small_config(), options, torch.device("cpu"))
+    state.load_state_dict(checkpoint, path.parent)
+    for event in rollback.events(state.watchdog, 2):
+        rollback.text(2, event)
+    state.watchdog.examine_losses(9, {"D_loss_real": 1.0}, "hinge", {"D/linear": 50.0}, options.watch)
+    state.watchdog.examine_metrics(9, {"fd": 9.0, "coverage": 0.0}, 3.0)
 
 
 def read_model(path):
@@ -89,6 +95,8 @@ def full_checkpoint():
         for parameter in network.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
+    told = {"step": 2, "noticed": 3, "kind": "fd", "text": "FD 9", "lr_factor": 0.5}
+    made.watchdog.memory = Memory(3, 3, 3, 2, 3.0, 0.5, {"D/linear": 2.0}, ["fd"], 0.5, [told])
     about = {"model_config": small_config().to_dict(), "class_names": list("abc"), "class_counts": [1, 2, 3]}
     best = {"step": 2, "metric": "FD", "value": 3.0}
     state = made.state_dict() | {"step": 3, "best": best, "data": {"num_images": 6}, "args": {"G_lr": 5e-5}}
@@ -227,6 +235,22 @@ def test_the_entries_of_a_checkpoint_are_named(name, made, tmp_path):
         if name in ("step", "model_config"):
             with pytest.raises(utils.UserError, match=name):
                 BigGAN.load_generator(tmp_path / "f.pth")
+
+
+MEMORY_CASES = {
+    "looked": ("x", -1, 2.5), "floor_since": ("x", 0.5), "sigmas": (None, [1.0], {"D/linear": "x"}, {"D/linear": 0.0}),
+    "distance": ("x",), "told": ("fd", [3]), "lr_factor": (None, "x", 2.0, math.nan),
+    "rollbacks": (None, [3], [{}], [{"step": 1}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEMORY_CASES)
+def test_a_memory_of_the_watchdogs_that_cannot_be_is_named(name, made, tmp_path):
+    content = made["full"][0]
+    for value in MEMORY_CASES[name]:
+        checkpoints.save({**content, "watchdog": {**content["watchdog"], name: value}}, tmp_path / "f.pth")
+        with pytest.raises(utils.UserError, match=f"ckpt_00000003.pth: watchdog.{name}"):
+            read_full(tmp_path / "f.pth")
 
 
 def test_the_entries_of_statistics_are_named(made, tmp_path):

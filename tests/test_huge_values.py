@@ -1,5 +1,7 @@
 """Values that no machine can serve: one line before memory is taken."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from small_models import save_checkpoint, small_config, small_generator
 import BigGAN
 import sample
 import utils
+from metrics import features
 from model_config import ModelConfig
 from torch_utils import checkpoints, distributed, memory
+from torch_utils.distributed import Ranks
 from training import model_size
 
 
@@ -42,6 +46,25 @@ def test_a_checkpoint_whose_config_promises_more_than_it_holds(tmp_path):
 def test_sheets_that_no_machine_holds(tmp_path):
     save_checkpoint(tmp_path / "c.pth", small_generator())
     refused("--rows 1000000000: at least", sample.main, [str(tmp_path / "c.pth"), "--rows", "1000000000"])
+
+
+def test_batches_of_samples_that_no_machine_holds(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "c.pth", small_generator())
+    command = [str(tmp_path / "c.pth"), "--no-sheets", "--device", "cpu", "--out", str(tmp_path), "--num_samples"]
+    standing = "--num_standing_accumulations"
+    for flag, mode in (("--bn_batch_size", "batch"), ("--bn_batch_size", "standing"), (standing, "standing")):
+        huge = ["3", "--bn_mode", mode, flag, f"{10**10}"]
+        refused(f"{flag} 10,000,000,000: at least", sample.main, [*command, *huge])
+    sample.main([*command, "3", "--batch_size", "1000000000"])  # three at a time
+    monkeypatch.setattr(memory, "total_bytes", lambda device: 10**5)
+    refused("--batch_size 1,000: at least", sample.main, [*command, "2000", "--batch_size", "1000"])
+
+
+def test_batches_of_a_metric_that_no_machine_holds():
+    network = SimpleNamespace(resolution=None)
+    for ranks in (Ranks(0, 1, torch.device("cpu")), Ranks(0, 8, torch.device("cpu"))):
+        refused("--metric_batch_size 1,000,000,000: at least", features.check_fits, network, 10**10, ranks, 10**9)
+        features.check_fits(network, 100, ranks, 10**9)
 
 
 @pytest.mark.parametrize("name", ["meta", "mps", "xpu", "privateuseone", "nonsense", "cuda:x"])

@@ -228,6 +228,17 @@ def test_the_kept_images_as_a_data_set(script, capsys):
         script("--out", str(script.root / "made.hdf5"), "--overwrite")
 
 
+def test_out_has_room_or_nothing_is_scored(script, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20))
+    monkeypatch.setattr(instance_selection, "load_scores", None)
+    with pytest.raises(utils.UserError, match="out.hdf5 needs 0.00 GB and .* free; make room or change --out"):
+        script("--retention_ratio", "50", "--out", str(tmp_path / "out.hdf5"))
+    labels = np.array([0] * 10 + [1] * 3 + [3])
+    assert SelectionOptions(retention_ratio=50.0).num_kept(labels) == 8
+    assert keep(np.arange(14.0), labels, 50).sum() == 7
+
+
 def test_names_that_are_no_text_are_kept(data_root, tmp_path, capsys):
     """A family file of a name, in a folder of a name, with a class of a name that are not UTF-8."""
     root = tmp_path / os.fsdecode(b"r\xe9")

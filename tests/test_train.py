@@ -592,7 +592,7 @@ D_ch 32 64 96 128 | D_thin | ema | use_ema | ema_start 1000 2000 20000 | test_ev
 save_every 500 1000 2000 5000 | num_best_copies 5 | num_save_copies 2 | seed 0 | use_multiepoch_sampler | which_best FID
 num_iters 300000 500000 1000000 | num_epochs 100 500 1000 | embedding inceptionv3 | density_measure gaussian
 retention_ratio 40 50 100 | experiment_name a+b | name_suffix SNGAN | data_root /data | base_root /scratch | no_fid
-load_weights | resume
+load_weights | resume | cross_replica | mybn
 """
 
 

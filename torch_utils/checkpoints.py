@@ -45,6 +45,7 @@ FULL = {
     **{"images_seen": COUNT, "class_names": [str], "best": MODEL["best?"], "data": ANY, "args": ANY},
     **{"G": STATE, "D": STATE, "G_ema": NETWORK, "opt_G": OPTIMIZER, "opt_D": OPTIMIZER},
     **dict.fromkeys(("scaler_G?", "scaler_D?"), ANY),
+    "evaluating?": bool,
 }
 
 
@@ -203,8 +204,13 @@ def read_model(path: str | Path, kinds: tuple[str, ...] = KINDS) -> tuple[dict, 
 
     Its tensors stay in the file until they are used: a full one holds six times what makes images.
     """
-    path = find_checkpoint(path, kinds)
-    checkpoint = load(path, mapped=True)
+    given, path = path, find_checkpoint(path, kinds)
+    try:
+        checkpoint = load(path, mapped=True)
+    except Damaged as error:
+        others = sorted(other.name for other in path.parent.glob("*.pth") if path not in (other, Path(given)))
+        instead = f"; name another file of {path.parent}: {utils.listed(others)}" if others else ""
+        raise Damaged(f"{error}{instead}") from error
     if not isinstance(checkpoint, dict) or "model_config" not in checkpoint:
         raise utils.UserError(
             f"{path} is not a checkpoint of this project (it has no model_config); "

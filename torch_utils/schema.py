@@ -1,8 +1,8 @@
 """What files hold, written down as plain values, and one function that finds what differs from it.
 
 A schema is a type (int takes no bool, float takes int too), None, a tuple of schemas of which one holds, a list of one
-schema for its items, a Check, or a dict: of fields by name, those that end in "?" may be missing and others that
-are are not named may be there; or, with a type as its only key, of any such keys to one schema.
+schema for its items, a Check, or a dict: of fields by name, those that end in "?" may be missing, and others that
+are not named may be there; or, with a type as its only key, of any such keys to one schema.
 
     {"step": COUNT, "class_names?": [str], "best": (None, {"value": float})}
 """

@@ -56,11 +56,16 @@ class Source:
 
     @property
     def model_options(self) -> dict:
-        """Its model options as defaults of the flags of that name."""
-        options = {name: getattr(self.config, name) for name in self.config.to_dict()}
-        if self.config.n_classes == 1:  # its D had no classes to see; that is no wish for data that has some
-            del options["D_cond"]
-        return {name: value for name, value in options.items() if name not in ("resolution", "n_classes")}
+        """As `model_options`."""
+        return model_options(self.config)
+
+
+def model_options(config: ModelConfig) -> dict:
+    """The options of a checkpoint's model as defaults of the flags of that name."""
+    options = {name: getattr(config, name) for name in config.to_dict()}
+    if config.n_classes == 1:  # its D had no classes to see; that is no wish for data that has some
+        del options["D_cond"]
+    return {name: value for name, value in options.items() if name not in ("resolution", "n_classes")}
 
 
 def read_source(path: str | Path) -> Source:

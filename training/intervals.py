@@ -165,24 +165,25 @@ def log_singular_values(run: Run, state: TrainingState) -> None:
 
 
 def pause(run: Run, state: TrainingState, due: Due, stop: StopSignal, bar: tqdm) -> bool:
-    """All that training waits for. Returns: whether a signal has come.
+    """All that training waits for. Returns: whether it ends here, as a signal has come and all is saved.
 
     Evaluations can take longer than the grace of a pre-emption: the checkpoint comes before, for a resumed run to
-    evaluate, and again after, with the metrics. Raises: as `watch_numbers`.
+    evaluate, and again after, with the metrics. Raises: as `watch_numbers` and `save`.
     """
     distributed.broadcast_buffers([state.G, state.evaluated], run.ranks)  # what leaves a process is rank 0's
-    metrics, state.evaluating = None, False
+    metrics, state.evaluating, kept = None, False, False
     if due.save:
         _watch_state(run, state)
     if due.test:
         state.evaluating = True
-        _save(run, "ckpt", run.options.reports.num_save_copies, state.state_dict(), None)
+        kept = _save(run, "ckpt", run.options.reports.num_save_copies, state.state_dict(), None) is None
         metrics, state.evaluating = evaluate(run, state, bar), False
     if due.sheet:
         draw_sheet(run, state)
-    if due.save:
-        save(run, state, metrics, due.ends)
-        draw_curves(run, state.step)
+    if not due.save:
+        return False  # whatever came while a sheet was drawn: the checkpoint is the next step's
+    save(run, state, metrics, last=due.ends or (not kept and stop.requested(run.ranks)))
+    draw_curves(run, state.step)
     return stop.requested(run.ranks)
 
 
@@ -214,7 +215,7 @@ def draw_sheet(run: Run, state: TrainingState) -> None:
 
 
 def save(run: Run, state: TrainingState, metrics: dict | None, last: bool = False) -> None:
-    """metrics: of this step, None where it was not evaluated; last: whether the run ends here.
+    """metrics: of this step, None where it was not evaluated; last: whether the run ends here, with this alone.
 
     Raises: utils.UserError where it could not be written, and there will be no other, or --max_save_failures in a row
         could not.

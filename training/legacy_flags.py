@@ -10,6 +10,7 @@ ACCEPTED_SWITCHES = {
     "use_multiepoch_sampler": "the sampler always goes on past the end of the data, and resumes exactly",
     "use_ema": "with --ema, the moving average is what is evaluated and sampled",
     "G_eval_mode": "running batch-norm statistics are the default; see --bn_mode",
+    "mybn": "batch norm computes the same; standing statistics are --bn_mode standing",
     "toggle_grads": "gradients of the network that does not learn are always off",
     "resume": "running the same command again always resumes",
     "no_pin_memory": "memory is pinned on CUDA only",

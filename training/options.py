@@ -230,9 +230,19 @@ class TrainOptions:
         return names - NEVER_CHANGEABLE - cls.changeable()
 
     def changes_since(self, checkpoint: dict, about: dict) -> dict[str, list]:
-        """Flags that differ from the run's checkpoint and may, by --allow_change: see `run_folder.check_same_run`."""
+        """Flags that differ from the run's checkpoint and may, by --allow_change: see `run_folder.check_same_run`.
+
+        A flag that there was not yet when it was made had its default in effect.
+        """
         which = self.changeable(), self.changeable_by_name(), self.run.allow_change
-        return run_folder.check_same_run(checkpoint, about, *which)
+        made = {**checkpoint, "args": self.defaults() | checkpoint["args"]}
+        return run_folder.check_same_run(made, about, *which)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The defaults of all flags by name, as `record` has them."""
+        kinds = (ModelConfig, *cls.concerns().values())
+        return utils.plain({field.name: field.default for kind in kinds for field in kind.fields()})
 
     def record(self) -> dict[str, Any]:
         """All values by name, for checkpoints and config.json."""

@@ -10,6 +10,7 @@ from image_datasets.hdf5 import HDF5Dataset
 from image_datasets.image_sets import ImageSet
 from image_datasets.loading import open_dataset
 from inception_utils import Measure, check_content, load_evaluation, metric_keys
+from metrics import features
 from metrics.reference import Reference
 from model_config import ModelConfig
 from torch_utils.distributed import Ranks
@@ -49,13 +50,24 @@ def check_command(
     folder = attempt(run_folder.path_of, options.run.runs_root, options.run_name)
     found = attempt(_resumed, options, folder) if folder else None
     checkpoint, passed_over, notes = found or (None, [], [])
-    plan = attempt(make_plan, options, source)
+    plan = attempt(make_plan, options, None if checkpoint else source)
     attempt(options.batches.check_ranks, ranks.world_size)
     scores = options.selection.path(options.data.data_root, options.data.path.stem)
     if not options.selection.keeps_all and not scores.exists():
         attempt(utils.check_writable, scores.parent)
     measure = attempt(load_measure, options, plan, ranks)
     return Command(folder, checkpoint, passed_over, notes, plan, measure)
+
+
+def begun_model(options: TrainOptions) -> dict:
+    """The model options of the run that a command goes on with, by name; {} where there is none.
+
+    Raises: utils.UserError where its checkpoints cannot be read.
+    """
+    if options.run.from_scratch:
+        return {}
+    checkpoint, _ = run_folder.newest(run_folder.path_of(options.run.runs_root, options.run_name))
+    return finetune.model_options(ModelConfig.from_dict(checkpoint["model_config"])) if checkpoint else {}
 
 
 def _resumed(options, folder):
@@ -85,7 +97,7 @@ class Plan:
     """The data set and the model of a command.
 
     `dataset` is what D is shown, `reference` what metrics compare with: other than `dataset` where training crops;
-    `class_rows`: those of --init_from, None without it.
+    `class_rows`: those of --init_from, None where the run does not start from it.
     """
 
     dataset: HDF5Dataset
@@ -159,6 +171,7 @@ def load_measure(options: TrainOptions, plan: Plan | None, ranks: Ranks) -> Meas
         check_content(options.metrics, root, name, plan.dataset, (network, reference), ranks)
         keys = metric_keys(network, reference, plan.config.n_classes)
         run_folder.check_which_best(options.reports.which_best, keys)
+    features.check_fits(network, options.metrics.num_inception_images, ranks, options.metrics.metric_batch_size)
     counts = plan and class_counts(options, plan, reference)
     return Measure(network, reference, options.metrics, ranks, class_counts=counts)
 

@@ -1,11 +1,13 @@
 """Going back to an earlier checkpoint after a collapse, and what a command is told that would go into one again."""
 
+import contextlib
 from pathlib import Path
 
 import utils
 from torch_utils import checkpoints
 from torch_utils.checkpoints import of_kind, step_of
 from torch_utils.distributed import Ranks, on_ranks
+from training import run_folder
 from training.logs import read_log
 from training.watchdog import Finding, Watchdog
 
@@ -31,7 +33,10 @@ def _gone_back(folder, step, memory, finding, rollback_lr):
     told = {"step": checkpoint["step"], "noticed": step, "kind": finding.kind, "text": finding.text}
     told["lr_factor"] = memory.lr_factor * rollback_lr
     counted = {"rollbacks": [*memory.rollbacks, told], "lr_factor": told["lr_factor"]}
-    checkpoints.save(checkpoint | {"watchdog": checkpoint.get("watchdog", {}) | counted}, path)
+    changed = {"watchdog": checkpoint.get("watchdog", {}) | counted}
+    if checkpoint["best"] and checkpoint["best"]["step"] not in map(step_of, of_kind(weights, "best")):
+        changed["best"] = None  # its file gave way to that of a later one, which is gone now, too
+    checkpoints.save(checkpoint | changed, path)
     return path
 
 
@@ -41,12 +46,10 @@ def _chosen(paths, step, finding, rollbacks):
     paths = [path for path in paths if step_of(path) < step]
     good = [path for path in paths if step_of(path) <= finding.healthy and step_of(path) != in_vain]
     for path in [*reversed(good), *[path for path in paths if path not in good]]:  # without a good one the oldest
-        try:
-            checkpoint = checkpoints.load(path)
-        except utils.UserError:
-            continue
-        if not checkpoints.not_finite(checkpoint):
-            return path, checkpoint
+        with contextlib.suppress(utils.UserError):
+            checkpoint, problem = run_folder.examined(path)
+            if problem is None:
+                return path, checkpoint
     return None, None
 
 

@@ -16,6 +16,7 @@ from torch_utils import checkpoints
 from torch_utils.checkpoints import FORMAT, of_kind, step_of
 from torch_utils.distributed import Ranks, device_name
 from training import run_lock
+from training.watchdog import MEMORY
 
 IF_DIVERGED = "a lower --G_lr and --D_lr, or --D_param SN, usually helps"  # what a user is told to try
 # --which_best -> the metric's keys, and whether more is better
@@ -30,6 +31,8 @@ BEST = {
     "COVERAGE": (("coverage",), True),
     "ACCURACY": (("accuracy",), True),
 }
+
+FULL = checkpoints.FULL | {"watchdog?": MEMORY}
 
 # What `utils.atomic_path` and `utils.check_writable` leave of a killed run, by the folder within its own.
 LEFT_BEHIND = {
@@ -64,7 +67,7 @@ def newest(folder: Path) -> tuple[dict | None, list[PassedOver]]:
     """
     passed_over = []
     for path in reversed(of_kind(folder / "weights", "ckpt")):
-        checkpoint, problem = _examined(path)
+        checkpoint, problem = examined(path)
         if problem is None:
             return checkpoint, passed_over
         passed_over.append(PassedOver(path, *problem))
@@ -73,15 +76,18 @@ def newest(folder: Path) -> tuple[dict | None, list[PassedOver]]:
     return None, []
 
 
-def _examined(path):
-    """The checkpoint at a path and why it cannot be resumed, (what is added to its name, in words), or None."""
+def examined(path: Path) -> tuple[dict | None, tuple[str, str] | None]:
+    """The full checkpoint at a path and why it cannot be resumed, (what is added to its name, in words), or None.
+
+    Raises: utils.UserError if it is of another version or cannot be read.
+    """
     try:
         checkpoint = checkpoints.load(path)
     except checkpoints.Damaged:
         return None, ("damaged", "it is damaged (its bytes are not those that were written)")
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise utils.UserError(f"{path} is not a checkpoint of this version; use --from_scratch or another name")
-    if wrong := checkpoints.problem(checkpoint, checkpoints.FULL):
+    if wrong := checkpoints.problem(checkpoint, FULL):
         return None, ("damaged", wrong)
     if bad := checkpoints.not_finite(checkpoint):
         return None, ("not_finite", f"{bad} holds values that are not finite, as a diverged run leaves them")

@@ -36,7 +36,6 @@ def _held(folder):
     path = folder / NAME
     try:
         made = [place for place in (folder, *folder.parents) if not place.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
         file = _opened_and_locked(path)
     except BlockingIOError as error:
         raise utils.UserError(
@@ -60,9 +59,18 @@ def _held(folder):
 
 
 def _opened_and_locked(path):
-    """The open lock file. Raises: BlockingIOError where another process holds it, OSError where it cannot be made."""
+    """The open lock file, in its folder, which is made if need be.
+
+    Raises: BlockingIOError where another process holds it, OSError where it cannot be made.
+    """
     while True:
-        file = open(path, "a+")  # noqa: SIM115  (open for as long as the lock is held)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(path, "a+")  # noqa: SIM115  (open for as long as the lock is held)
+        except FileNotFoundError:
+            if path.parent.exists():
+                raise
+            continue  # another run has just ended, and taken its empty folder away
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
@@ -73,7 +81,7 @@ def _opened_and_locked(path):
                 f"warning: {path} cannot be locked ({error.strerror}): a second run in this folder will not be noticed",
                 file=sys.stderr,
             )
-        if _is_at(file, path):  # else another run has just ended, and taken its lock away
+        if _is_at(file, path):  # else the same with its lock
             return file
         file.close()
 

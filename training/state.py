@@ -105,12 +105,7 @@ class TrainingState:
                 ) from error
         self.D.requires_grad_(True)  # which a step of G takes away: DistributedDataParallel counts at its start
         self.step, self.images_seen, self.best = (checkpoint[name] for name in ("step", "images_seen", "best"))
-        try:
-            self.watchdog.load_state_dict(checkpoint.get("watchdog", {}))
-        except (TypeError, AttributeError) as error:
-            raise utils.UserError(
-                f"the newest checkpoint of {path}: its watchdog cannot be read: {utils.first_line(error)}"
-            ) from error
+        self.watchdog.load_state_dict(checkpoint.get("watchdog", {}))
         if "watchdog" not in checkpoint:  # of before there was one
             self.watchdog.begin(self.step, layers.singular_values(G=self.G, D=self.D))
         self.evaluating = checkpoint.get("evaluating", False)

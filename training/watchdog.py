@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import utils
+from torch_utils import schema
 from torch_utils.distributed import Ranks
 from torch_utils.mixed_precision import LossScaler
+from torch_utils.schema import COUNT
 from training.losses import WITH_FLOOR
 from utils import Check, Options, option
 
@@ -100,6 +102,19 @@ class Memory:
     rollbacks: list[dict] = dataclasses.field(default_factory=list)
 
 
+SIGMA = Check(lambda x: type(x) is float and 0 < x < math.inf, "be a positive number")
+FACTOR = Check(lambda x: type(x) in (int, float) and 0 <= x <= 1, "be a number from 0 to 1")
+# The same as a schema (torch_utils/schema.py), of what a checkpoint holds.
+MEMORY = {
+    **schema.of_dataclass(Memory),
+    **dict.fromkeys(("looked?", "healthy?", "evaluated?"), COUNT),
+    "floor_since?": (None, COUNT),
+    "sigmas?": {str: SIGMA},
+    "lr_factor?": FACTOR,
+    "rollbacks?": [{"step": COUNT, "noticed": COUNT, "kind": str, "text": str, "lr_factor": FACTOR}],
+}
+
+
 class Watchdog:
     """`memory`: what it knows; `first`: int64 (5,) on the device, the first step of each of MARKS, else NEVER."""
 
@@ -118,7 +133,7 @@ class Watchdog:
 
     def begin(self, step: int, sigmas: dict[str, float]) -> None:
         """Take what a run without a memory has got to for healthy."""
-        self.memory = Memory(looked=step, healthy=step, evaluated=step, sigmas=sigmas)
+        self.memory = Memory(looked=step, healthy=step, evaluated=step, sigmas=_positive(sigmas))
 
     def mark(
         self, step: int, terms: dict[str, Tensor], networks: Sequence[tuple[nn.Module, LossScaler | None]]
@@ -185,12 +200,10 @@ class Watchdog:
 
     def _explosion(self, step, sigmas, steps):
         """Each is compared with a geometric moving average of itself, which forgets within about OVER steps."""
-        before, kept = self.memory.sigmas, math.exp(-steps / OVER)
+        before, kept = self.memory.sigmas, math.exp(-max(0, steps) / OVER)
         growth = {name: now / before[name] for name, now in sigmas.items() if name in before and now > SMALL_SIGMA}
         self.memory.sigmas = {
-            name: before.get(name, now) ** kept * now ** (1 - kept)
-            for name, now in sigmas.items()
-            if 0 < now < math.inf
+            name: before.get(name, now) ** kept * now ** (1 - kept) for name, now in _positive(sigmas).items()
         }
         if not growth or max(growth.values()) < GROWTH:
             return None
@@ -228,6 +241,11 @@ class Watchdog:
         if not found:
             setattr(memory, name, step)
         return new
+
+
+def _positive(sigmas):
+    """Those that can be compared: not those of layers of zeros."""
+    return {name: sigma for name, sigma in sigmas.items() if 0 < sigma < math.inf}
 
 
 def _not_finite(tensors, device):

@@ -75,6 +75,18 @@ def test_every_flipped_bit_is_found(tmp_path):
             checkpoints.load(path)
 
 
+def test_of_a_folder_whose_best_is_damaged_another_is_named(tmp_path):
+    for name in ("ckpt_00000003", "best_00000002", "best_00000003"):
+        checkpoints.save(like_a_checkpoint(), tmp_path / "weights" / f"{name}.pth")
+    path = tmp_path / "weights" / "best_00000003.pth"
+    path.write_bytes(path.read_bytes()[:-9])
+    words = "best_00000003.pth is not .*; name another file of .*weights: best_00000002.pth, ckpt_00000003.pth$"
+    with pytest.raises(checkpoints.Damaged, match=words):
+        checkpoints.read_model(tmp_path)
+    with pytest.raises(checkpoints.Damaged, match="or another format.$"):
+        checkpoints.read_model(str(path))
+
+
 def test_checkpoints_without_a_checksum_of_their_own_are_read_and_checked_by_that_of_their_members(tmp_path):
     path = tmp_path / "c.pth"
     torch.save(like_a_checkpoint(), path)  # as earlier versions wrote them

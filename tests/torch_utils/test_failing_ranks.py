@@ -86,6 +86,18 @@ def test_another_error_of_any_rank_is_printed_too_but_not_that_it_lost_the_first
     assert said_last == ["rank 2: train.py: ValueError: a fault"]
 
 
+def test_a_line_comes_after_torchruns_and_not_without_it(as_rank, monkeypatch):
+    become, said_last = as_rank
+    become(0)
+    line = "stopped at step 2; the same command goes on from there"
+    utils.say_last(line)
+    assert said_last == [line]
+    for name in utils.TORCHRUN_VARIABLES:
+        monkeypatch.delenv(name)
+    utils.say_last(line)
+    assert said_last == [line]
+
+
 def test_a_lost_process_is_told_of_where_it_has_said_nothing(as_rank, capsys):
     become, said_last = as_rank
     become(0)

@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import signal
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ import utils
 from reports import curves
 from torch_utils import checkpoints
 from training import intervals, logs
+from training.watchdog import Watchdog
 
 MODEL = "--G_ch 8 --D_ch 8 --G_ch_mult 2-1-1 --D_ch_mult 1-2-2 --G_attn 0 --D_attn 0 --dim_z 8 --batch_size 8".split()
 METRICS = "--feature_network classifier --num_inception_images 40 --metric_batch_size 40 --which_best FD".split()
@@ -187,6 +189,30 @@ def test_what_is_done_with_a_bad_evaluation(where, tmp_path, monkeypatch, capsys
     assert back == ([(3, 4)] if policy == "rollback" else [])  # two copies are kept, that of step 2 was the older one
 
 
+def test_a_best_that_went_with_a_rollback_counts_no_more(where, tmp_path, monkeypatch):
+    """With --num_best_copies 1 that of step 2 gives way to that of step 4, which the collapse of step 6 takes away."""
+    scores = iter([(4.0, 0.5), (3.0, 0.5), (9.0, 0.0), (5.0, 0.5), (6.0, 0.5)])
+    others = {"is_mean": 2.0, "is_std": 0.1, "protocol": {}}
+
+    def evaluated(*_, **__):
+        fd, coverage = next(scores)
+        return {"fd": fd, "coverage": coverage, **others}
+
+    monkeypatch.setattr(intervals, "evaluate_generator", evaluated)
+    monkeypatch.setattr(intervals, "draw_curves", lambda *_: None)  # which takes its time
+    flags = "--test_every 2 --save_every 1 --num_iters 6 --num_best_copies 1 --num_save_copies 9".split()
+    examine = Watchdog.examine_metrics
+
+    def back_to_3(self, step, metrics, factor):
+        return [finding._replace(healthy=3) for finding in examine(self, step, metrics, factor)]
+
+    monkeypatch.setattr(Watchdog, "examine_metrics", back_to_3)
+    train.main([*FLAGS, *flags, "--on_collapse", "rollback", *where, "run"])
+    assert [(e["step"], e["noticed"]) for e in events(tmp_path / "run", "rollback")] == [(3, 6)]
+    best = checkpoints.of_kind(tmp_path / "run" / "weights", "best")
+    assert [checkpoints.step_of(path) for path in best] == [4] and newest(tmp_path / "run")["best"]["value"] == 5.0
+
+
 def test_what_ends_in_an_evaluation_is_saved_and_goes_on_exactly(where, tmp_path, monkeypatch):
     command = [*FLAGS, "--test_every", "3", "--save_every", "100", "--num_iters", "6", "--sample_every", "3", *where]
     train.main([*command, "whole"])
@@ -207,6 +233,46 @@ def test_what_ends_in_an_evaluation_is_saved_and_goes_on_exactly(where, tmp_path
         train.main([*command, name])
         assert_same(tmp_path / name, tmp_path / "whole")
         assert not newest(tmp_path / name)["evaluating"]
+
+
+def test_a_signal_while_a_sheet_is_drawn_loses_no_step(where, tmp_path, monkeypatch):
+    """Where no checkpoint is due: it comes after the next step."""
+    command = [*FLAGS, "--save_every", "100", "--num_iters", "6", "--sample_every", "3", *where, "run"]
+    class_sheet = intervals.class_sheet
+
+    def signalled(*arguments, **how):
+        signal.raise_signal(signal.SIGTERM)
+        return class_sheet(*arguments, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(intervals, "class_sheet", signalled)
+        patch.setattr(intervals, "draw_curves", lambda *_: None)
+        with pytest.raises(SystemExit, match="143"):
+            train.main(command)
+    assert newest(tmp_path / "run")["step"] == 4
+    train.main(command)
+    assert newest(tmp_path / "run")["step"] == 6
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_signal_in_an_evaluation_ends_in_an_error_only_where_the_step_is_lost(where, tmp_path, monkeypatch, kept):
+    """The disk is full after the checkpoint that comes before the evaluation, or from the beginning."""
+    save = checkpoints.save
+
+    def evaluated(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+        return {"fd": 1.0, "is_mean": 2.0, "is_std": 0.1, "protocol": {}}
+
+    def full(content, path):
+        if not (kept and content.get("evaluating")):
+            raise utils.CannotWrite(f"cannot write {path}: No space left on device")
+        save(content, path)
+
+    monkeypatch.setattr(intervals, "evaluate_generator", evaluated)
+    monkeypatch.setattr(checkpoints, "save", full)
+    lost = pytest.raises(utils.UserError, match="no checkpoint of step 2 could be saved: .*No space left")
+    with pytest.raises(SystemExit, match="143") if kept else lost:
+        train.main([*FLAGS, "--test_every", "2", "--num_iters", "6", *where, "run"])
 
 
 def test_moments_that_overflow_are_no_checkpoint(where, tmp_path, monkeypatch):

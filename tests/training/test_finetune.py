@@ -207,6 +207,14 @@ def test_the_script_takes_the_models_options_from_the_checkpoint(data_root, tmp_
     assert "start from" not in capsys.readouterr().out
     log = logs.read_log(tmp_path / "runs" / "run" / "log.jsonl")
     assert [event["event"] for event in log].count("init_from") == 1 and log[0]["class_rows"] == [None, None, 0]
+    (tmp_path / "map.json").unlink()
+    train.main([*arguments, "3", "--dry_run"])
+    (tmp_path / "a.pth").unlink()
+    with pytest.raises(utils.UserError, match="a.pth: no such checkpoint"):
+        train.main([*arguments, "3", "--from_scratch"])
+    train.main([*arguments, "3"])
+    _, meta = BigGAN.load_generator(tmp_path / "runs" / "run")
+    assert meta["step"] == 3
 
 
 @pytest.mark.parametrize(

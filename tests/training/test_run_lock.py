@@ -13,7 +13,7 @@ import torch
 
 import utils
 from torch_utils.distributed import Ranks
-from training import run_folder
+from training import run_folder, run_lock
 from training.run_lock import NAME, locked
 
 ONE = Ranks(0, 1, torch.device("cpu"))
@@ -44,6 +44,20 @@ def test_a_folder_is_held_by_one_and_left_as_it_was(tmp_path):
     with locked(folder, ONE):
         pass
     assert [path.name for path in folder.iterdir()] == ["log.jsonl"]
+
+
+def test_a_folder_that_another_run_takes_away_is_made_again(tmp_path, monkeypatch):
+    """As it ends without having written anything, between two system calls of this one."""
+    taken = []
+
+    def opened(path, mode):
+        if not taken:
+            taken.append(path.parent.rmdir())
+        return open(path, mode)
+
+    monkeypatch.setattr(run_lock, "open", opened, raising=False)
+    with locked(tmp_path / "runs" / "run", ONE):
+        assert taken and (tmp_path / "runs" / "run" / NAME).exists()
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path):

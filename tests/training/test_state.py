@@ -80,6 +80,17 @@ def test_what_allow_change_names_counts_from_the_checkpoint_on():
     assert list(changes) == ["bn_mode"] and made.best is None
 
 
+@pytest.mark.parametrize(("name", "flags"), [("cross_replica", ["--cross_replica"]), ("ssm", ["--ssm", "gain"])])
+def test_a_flag_of_after_a_checkpoint_counts_as_its_default_there(name, flags):
+    options = options_of(*flags)
+    args = {key: value for key, value in options_of().record().items() if key != name}
+    about = {"model_config": {}, "data": {}, "args": options.record()}
+    with pytest.raises(utils.UserError, match=f"--{name} was (False|none) and is now"):
+        options.changes_since({"step": 3, **about, "args": args}, about)
+    about["args"] = options_of().record()
+    assert options_of().changes_since({"step": 3, **about, "args": args}, about) == {}
+
+
 def test_a_checkpoint_without_a_part_is_one_line(tmp_path):
     made = state("--ema")
     with pytest.raises(utils.UserError, match="holds no G_ema"):
