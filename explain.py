@@ -34,7 +34,6 @@ from sampling.latents import balanced_labels, latents
 from sampling.sheets import render
 from torch_utils import checkpoints, distributed
 from torch_utils.images import FORMATS, save_image, to_float
-from torch_utils.memory import keep_freed_blocks
 from torch_utils.mixed_precision import PrecisionOptions
 
 MOST = 50  # rows and columns of a picture
@@ -97,7 +96,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     options = SamplingOptions.of(args)
     check_numbers(args)
-    keep_freed_blocks()
     device = distributed.resolve_device(options.device)
     G, meta = BigGAN.load_generator(args.checkpoint, device, options.ema)
     PrecisionOptions.of(args).apply(G)

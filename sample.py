@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     options = SamplingOptions.of(args)
     if not args.sheets and not args.num_samples:
         raise utils.UserError("--no-sheets without --num_samples N: there is nothing to write")
-    keep_freed_blocks()
+    if args.num_samples:  # a sheet's few images do not pay for what it costs
+        keep_freed_blocks()
     device = distributed.resolve_device(options.device)
     G, meta = BigGAN.load_generator(args.checkpoint, device, options.ema)
     PrecisionOptions.of(args).apply(G)

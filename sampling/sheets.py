@@ -19,7 +19,8 @@ from utils import Options, numbered, option
 
 COLUMNS = SHOWN  # of every sheet
 TRUNCATION_COLUMNS = 12  # of a sheet of truncations, about
-SHEET_BATCH = 20  # images at a time for a sheet: fits wherever training did
+# Images at a time for a sheet, and their pixels: it fits wherever training did, and 128x128 into 2 GB.
+SHEET_BATCH, SHEET_PIXELS = 20, 20 * 64**2
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class SheetOptions(Options):
 
 def render(G: nn.Module, z: Tensor, y: Tensor) -> Tensor:
     """Images of z (N,dim_z) and y, ids (N,) or weights (N,K): uint8 (N,3,R,R), a few at a time."""
-    batches = zip(z.split(SHEET_BATCH), y.split(SHEET_BATCH), strict=True)
+    number = max(1, min(SHEET_BATCH, SHEET_PIXELS // G.config.resolution**2))
+    batches = zip(z.split(number), y.split(number), strict=True)
     return torch.cat([make_images(G, z_batch, y_batch) for z_batch, y_batch in batches])
 
 

@@ -371,6 +371,15 @@ def test_paths_of_interpolations():
         torch.testing.assert_close(ends, torch.cat([start, end]), atol=1e-6, rtol=0)
 
 
+def test_large_images_are_made_few_at_a_time(G, monkeypatch):
+    seen, z, y = [], latents(3, range(6), DIM_Z), torch.zeros(6, dtype=torch.int64)
+    wanted = sheets.render(G, z, y)
+    make = sheets.make_images
+    monkeypatch.setattr(sheets, "make_images", lambda G, z, y: seen.append(len(z)) or make(G, z, y))
+    monkeypatch.setattr(sheets, "SHEET_PIXELS", 2 * G.config.resolution**2)
+    assert (sheets.render(G, z, y).int() - wanted.int()).abs().max() <= 1 and seen == [2, 2, 2]
+
+
 def test_z_and_class_move_together(G):
     sheet = sheets.class_interpolation_sheet(G, 2, 3, None, [0, 2], NAMES, with_z=True)
     found = tiles(sheet, 2, 10, left=["0 cat"], right=["0 cat"])
