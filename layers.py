@@ -211,7 +211,7 @@ class ConditionalBatchNorm2d(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # x (N,C,H,W), condition (N,) or (N,S)
         gain = 1 + self.gain(condition)  # (N,C)
         bias = self.bias(condition)  # (N,C)
-        if self.training and self.bn.alone and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if self.bn.alone and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             gain, bias = (t.to(x.dtype)[:, :, None, None] for t in (gain, bias))
             return _NormalizeModulate.apply(x, gain, bias, *self.bn.tracked())
         if self.training or x.dtype != self.bn.running_var.dtype:

@@ -105,11 +105,11 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     @property
     def alone(self) -> bool:
-        """Whether training takes the statistics of the images that it is given, and moves the running ones so far."""
-        return self.groups is None and self.momentum is not None
+        """Whether a forward takes the statistics of the images that it is given, and moves the running ones so far."""
+        return self.training and self.track_running_stats and self.groups is None and self.momentum is not None
 
     def tracked(self) -> tuple[Tensor, Tensor, float, float]:
-        """For a training forward computed elsewhere, where `alone`: running mean and variance, momentum, eps."""
+        """For a forward computed elsewhere, where `alone`: running mean and variance, momentum, eps."""
         self.num_batches_tracked.add_(1)
         return self.running_mean, self.running_var, self.momentum, self.eps
 
