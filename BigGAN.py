@@ -166,7 +166,7 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu", ema: bo
     state = checkpoint.get("G_ema" if ema else "G")
     if state is None:
         raise utils.UserError(f"{meta['path']} holds only the moving average of G")
-    return _restore(Generator, state, device, meta), {**meta, "ema": ema}
+    return restore(Generator, state, device, meta), {**meta, "ema": ema}
 
 
 def load_discriminator(path: str | Path, device: str | torch.device = "cpu") -> tuple[Discriminator, dict]:
@@ -177,16 +177,20 @@ def load_discriminator(path: str | Path, device: str | torch.device = "cpu") -> 
     checkpoint, meta = _read(path, ("ckpt",))
     if checkpoint.get("D") is None:
         raise utils.UserError(f"{meta['path']} holds no discriminator; use a full checkpoint of the run's weights/")
-    return _restore(Discriminator, checkpoint["D"], device, meta), meta
+    return restore(Discriminator, checkpoint["D"], device, meta), meta
 
 
 def _read(path, kinds):
     checkpoint, path = checkpoints.read_model(path, kinds)
-    tensors = {"G", "D", "G_ema", "opt_G", "opt_D"}
+    tensors = {"G", "D", "G_ema", "G_power", "opt_G", "opt_D"}
     return checkpoint, {**{k: v for k, v in checkpoint.items() if k not in tensors}, "path": str(path)}
 
 
-def _restore(network, state, device, meta):
+def restore(network: type, state: dict, device: str | torch.device, meta: dict) -> nn.Module:
+    """A Generator or Discriminator with the weights of a state dict, in eval mode and without gradients.
+
+    meta: of its checkpoint: `model_config`, and `path` for error messages. Raises: utils.UserError.
+    """
     config = ModelConfig.from_dict(meta["model_config"])
     with torch.random.fork_rng(devices=[]):  # the weights it draws are overwritten: leave the caller's seed alone
         _check_size(network, config, state, meta["path"])

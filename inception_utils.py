@@ -227,13 +227,14 @@ def evaluate_generator(
     *,
     ema: bool,
     mode: BatchNormMode = batch_norm.RUNNING,
+    ema_power: float | None = None,
 ) -> dict:
     """Metrics of images 0 to num_images - 1 of a seed, whose classes take turns, or follow `measure.class_counts`.
 
     They depend neither on the number of ranks nor on the batch size. G, and torch's random state, stay as they are.
 
     Args: G: on `measure.ranks.device`; truncation: a Truncation or None; ema: whether G is a moving average, for the
-        protocol; mode: BatchNormMode.
+        protocol, as ema_power, the relative width of a power-law average; mode: BatchNormMode.
     Returns: dict of floats (see `compute_metrics`, `metrics.features.intra_class`) and `protocol`, a dict; the same on
         all ranks.
     Raises: utils.UserError where the GPU's memory, or the number of images, is too small.
@@ -248,7 +249,8 @@ def evaluate_generator(
         sampling, turns = ("uniform", "classes in turns") if counts is None else ("data", "classes in proportion")
         order = turns + (", shuffled" if mode.block_size else "")
         about_order = {"order": order, "class_sampling": sampling}
-        further = {"ema": ema, "amp": amp_name(G.amp), "truncation": truncation, **about_order, **mode.protocol()}
+        about_G = {"ema": ema, "ema_power": ema_power, "amp": amp_name(G.amp), "truncation": truncation}
+        further = {**about_G, **about_order, **mode.protocol()}
         return _measured(measure, images, range(num_images), labelled, seed, further)
 
 

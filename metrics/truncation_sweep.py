@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import utils
@@ -38,23 +38,31 @@ def limits(start: float, stop: float, step: float) -> list[float]:
     return [round(start + i * step, 10) for i in range(count)]
 
 
-def run(points: Iterable[dict], about: dict, path: Path, ranks: Ranks) -> dict:
+def run(
+    points: Iterable[dict],
+    about: dict,
+    path: Path,
+    ranks: Ranks,
+    key: str = "truncation_sweep",
+    draw: Callable[[list[dict], Path], None] | None = None,
+) -> dict:
     """Evaluate, and write a picture to `path` and the numbers beside it (.json), replacing an earlier sweep's.
 
-    Args: points: metrics with their protocol, evaluated as it is gone through; about: what they are of; path: of a PNG.
+    Args: points: metrics with their protocol, evaluated as it is gone through; about: what they are of; path: of a PNG;
+        key: the sweep's name in the result; draw: what makes the picture, `plot` unless given.
     Returns: as in the JSON file.
     Raises: utils.UserError, before anything is evaluated, if the folder cannot be written to.
     """
-    result = {**about, "plot": str(path), "truncation_sweep": []}
+    result = {**about, "plot": str(path), key: []}
     partial = path.with_suffix(".partial.json")  # what there is if the sweep is interrupted
     if ranks.is_main:
         utils.save_json(result, partial)
     for metrics in points:
-        result["truncation_sweep"].append(metrics)
+        result[key].append(metrics)
         if ranks.is_main:
             utils.save_json(result, partial)
     if ranks.is_main:
-        plot(result["truncation_sweep"], path)
+        (draw or plot)(result[key], path)
         utils.save_json(result, path.with_suffix(".json"))
         partial.unlink(missing_ok=True)  # another process may have made the same sweep
     return result

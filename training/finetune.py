@@ -20,8 +20,6 @@ from torch_utils import checkpoints
 from training.ema import MovingAverage
 from utils import Options, counted, option
 
-POWER_ITERATIONS = 100  # on the spectral-norm vectors of a matrix that was made again
-
 
 @dataclass(frozen=True)
 class FinetuneOptions(Options):
@@ -172,9 +170,7 @@ def _load(network, old, source, rows):
             _refuse(network, name, value, new[name], source)
         new[name] = value
     network.load_state_dict(new)
-    for layer in [network.get_submodule(name.removesuffix(".weight")) for name in remade if name.endswith(".weight")]:
-        for _ in range(POWER_ITERATIONS if layer.sn else 0):
-            layer.power_iteration()
+    layers.settle(network.get_submodule(name.removesuffix(".weight")) for name in remade if name.endswith(".weight"))
     return {
         "loaded": [name for name in new if name in old and name not in remade],
         "remade": [name for name in new if name in remade],

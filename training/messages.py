@@ -19,7 +19,8 @@ def notes(options: TrainOptions, config: ModelConfig) -> list[str]:
     lines = [*(options.legacy_notes or []), *config.notes()]
     if options.model["dim_z"] != config.dim_z:
         lines.append(f"--dim_z {options.model['dim_z']} is {config.dim_z} here: --hier splits z into equal parts")
-    if not options.ema.ema and options.ema != EMAOptions():
+    ema, default = options.ema, EMAOptions()
+    if not ema.ema and (ema.ema_start, ema.ema_decay) != (default.ema_start, default.ema_decay):
         lines.append("without --ema there is no moving average: --ema_start and --ema_decay do nothing")
     return lines
 

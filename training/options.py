@@ -131,7 +131,7 @@ class ReportOptions(Options):
 EVALUATION = (MetricOptions, BatchNormMode)
 OF_TRAINING = (BatchOptions, BatchStatistics, StepOptions, EMAOptions, OptimizerOptions, PrecisionOptions)
 CHANGEABLE_BY_NAME = (*OF_TRAINING, ReportOptions, *EVALUATION)
-NEVER_CHANGEABLE = {"unconditional", "ema"}
+NEVER_CHANGEABLE = {"unconditional", "ema", "ema_power"}
 
 
 @dataclass(frozen=True)
