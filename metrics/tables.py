@@ -54,9 +54,10 @@ def read_results(path: str | Path) -> list[tuple[str, dict]]:
     result = utils.load_json(path)
     try:
         results = named_results(str(path), result)
-        if results and all("is_mean" in metrics and "bn_mode" in metrics["protocol"] for _, metrics in results):
+        distances = all(metrics.keys() & {"fid", "fd"} for _, metrics in results)
+        if results and distances and all("bn_mode" in metrics["protocol"] for _, metrics in results):
             return results
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, AttributeError):
         pass
     raise utils.UserError(f"{path} holds no results of evaluate.py --json")
 

@@ -58,9 +58,7 @@ def steps_text(start: int, end: int, folder: Path) -> str:
 def print_end(folder: Path, step: int) -> None:
     print(f"{folder} is at step {step}: {folder}/samples, curves.png and log.jsonl; tensorboard --logdir {folder}")
     evaluations = [
-        event
-        for event in read_log(folder / "log.jsonl")
-        if event["event"] == "eval" and event.keys() >= {"is_mean", "is_std"}
+        event for event in read_log(folder / "log.jsonl") if event["event"] == "eval" and event.keys() & {"fid", "fd"}
     ]
     if evaluations:
         print(f"step {evaluations[-1]['step']}: {summary(evaluations[-1])}")
