@@ -103,6 +103,7 @@ class Discriminator(nn.Module):
     """
 
     amp: torch.dtype | None = None  # as Generator.amp
+    frozen: tuple[nn.Module, ...] = ()  # parts that stay as they are
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -129,6 +130,31 @@ class Discriminator(nn.Module):
             self.label_embedding = layers.Embedding(config.n_classes, config.D_label_dim)
             self.label_linear = layers.Linear(config.D_label_dim, config.D_label_ch, **sn)
         layers.init_weights(self, config.D_init)
+
+    def freeze(self, number: int) -> None:
+        """Have the first blocks, and what comes before them, stay as they are (Mo et al. 2020, FreezeD), bit for bit.
+
+        They get no gradients, and are in eval mode for good: their spectral norm takes no power iterations. Attention
+        belongs to the block before it. Raises: utils.UserError where D has fewer blocks.
+        """
+        ends = [i for i, block in enumerate(self.blocks) if not isinstance(block, layers.SelfAttention)]
+        if number > len(ends):
+            raise utils.UserError(f"--freeze_D {number}: D has {utils.counted(len(ends), 'block')}")
+        parts = self.blocks[: [*ends, None][number]] if number else []
+        self.frozen = tuple(part for part in (self.input_conv if number else None, *parts) if part is not None)
+        self.requires_grad_(True).train(self.training)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Discriminator":
+        super().requires_grad_(requires_grad)
+        for part in self.frozen:
+            part.requires_grad_(False)
+        return self
+
+    def train(self, mode: bool = True) -> "Discriminator":
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # x (N,3,R,R) in [-1,1], y (N,) int64
         with precision.autocast(x.device.type, self.amp):

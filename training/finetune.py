@@ -38,6 +38,9 @@ class FinetuneOptions(Options):
         "(without it, classes of the same name are taken over)",
         metavar="FILE",
     )
+    freeze_D: int = option(
+        0, "first blocks of D that stay as they are (FreezeD; attention goes with its block)", kind=utils.count
+    )
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,24 @@ def check_resolution(source: Source, dataset: ImageSet) -> None:
         raise utils.UserError(
             f"--init_from {source.path} is of {source.config.resolution}x{source.config.resolution} images, "
             f"{dataset.path} of {dataset.resolution}x{dataset.resolution}: make the data at its --resolution"
+        )
+
+
+def check_frozen(number: int, source: Source, D: nn.Module) -> None:
+    """Raise utils.UserError unless D has so many blocks, all of them from the source.
+
+    D: of the run's config, which is frozen in place: one on the meta device will do.
+    """
+    D.freeze(number)
+    if number and source.D is None:
+        raise utils.UserError(
+            f"--freeze_D {number}: {source.path} holds the generator alone, and D's first blocks would stay random; "
+            "name a full checkpoint (ckpt_*.pth)"
+        )
+    anew = [name for name, p in D.named_parameters() if not p.requires_grad and name not in source.D]
+    if anew:
+        raise utils.UserError(
+            f"--freeze_D {number}: {anew[0]} of D is not in {source.path}, and would stay random; freeze fewer blocks"
         )
 
 

@@ -19,6 +19,9 @@ def notes(options: TrainOptions, config: ModelConfig) -> list[str]:
     lines = [*(options.legacy_notes or []), *config.notes()]
     if options.model["dim_z"] != config.dim_z:
         lines.append(f"--dim_z {options.model['dim_z']} is {config.dim_z} here: --hier splits z into equal parts")
+    if number := options.finetune.freeze_D:
+        which = "block of D stays" if number == 1 else f"{number} blocks of D stay"
+        lines.append(f"--freeze_D {number}: the first {which} as loaded, spectral norm's vectors included")
     ema, default = options.ema, EMAOptions()
     if not ema.ema and (ema.ema_start, ema.ema_decay) != (default.ema_start, default.ema_decay):
         lines.append("without --ema there is no moving average: --ema_start and --ema_decay do nothing")

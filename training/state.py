@@ -35,6 +35,7 @@ class TrainingState:
         """Freshly initialised; weights come from torch's global CPU seed."""
         # channels_last is the layout that convolutions are fastest in, on CPUs and on GPUs with tensor cores.
         self.G, self.D = (net.to(device, memory_format=torch.channels_last) for net in BigGAN.build(config))
+        self.D.freeze(options.finetune.freeze_D)
         options.precision.apply(self.G, self.D)
         self.opt_G, self.opt_D = make_optimizers(self.G, self.D, options.optimizers)
         self.scaler_G, self.scaler_D = (options.precision.scaler(device) for _ in range(2))
