@@ -11,8 +11,11 @@ import train
 import utils
 from image_datasets import writing
 from torch_utils import checkpoints, power_law
+from torch_utils.distributed import Ranks
+from training import rollback
 from training.ema import EMAOptions, MovingAverage, PowerAverages, ramped_decay
 from training.options import TrainOptions
+from training.watchdog import Finding, Watchdog
 
 
 def parsed(*flags):
@@ -76,6 +79,17 @@ def test_flags():
         parsed("--ema", "--ema_ramp", "-1")
     with pytest.raises(utils.UserError, match="--allow_change ema_power: --ema_power cannot change"):
         parsed("--allow_change", "ema_power")
+
+
+def test_going_back_after_a_collapse_takes_later_averages_along(tmp_path):
+    for step in (2, 4):
+        checkpoints.save({"step": step}, tmp_path / "weights" / f"ckpt_{step:08d}.pth")
+    (tmp_path / "averages").mkdir()
+    for step in (1, 2, 3, 4):
+        (tmp_path / "averages" / f"average_{step:08d}.pth").touch()
+    cpu = torch.device("cpu")
+    rollback.go_back(tmp_path, 5, Watchdog(cpu), Finding("not_finite", "it is", 2), 0.5, Ranks(0, 1, cpu))
+    assert [checkpoints.step_of(path) for path in checkpoints.averages_of(tmp_path)] == [1, 2]
 
 
 @pytest.mark.slow
