@@ -9,6 +9,7 @@ from torch_utils import power_law
 
 WIDTHS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)  # those of the flag alone
 KEY = "ema_sweep"
+LARGE = 0.1  # a fit_error that makes it another average than the one asked for
 
 
 def add_sweep_args(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +44,8 @@ def verdict(points: Sequence[dict]) -> str:
     i = best(points)
     at_end = len(points) > 1 and i in (0, len(points) - 1)
     more = "; it is the last of the list: others beyond may be better" if at_end else ""
+    if points[i]["fit_error"] > LARGE:
+        more += f"; fit_error {points[i]['fit_error']:.2f}: averages stored more often come closer"
     key = "FID" if "fid" in points[i] else "FD"
     return f"best: relative width {points[i]['protocol']['ema_power']:g}, {key} {distance(points[i]):.4f}{more}"
 

@@ -100,9 +100,14 @@ def test_a_sweep_is_a_table_and_its_best_a_checkpoint(run, tmp_path, capsys):
 def test_the_widths_of_a_sweep():
     assert ema_sweep.chosen_widths([]) == list(ema_sweep.WIDTHS)
     assert ema_sweep.chosen_widths([(0.2,), (0.05, 0.1)]) == [0.05, 0.1, 0.2]
-    points = [{"fd": fd, "protocol": {"ema_power": width}} for width, fd in ((0.05, 2.0), (0.1, 1.0), (0.2, 3.0))]
+    points = [
+        {"fd": fd, "fit_error": 0.01, "protocol": {"ema_power": width}}
+        for width, fd in ((0.05, 2.0), (0.1, 1.0), (0.2, 3.0))
+    ]
     assert ema_sweep.verdict(points) == "best: relative width 0.1, FD 1.0000"
     assert "others beyond may be better" in ema_sweep.verdict(points[:2])
+    points[1]["fit_error"] = 0.3
+    assert "fit_error 0.30" in ema_sweep.verdict(points)
 
 
 @pytest.mark.parametrize(
