@@ -102,6 +102,7 @@ class Discriminator(nn.Module):
     """
 
     amp: torch.dtype | None = None  # as Generator.amp
+    frozen: tuple[nn.Module, ...] = ()  # parts that stay as they are
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -128,6 +129,31 @@ class Discriminator(nn.Module):
             self.label_embedding = layers.Embedding(config.n_classes, config.D_label_dim)
             self.label_linear = layers.Linear(config.D_label_dim, config.D_label_ch, **sn)
         layers.init_weights(self, config.D_init)
+
+    def freeze(self, number: int) -> None:
+        """Have the first blocks, and what comes before them, stay as they are (Mo et al. 2020, FreezeD), bit for bit.
+
+        They get no gradients, and are in eval mode for good: their spectral norm takes no power iterations. Attention
+        belongs to the block before it. Raises: utils.UserError where D has fewer blocks.
+        """
+        ends = [i for i, block in enumerate(self.blocks) if not isinstance(block, layers.SelfAttention)]
+        if number > len(ends):
+            raise utils.UserError(f"--freeze_D {number}: D has {utils.counted(len(ends), 'block')}")
+        parts = self.blocks[: [*ends, None][number]] if number else []
+        self.frozen = tuple(part for part in (self.input_conv if number else None, *parts) if part is not None)
+        self.requires_grad_(True).train(self.training)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Discriminator":
+        super().requires_grad_(requires_grad)
+        for part in self.frozen:
+            part.requires_grad_(False)
+        return self
+
+    def train(self, mode: bool = True) -> "Discriminator":
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # x (N,3,R,R) in [-1,1], y (N,) int64
         with precision.autocast(x.device.type, self.amp):
@@ -165,7 +191,7 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu", ema: bo
     state = checkpoint.get("G_ema" if ema else "G")
     if state is None:
         raise utils.UserError(f"{meta['path']} holds only the moving average of G")
-    return _restore(Generator, state, device, meta), {**meta, "ema": ema}
+    return restore(Generator, state, device, meta), {**meta, "ema": ema}
 
 
 def load_discriminator(path: str | Path, device: str | torch.device = "cpu") -> tuple[Discriminator, dict]:
@@ -176,16 +202,20 @@ def load_discriminator(path: str | Path, device: str | torch.device = "cpu") -> 
     checkpoint, meta = _read(path, ("ckpt",))
     if checkpoint.get("D") is None:
         raise utils.UserError(f"{meta['path']} holds no discriminator; use a full checkpoint of the run's weights/")
-    return _restore(Discriminator, checkpoint["D"], device, meta), meta
+    return restore(Discriminator, checkpoint["D"], device, meta), meta
 
 
 def _read(path, kinds):
     checkpoint, path = checkpoints.read_model(path, kinds)
-    tensors = {"G", "D", "G_ema", "opt_G", "opt_D"}
+    tensors = {"G", "D", "G_ema", "G_power", "opt_G", "opt_D"}
     return checkpoint, {**{k: v for k, v in checkpoint.items() if k not in tensors}, "path": str(path)}
 
 
-def _restore(network, state, device, meta):
+def restore(network: type, state: dict, device: str | torch.device, meta: dict) -> nn.Module:
+    """A Generator or Discriminator with the weights of a state dict, in eval mode and without gradients.
+
+    meta: of its checkpoint: `model_config`, and `path` for error messages. Raises: utils.UserError.
+    """
     config = ModelConfig.from_dict(meta["model_config"])
     module = _without_weights(network, config, state, meta["path"]).to_empty(device="cpu")
     load_state(module, state, meta["path"])

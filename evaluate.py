@@ -2,6 +2,7 @@
 
     python evaluate.py runs/quickstart                                   as during training
     python evaluate.py runs/quickstart --truncation_sweep 0.2 1.0 0.1    a table and a plot against truncation
+    python evaluate.py runs/x --ema_sweep 0.05 0.1 0.2                   the same against the moving average's length
     python evaluate.py samples.npz --dataset I128                        images made elsewhere
     python evaluate.py folder_a folder_b                                 one against the other as reference
     python evaluate.py --compare first.json second.json                  results of --json side by side
@@ -31,11 +32,12 @@ from inception_utils import (
     load_evaluation,
     reference_protocol,
 )
-from metrics import tables, truncation_sweep
+from metrics import ema_sweep, tables, truncation_sweep
 from metrics.images import FolderImages, GeneratedImages, Source
 from metrics.protocol import MetricOptions
 from metrics.reference import load_reference, with_moments_of_file
 from sampling import batch_norm
+from sampling.averages import StoredAverages
 from sampling.batch_norm import BatchNormMode
 from sampling.class_sampling import ClassSampling, is_balanced
 from sampling.generate import SamplingOptions, describe
@@ -97,6 +99,7 @@ def make_parser() -> utils.ArgumentParser:
         help="also the mean Frechet distance within each class; reads the data set itself, or the second SOURCE",
     )
     truncation_sweep.add_sweep_args(parser)
+    ema_sweep.add_sweep_args(parser)
     SamplingOptions.add_to(parser)
     ClassSampling.add_to(parser)
     PrecisionOptions.add_to(parser, only=("amp", "tf32"))
@@ -141,8 +144,10 @@ def print_results(result: dict | None, others: list, as_json: bool) -> None:
         print(json.dumps(result or dict(rows), indent=1))
     elif others:
         print(tables.rows_table(rows))
-    elif "truncation_sweep" in result:
-        print(tables.rows_table(named, "truncation"))
+    elif sweep := tables.sweep_of(result):
+        print(tables.rows_table(named, tables.SWEEPS[sweep]))
+        if sweep == ema_sweep.KEY:
+            print(ema_sweep.verdict(result[sweep]))
         print(f"wrote {result['plot']} and {Path(result['plot']).with_suffix('.json')}")
     else:
         print(tables.table({key: value for key, value in result.items() if key not in ABOUT}))
@@ -157,6 +162,10 @@ def _evaluate(defaults, given, ranks):
     for flag in ("reference_file", "reference_num"):
         if second and given.get(flag):
             raise utils.UserError(f"--{flag}: {second.path} is what to compare with; leave one of them out")
+    if given.get("ema_out") and "ema_sweep" not in given:
+        raise utils.UserError("--ema_out goes with --ema_sweep")
+    if "ema_sweep" in given:
+        return _sweep_averages(defaults, given, source, second, ranks)
     if source.kind == "checkpoint":
         return _evaluate_checkpoint(defaults, given, source, second, ranks)
     if given.get("truncation_sweep"):
@@ -171,31 +180,25 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     sweep = given.get("truncation_sweep")
     limits = truncation_sweep.limits(*sweep) if sweep else []
     G, meta = BigGAN.load_generator(source.path, ranks.device, given.get("ema", defaults["ema"]))
-    of_run = _flags_of_run(meta.get("args", {}), defaults, given)
-    if wrong := schema.problem(of_run, FLAGS, "args"):
-        raise utils.UserError(f"{source.path}: {wrong}")
-    _refuse_unnamed_code(of_run | given, given, source)
-    args = argparse.Namespace(**defaults | {"num_inception_images": 50_000} | of_run | given)
+    args = _args_of_run(meta, defaults, given, source)
     options = SamplingOptions.of(args)
     PrecisionOptions.of(args).apply(G)
     out = Path(args.out) if args.out else checkpoints.samples_folder(Path(meta["path"]))
     if limits:
         on_ranks(ranks, lambda: utils.check_writable(out))
-    measure = _load_measure(args, G.config.resolution, source, second, ranks)
+    measure = _measure_of_checkpoint(args, meta, source, second, ranks)
     if ranks.is_main:
         print(describe(G, meta, ranks.device))
-    holder = second.path if second else f"the reference statistics of {measure.reference.protocol.dataset}"
-    counts = ClassSampling.of(args).counts(measure.reference.class_counts, G.config.n_classes, holder)
     kind, own, truncation = options.chosen_kind(meta), options.own_truncation(meta), options.chosen_truncation(meta)
     points = [Truncation(limit, kind) for limit in limits]
     # All points of a sweep share a mode: it has to suit them all.
     mode = batch_norm.chosen_mode(vars(args), next((t for t in points if t != own), truncation), own)
     mode.check_fits(G.config, ranks.device)
-    common = (G, dataclasses.replace(measure, class_counts=counts), args.num_inception_images, options.seed)
+    common = (G, measure, args.num_inception_images, options.seed)
     how = {"ema": meta["ema"], "mode": mode}
     about = {"checkpoint": meta["path"], "step": meta["step"]}
     if points:
-        path = out / _sweep_name(Path(meta["path"]).stem, kind, mode, given)
+        path = out / _sweep_name("truncation_sweep", Path(meta["path"]).stem, kind, mode, given)
         return truncation_sweep.run((evaluate_generator(*common, t, **how) for t in points), about, path, ranks)
     metrics = evaluate_generator(*common, truncation, **how)
     trained = (meta.get("metrics") or {}).get("protocol")
@@ -205,12 +208,71 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     return about | metrics
 
 
-def _sweep_name(stem, kind, mode, given):
+def _args_of_run(meta, defaults, given, source):
+    """The namespace of all flags, of a checkpoint: those of its training stand for what is not given."""
+    of_run = _flags_of_run(meta.get("args", {}), defaults, given)
+    if wrong := schema.problem(of_run, FLAGS, "args"):
+        raise utils.UserError(f"{source.path}: {wrong}")
+    _refuse_unnamed_code(of_run | given, given, source)
+    return argparse.Namespace(**defaults | {"num_inception_images": 50_000} | of_run | given)
+
+
+def _measure_of_checkpoint(args, meta, source, second, ranks):
+    """The Measure of a checkpoint's flags, with what its classes are drawn by."""
+    config = meta["model_config"]
+    measure = _load_measure(args, config["resolution"], source, second, ranks)
+    holder = second.path if second else f"the reference statistics of {measure.reference.protocol.dataset}"
+    counts = ClassSampling.of(args).counts(measure.reference.class_counts, config["n_classes"], holder)
+    return dataclasses.replace(measure, class_counts=counts)
+
+
+def _sweep_averages(defaults, given, source, second, ranks):
+    """The result of --ema_sweep: metrics of averages that are made of a run's stored ones."""
+    for flag in ("truncation_sweep", "ema"):
+        if flag in given:
+            raise utils.UserError(f"--{flag} does not go with --ema_sweep, which makes averages of its own")
+    run = source.path.parent if source.path.name == "weights" else source.path
+    stored = StoredAverages.of_run(run)
+    meta = stored.meta
+    args = _args_of_run(meta, defaults, given, source)
+    options, truncation = SamplingOptions.of(args), SamplingOptions.of(args).chosen_truncation(meta)
+    mode = BatchNormMode.of({**vars(args), "bn_mode": args.bn_mode if "bn_mode" in given else "standing"})
+    if mode.bn_mode == "running":
+        raise utils.UserError("--bn_mode running: an average made afterwards has no such statistics; leave it out")
+    out = Path(args.out) if args.out else run / "samples"
+    if args.ema_out and Path(args.ema_out).is_dir():
+        raise utils.UserError(f"--ema_out {args.ema_out}: is a folder; name a file")
+    for folder in [out, *([Path(args.ema_out).parent] if args.ema_out else [])]:
+        on_ranks(ranks, lambda folder=folder: utils.check_writable(folder))
+    measure = _measure_of_checkpoint(args, meta, source, second, ranks)
+    widths = ema_sweep.chosen_widths(args.ema_sweep)
+
+    def points():
+        for width, (G, missing) in zip(widths, stored.solved(widths, ranks.device), strict=True):
+            PrecisionOptions.of(args).apply(G)
+            how = {"ema": True, "mode": mode, "ema_power": width}
+            metrics = evaluate_generator(G, measure, args.num_inception_images, options.seed, truncation, **how)
+            yield {"fit_error": missing} | metrics
+
+    if ranks.is_main:
+        print(f"{utils.counted(len(stored.paths), 'file')} of averages, the last of step {meta['step']}")
+    path = out / _sweep_name(ema_sweep.KEY, stored.paths[-1].stem, truncation and truncation.kind, mode, given)
+    about = {"checkpoint": meta["path"], "step": meta["step"]}
+    result = truncation_sweep.run(points(), about, path, ranks, ema_sweep.KEY, ema_sweep.plot)
+    if args.ema_out:
+        best = result[ema_sweep.KEY][ema_sweep.best(result[ema_sweep.KEY])]
+        [(G, _)] = stored.solved([best["protocol"]["ema_power"]], ranks.device)
+        G = batch_norm.standing_copy(G, mode, options.seed, None, measure.class_counts)
+        on_ranks(ranks, lambda: stored.save(G, best, args.ema_out))
+    return result
+
+
+def _sweep_name(sweep, stem, kind, mode, given):
     """The name of a sweep's picture, another for another kind of truncation, mode or flag that changes numbers."""
-    parts = [stem, kind, *map(str, mode.protocol().values())]
+    parts = [stem, *([kind] if kind else []), *map(str, mode.protocol().values())]
     flags = {name: value for name, value in given.items() if name in IN_NAME_OF_SWEEP}
     parts += [f"{name}-{Path(str(value)).stem}" for name, value in sorted(flags.items())]
-    return f"truncation_sweep_{'_'.join(parts)}.png"
+    return f"{sweep}_{'_'.join(parts)}.png"
 
 
 def _flags_of_run(trained, defaults, given):

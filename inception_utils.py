@@ -160,7 +160,7 @@ def knows_classes(network: FeatureNetwork, reference: Reference) -> bool:
 
 def metric_keys(network: FeatureNetwork, reference: Reference, n_classes: int) -> list[str]:
     """The metrics that `compute_metrics` gives of a generator of n_classes classes."""
-    keys = [network.distance, "is_mean", "is_std"]
+    keys = [network.distance, *(["is_mean", "is_std"] if network.num_classes else [])]
     if reference.real_features is not None:
         keys += ["kid_mean", "kid_std", "precision", "recall", "density", "coverage"]
     return keys + (["accuracy"] if knows_classes(network, reference) and network.num_classes == n_classes else [])
@@ -180,9 +180,10 @@ def compute_metrics(
     Args: features (N,d) and logits (N,K): of `network`, in an order that does not follow the class; labels: int64 (N,),
         the classes that were asked for, or None; reference: of the same network; options: KID's subsets as
         `functional.kid_subset_size` has them; seed: of KID's draws.
-    Returns: dict of floats: `fid` or `fd`, `is_mean`, `is_std`; where there are real features, `kid_mean` and `kid_std`
-        of all of them, and `precision`, `recall`, `density`, `coverage` of as many real and generated images (the first
-        of each); `accuracy` where there are labels and the network's classes are the data set's.
+    Returns: dict of floats: `fid` or `fd`; where the network has classes, `is_mean` and `is_std`; where there are real
+        features, `kid_mean` and `kid_std` of all of them, and `precision`, `recall`, `density`, `coverage` of as many
+        real and generated images (the first of each); `accuracy` where there are labels and the network's classes are
+        the data set's.
     """
     about = reference.protocol
     options = options.resolved(about.splits, about.k, about.is_outputs)
@@ -191,8 +192,9 @@ def compute_metrics(
         warnings.warn(text, stacklevel=2)
     moments = functional.moments_of(features).finalize()
     values = {network.distance: functional.frechet_distance(*moments, reference.mu, reference.sigma)}
-    scored = scored_logits(logits, options.is_outputs)
-    values["is_mean"], values["is_std"] = functional.inception_score(scored, options.is_splits)
+    if network.num_classes:
+        scored = scored_logits(logits, options.is_outputs)
+        values["is_mean"], values["is_std"] = functional.inception_score(scored, options.is_splits)
     if reference.real_features is not None:
         real = reference.real_features.to(features.device)
         size = functional.kid_subset_size(options.kid_subset_size, min(len(real), len(features)))
@@ -208,7 +210,7 @@ def compute_metrics(
 def summary(values: dict) -> str:
     """One line of a dict of metrics for the terminal."""
     parts = [f"{key.upper()} {values[key]:.3f}" for key in ("fid", "fd") if key in values]
-    parts.append(f"IS {values['is_mean']:.3f} ± {values['is_std']:.3f}")
+    parts += [f"IS {values['is_mean']:.3f} ± {values['is_std']:.3f}"] if "is_mean" in values else []
     parts += [f"KID {values['kid_mean']:.5f} ± {values['kid_std']:.5f}"] if "kid_mean" in values else []
     names = ("precision", "recall", "density", "coverage", "accuracy")
     return ", ".join(parts + [f"{key} {values[key]:.3f}" for key in names if key in values])
@@ -227,13 +229,14 @@ def evaluate_generator(
     *,
     ema: bool,
     mode: BatchNormMode = batch_norm.RUNNING,
+    ema_power: float | None = None,
 ) -> dict:
     """Metrics of images 0 to num_images - 1 of a seed, whose classes take turns, or follow `measure.class_counts`.
 
     They depend neither on the number of ranks nor on the batch size. G, and torch's random state, stay as they are.
 
     Args: G: on `measure.ranks.device`; truncation: a Truncation or None; ema: whether G is a moving average, for the
-        protocol; mode: BatchNormMode.
+        protocol, as ema_power, the relative width of a power-law average; mode: BatchNormMode.
     Returns: dict of floats (see `compute_metrics`, `metrics.features.intra_class`) and `protocol`, a dict; the same on
         all ranks.
     Raises: utils.UserError where the GPU's memory, or the number of images, is too small.
@@ -248,7 +251,8 @@ def evaluate_generator(
         sampling, turns = ("uniform", "classes in turns") if counts is None else ("data", "classes in proportion")
         order = turns + (", shuffled" if mode.block_size else "")
         about_order = {"order": order, "class_sampling": sampling}
-        further = {"ema": ema, "amp": amp_name(G.amp), "truncation": truncation, **about_order, **mode.protocol()}
+        about_G = {"ema": ema, "ema_power": ema_power, "amp": amp_name(G.amp), "truncation": truncation}
+        further = {**about_G, **about_order, **mode.protocol()}
         return _measured(measure, images, range(num_images), labelled, seed, further)
 
 
@@ -395,7 +399,8 @@ def compute_reference(
     if counts and not is_balanced(counts):
         scores["uniform"] = real_scores(*about, images.labels[measured][chosen])
     ceiling = scores["data"]["coverage"]
-    return Reference(mu, sigma, real_features, *score.finalize(), ceiling, protocol, counts, names, scores)
+    real_score = score.finalize() if network.num_classes else (None, None)
+    return Reference(mu, sigma, real_features, *real_score, ceiling, protocol, counts, names, scores)
 
 
 def real_scores(

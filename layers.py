@@ -3,7 +3,7 @@
 Symbols in shape comments: N batch, C channels, H and W height and width, K classes, S size of a condition vector.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from torch_utils import cross_replica
 from torch_utils.precision import no_autocast, widened
+
+POWER_ITERATIONS = 100  # on the spectral-norm vectors of a matrix that has been made anew
 
 
 class SpectralNorm:
@@ -46,6 +48,13 @@ class SpectralNorm:
         with no_autocast(self.weight.device.type):
             u, v = self.power_iteration() if self.training else (self.u.clone(), self.v.clone())
             return self.weight / (u @ (self.weight.flatten(1) @ v))
+
+
+def settle(modules: Iterable[nn.Module]) -> None:
+    """Bring the spectral-norm vectors of layers to the singular vectors of weights that they were not made for."""
+    for layer in modules:
+        for _ in range(POWER_ITERATIONS if isinstance(layer, SpectralNorm) and layer.sn else 0):
+            layer.power_iteration()
 
 
 @torch.no_grad()

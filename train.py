@@ -82,8 +82,8 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, l
     if options.precision.compile:
         state.compile()
     beginning = begin(state, options, about, folder, command.checkpoint, source, plan.class_rows)
-    on_ranks(ranks, lambda: prepare(options, command, state, lock))
     num_steps = options.run_length(len(reals), state.step, state.images_seen)
+    on_ranks(ranks, lambda: prepare(options, command, state, num_steps, lock))
     if ranks.is_main:
         steps = messages.steps_text(state.step, num_steps, folder)
         messages.print_start(options, plan.dataset, state.G, state.D, steps, ranks)
@@ -102,10 +102,14 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, l
         sys.exit(128 + signal)
 
 
-def prepare(options: TrainOptions, command: Command, state: TrainingState, lock: Callable[[], None]) -> None:
+def prepare(
+    options: TrainOptions, command: Command, state: TrainingState, num_steps: int, lock: Callable[[], None]
+) -> None:
     """Make the run folder ready, on rank 0: from here on a command leaves traces."""
     copies, from_scratch = options.reports.copies, options.run.from_scratch
-    run_folder.check_room(command.folder, state.step, copies, state.checkpoint_bytes())
+    *sizes, averages = state.checkpoint_bytes()
+    stored = options.ema.num_stored(state.step, num_steps) * averages
+    run_folder.check_room(command.folder, state.step, copies, sizes, stored)
     for line in command.notes:
         print(f"note: {line}")
     run_folder.prepare(command.folder, from_scratch, state.step, command.passed_over, lock)
@@ -201,6 +205,8 @@ def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps:
                 intervals.log_losses(run, state, terms, speed.at(step), bar)
             if due.singular_values:
                 intervals.log_singular_values(run, state)
+            if options.ema.stores_at(step, step == num_steps):
+                intervals.save_averages(run, state)
             if due.pause:
                 stopped = intervals.pause(run, state, due, stop, bar)
                 speed.restart(step)  # it is that of training alone

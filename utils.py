@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -162,14 +162,15 @@ def option(
     switch: bool = False,
     check: Check | None = None,
     changeable: bool = False,
+    bare: Any = None,
 ) -> dataclasses.Field:
     """A field of an Options class.
 
     Args: default, help, choices, metavar: of the flag --<field name>; kind: argparse type where the field's own type
         takes too much; switch: of a bool, whether the flag can only set it; check: a Check of the value; changeable:
-        whether it may be another when a run is resumed.
+        whether it may be another when a run is resumed; bare: what the flag means without a value, None: it needs one.
     """
-    about = {"help": help, "choices": choices, "kind": kind, "metavar": metavar, "switch": switch}
+    about = {"help": help, "choices": choices, "kind": kind, "metavar": metavar, "switch": switch, "bare": bare}
     return dataclasses.field(default=default, metadata=about | {"check": check, "changeable": changeable})
 
 
@@ -236,9 +237,12 @@ def _argument_type(field):
         return {"type": number_list, "metavar": "N-N"}
     if field.type == tuple[str, ...]:
         return {"nargs": "+", "type": field.metadata["kind"], "metavar": field.metadata["metavar"]}
+    if field.type == tuple[float, ...]:
+        return {"type": field.metadata["kind"], "metavar": field.metadata["metavar"]}
     own = next(kind for kind in (typing.get_args(field.type) or (field.type,)) if kind is not NoneType)
     names = {name: field.metadata[name] for name in ("choices", "metavar") if field.metadata[name] is not None}
-    return {"type": field.metadata["kind"] or own} | names
+    bare = field.metadata["bare"]
+    return {"type": field.metadata["kind"] or own} | names | ({} if bare is None else {"nargs": "?", "const": bare})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

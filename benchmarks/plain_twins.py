@@ -91,7 +91,7 @@ class PlainAverage(MovingAverage):
     """The moving average of G, from tensor to tensor."""
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
+    def update(self, step: int, images_seen: int = 0, images: int = 1) -> None:
         weight = 1 - self.decay if step > self.start else 1.0
         for average, value in zip(*self.averaged, strict=True):
             average.mul_(1 - weight).add_(value, alpha=weight)

@@ -129,6 +129,8 @@ def _gather(rows, ranks):
     """Rows (n,...) of all ranks in the ranks' order, (world_size * n,...), on rank 0; None on the others."""
     if ranks.world_size == 1:
         return rows
+    if not rows.shape[1]:  # logits of a network without classes
+        return rows.repeat(ranks.world_size, 1)
     whole = rows.new_empty(ranks.world_size * len(rows), *rows.shape[1:]) if ranks.is_main else None
     torch.distributed.gather(rows, list(whole.chunk(ranks.world_size)) if ranks.is_main else None)
     return whole

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import utils
 from metrics import classifier
+from metrics.dinov2 import DINOv2
 from metrics.resizing import RESIZE_RULES
 from torch_utils import checkpoints
 from torch_utils.precision import full_precision
@@ -21,6 +22,7 @@ NETWORK_RESIZE = {  # the rules that a network takes; the first is its default
     "inception": ("bilinear_corners", "tf1", "bilinear", "pil_bicubic", "bilinear_corners_transform_input"),
     "inception_tf": ("tf1", "bilinear", "pil_bicubic", "bilinear_corners"),
     "resnet50": ("bilinear_corners_224",),
+    "dinov2": ("pil_bicubic_224",),
     "classifier": ("native",),
 }
 ALIASES = {  # names of BigGAN-PyTorch and Instance Selection, of StudioGAN, of torch-fidelity
@@ -29,6 +31,8 @@ ALIASES = {  # names of BigGAN-PyTorch and Instance Selection, of StudioGAN, of 
     "InceptionV3_tf": "inception_tf",
     "inception-v3-compat": "inception_tf",
     "ResNet50_torch": "resnet50",
+    "DINOv2_torch": "dinov2",
+    "dinov2-vit-l-14": "dinov2",
 }
 WEIGHTS_FLAG = "--inception_weights"  # the flag that error messages name, unless the caller has another
 
@@ -58,6 +62,11 @@ RELEASES = {
     ),
     # Version 1 of torchvision's weights: the one that Instance Selection was published with
     "resnet50": Release(f"{PYTORCH}/resnet50-0676ba61.pth", "0676ba61", "torchvision's ResNet-50"),
+    "dinov2": Release(
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        "d5383ea8f4877b24",
+        "DINOv2's ViT-L/14",
+    ),
 }
 
 
@@ -75,7 +84,8 @@ class FeatureOptions(Options):
     feature_network: str = option(
         "inception",
         "inception (alias inceptionv3): torchvision's, the reference family's FID; inception_tf: TensorFlow's of "
-        "2015-12-05, the FID of papers; resnet50: torchvision's; classifier: fitted to the data; both reported as FD",
+        "2015-12-05, the FID of papers; resnet50: torchvision's; dinov2: ViT-L/14, of FD-DINOv2; classifier: fitted to "
+        "the data; the last three are reported as FD",
         choices=tuple(NETWORK_RESIZE),
         kind=network_name,
     )
@@ -90,7 +100,8 @@ class FeatureOptions(Options):
         None,
         "how images reach the network: bilinear_corners is the reference family's (default of inception), tf1 "
         "torch-fidelity's and StyleGAN's (of inception_tf), bilinear pytorch-fid's, pil_bicubic clean-fid's; "
-        "bilinear_corners_transform_input and _224 are Instance Selection's, native is the classifier's",
+        "bilinear_corners_transform_input and _224 are Instance Selection's, pil_bicubic_224 is dinov2's, native the "
+        "classifier's",
         choices=tuple(dict.fromkeys(rule for rules in NETWORK_RESIZE.values() for rule in rules)),
     )
     metric_batch_size: int = option(64, "images a pass, for metrics", kind=utils.positive_int, changeable=True)
@@ -111,9 +122,9 @@ class FeatureNetwork(nn.Module):
     """uint8 images to features and class logits, always in eval mode, without gradients, in full float32.
 
     Attributes: name; resize: name of the rule that brings images to the network; weights_hash: sha256 hex;
-        feature_dim: d; num_classes: K; resolution: the only R it takes, or None for any; distance: the metric key of
-        its Frechet distance, `fid` for Inception, else `fd`; fitted: what a classifier was fitted to
-        (`classifier.load_classifier`), {} for other networks.
+        feature_dim: d; num_classes: K, 0 where it knows none; resolution: the only R it takes, or None for any;
+        distance: the metric key of its Frechet distance, `fid` for Inception, else `fd`; fitted: what a classifier was
+        fitted to (`classifier.load_classifier`), {} for other networks.
     """
 
     def __init__(
@@ -264,7 +275,8 @@ def _build(name, path, scripted):
 
     if scripted:
         return ScriptedInceptionTF(load_script(path))
-    return {"inception": InceptionV3, "inception_tf": InceptionTF, "resnet50": ResNet50}[name](checkpoints.load(path))
+    classes = {"inception": InceptionV3, "inception_tf": InceptionTF, "resnet50": ResNet50, "dinov2": DINOv2}
+    return classes[name](checkpoints.load(path))
 
 
 def _named_file(path, weights_flag):

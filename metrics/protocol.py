@@ -9,7 +9,7 @@ from metrics.networks import FeatureOptions
 from utils import option, positive_int
 
 # What may differ between two results that are compared: it describes the generator and its latents, not the measure.
-OF_THE_GENERATOR = ("ema", "amp", "truncation", "truncation_kind", "seed")
+OF_THE_GENERATOR = ("ema", "amp", "truncation", "truncation_kind", "seed", "ema_power")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Protocol:
     ema: whether G was the moving average; bn_mode: `running`, `batch` or `standing`; truncation: threshold or None,
     truncation_kind: its meaning; seed: of the latents; fake_num: generated images. Of images in files, ema, bn_mode and
     truncation are None. Those with defaults are stored only where they mean something: class_sampling, how often fakes
-    are of each class; reference_content, the sha256 of the real images' pixels and labels; amp, the type of G's maps.
+    are of each class; reference_content, the sha256 of the real images' pixels and labels; amp, the type of G's maps;
+    ema_power, the relative width of a power-law average.
     """
 
     network: str
@@ -90,6 +91,7 @@ class Protocol:
     class_sampling: str | None = None
     reference_content: str | None = None
     amp: str | None = None
+    ema_power: float | None = None
 
     @classmethod
     def of(

@@ -1,6 +1,6 @@
 """Rules that bring images to a feature network: its input size and pixel scale, one name for both.
 
-Each is a function of uint8 images (N,3,R,R) and gives float32 (N,3,299,299), `bilinear_corners_224` (N,3,224,224) and
+Each is a function of uint8 images (N,3,R,R) and gives float32 (N,3,299,299), those named `..._224` (N,3,224,224) and
 `native` (N,3,R,R), on the device of its input. With one and the same network two rules differ by several per cent in
 distance, so that every number names its rule.
 """
@@ -11,14 +11,13 @@ from torch.nn import functional as F
 
 from torch_utils.images import to_float
 
-INCEPTION_SIZE, RESNET_SIZE = 299, 224
+INCEPTION_SIZE, RESNET_SIZE, DINOV2_SIZE = 299, 224, 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def bilinear_corners(images: Tensor, size: int = INCEPTION_SIZE) -> Tensor:
     """ImageNet's mean and deviation, then bilinear with aligned corners: the reference family's."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return _interpolate((images.float() / 255 - mean) / std, size, align_corners=True)
+    return _interpolate(_normalised(images.float()), size, align_corners=True)
 
 
 def bilinear_corners_224(images: Tensor) -> Tensor:
@@ -60,8 +59,26 @@ def pil_bicubic(images: Tensor) -> Tensor:
     It is PyTorch's own, which equals Pillow's on float images to 0.003 grey levels and stays on the device.
     mmgeneration's Inception score also rounds the resized image to uint8, which is not done here.
     """
-    x = _interpolate(images.float(), INCEPTION_SIZE, align_corners=False, mode="bicubic", antialias=True)
-    return (x.clamp(0, 255) - 128) / 128
+    return (_pil_bicubic(images, INCEPTION_SIZE) - 128) / 128
+
+
+def pil_bicubic_224(images: Tensor) -> Tensor:
+    """The same at DINOv2's size, then ImageNet's mean and deviation: FD-DINOv2's (Stein et al. 2023; EDM2's code).
+
+    The former round the resized image to uint8, the latter do not cut it: neither is done here.
+    """
+    return _normalised(_pil_bicubic(images, DINOV2_SIZE))
+
+
+def _pil_bicubic(images, size):
+    x = _interpolate(images.float(), size, align_corners=False, mode="bicubic", antialias=True)
+    return x.clamp(0, 255)
+
+
+def _normalised(x):
+    """Pixels of 0 to 255, less ImageNet's mean and divided by its deviation."""
+    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (x / 255 - mean) / std
 
 
 def _interpolate(x, size, align_corners, mode="bilinear", antialias=False):
@@ -75,5 +92,6 @@ RESIZE_RULES = {
     "tf1": tf1,
     "bilinear": bilinear,
     "pil_bicubic": pil_bicubic,
+    "pil_bicubic_224": pil_bicubic_224,
     "native": to_float,
 }

@@ -5,6 +5,9 @@ from pathlib import Path
 import utils
 from metrics.protocol import compare_protocols
 
+# What evaluate.py goes through, by its key in a result, and what names a point: a field of the protocol.
+SWEEPS = {"truncation_sweep": "truncation", "ema_sweep": "ema_power"}
+
 
 def table(metrics: dict) -> str:
     """Metrics and protocol as aligned lines of text."""
@@ -32,12 +35,18 @@ def rows_table(results: list[tuple[str, dict]], heading: str = "") -> str:
     return "\n".join(map("  ".join, zip(*columns, strict=True)))
 
 
+def sweep_of(result: dict) -> str | None:
+    """Which sweep a result is of, a key of SWEEPS, or None."""
+    return next((key for key in SWEEPS if key in result), None)
+
+
 def named_results(name: str, result: dict) -> list[tuple[str, dict]]:
     """The (name, metrics) pairs of what evaluate.py --json printed: one, or one for each point of a sweep."""
-    if "truncation_sweep" not in result:
+    sweep = sweep_of(result)
+    if sweep is None:
         return [(name, result)]
     prefix = "" if name == "this" else f"{name} "
-    return [(f"{prefix}{point['protocol']['truncation']:g}", point) for point in result["truncation_sweep"]]
+    return [(f"{prefix}{point['protocol'][SWEEPS[sweep]]:g}", point) for point in result[sweep]]
 
 
 def read_results(path: str | Path) -> list[tuple[str, dict]]:
@@ -45,9 +54,10 @@ def read_results(path: str | Path) -> list[tuple[str, dict]]:
     result = utils.load_json(path)
     try:
         results = named_results(str(path), result)
-        if results and all("is_mean" in metrics and "bn_mode" in metrics["protocol"] for _, metrics in results):
+        distances = all(metrics.keys() & {"fid", "fd"} for _, metrics in results)
+        if results and distances and all("bn_mode" in metrics["protocol"] for _, metrics in results):
             return results
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, AttributeError):
         pass
     raise utils.UserError(f"{path} holds no results of evaluate.py --json")
 

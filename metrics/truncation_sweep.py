@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import utils
@@ -38,23 +38,31 @@ def limits(start: float, stop: float, step: float) -> list[float]:
     return [round(start + i * step, 10) for i in range(count)]
 
 
-def run(points: Iterable[dict], about: dict, path: Path, ranks: Ranks) -> dict:
+def run(
+    points: Iterable[dict],
+    about: dict,
+    path: Path,
+    ranks: Ranks,
+    key: str = "truncation_sweep",
+    draw: Callable[[list[dict], Path], None] | None = None,
+) -> dict:
     """Evaluate, and write a picture to `path` and the numbers beside it (.json), replacing an earlier sweep's.
 
-    Args: points: metrics with their protocol, evaluated as it is gone through; about: what they are of; path: of a PNG.
+    Args: points: metrics with their protocol, evaluated as it is gone through; about: what they are of; path: of a PNG;
+        key: the sweep's name in the result; draw: what makes the picture, `plot` unless given.
     Returns: as in the JSON file.
     Raises: utils.UserError, before anything is evaluated, if the folder cannot be written to.
     """
-    result = {**about, "plot": str(path), "truncation_sweep": []}
+    result = {**about, "plot": str(path), key: []}
     partial = path.with_suffix(".partial.json")  # what there is if the sweep is interrupted
     if ranks.is_main:
         utils.save_json(result, partial)
     for metrics in points:
-        result["truncation_sweep"].append(metrics)
+        result[key].append(metrics)
         if ranks.is_main:
             utils.save_json(result, partial)
     if ranks.is_main:
-        plot(result["truncation_sweep"], path)
+        (draw or plot)(result[key], path)
         utils.save_json(result, path.with_suffix(".json"))
         partial.unlink(missing_ok=True)  # another process may have made the same sweep
     return result
@@ -63,28 +71,26 @@ def run(points: Iterable[dict], about: dict, path: Path, ranks: Ranks) -> dict:
 def plot(sweep: list[dict], path: Path) -> None:
     """Draw three panels: Frechet distance and IS, precision and recall against truncation, and IS against distance.
 
-    sweep: metrics with their protocol, by increasing truncation; precision and recall may be missing.
+    sweep: metrics with their protocol, by increasing truncation; IS, precision and recall may be missing.
     """
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 
     truncations = [metrics["protocol"]["truncation"] for metrics in sweep]
     key = "fid" if "fid" in sweep[0] else "fd"
-    distance, score = ([metrics[name] for metrics in sweep] for name in (key, "is_mean"))
-    supports = "precision" in sweep[0]
-    figure = Figure(figsize=(14 if supports else 9.5, 3.8), layout="constrained")
-    both, trade, *others = figure.subplots(1, 3 if supports else 2)
+    distance = [metrics[key] for metrics in sweep]
+    scored, supports = "is_mean" in sweep[0], "precision" in sweep[0]
+    number = 1 + scored + supports
+    figure = Figure(figsize=(4.5 * number + 0.5, 3.8), layout="constrained")
+    both, *others = figure.subplots(1, number, squeeze=False)[0]
     both.plot(truncations, distance, marker=".", color="tab:blue")
     both.set_ylabel(key.upper(), color="tab:blue")
-    right = both.twinx()
-    right.plot(truncations, score, marker=".", color="tab:orange")
-    right.set_ylabel("Inception score", color="tab:orange")
-    both.set_title(f"{key.upper()} and Inception score")
-    trade.plot(distance, score, marker=".", color="tab:gray")
-    every = -(-len(sweep) // 10)  # labels would overlap
-    for limit, x, y in list(zip(truncations, distance, score, strict=True))[::every]:
-        trade.annotate(f"{limit:g}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    trade.margins(0.1)  # room for the labels
-    trade.set(xlabel=key.upper(), ylabel="Inception score", title="trade-off, by truncation")
+    both.set_title(f"{key.upper()} and Inception score" if scored else key.upper())
+    if scored:
+        score, trade = [metrics["is_mean"] for metrics in sweep], others.pop(0)
+        right = both.twinx()
+        right.plot(truncations, score, marker=".", color="tab:orange")
+        right.set_ylabel("Inception score", color="tab:orange")
+        _plot_trade(trade, truncations, distance, score, key)
     for axes in others:
         for name in ("precision", "recall"):
             axes.plot(truncations, [metrics[name] for metrics in sweep], marker=".", label=name)
@@ -92,7 +98,16 @@ def plot(sweep: list[dict], path: Path) -> None:
         axes.legend()
     for axes in (both, *others):
         axes.set_xlabel(f"truncation of z ({sweep[0]['protocol']['truncation_kind']})")
-    for axes in (both, trade, *others):
         axes.grid(alpha=0.3)
     with utils.atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
+
+
+def _plot_trade(axes, truncations, distance, score, key):
+    axes.plot(distance, score, marker=".", color="tab:gray")
+    every = -(-len(truncations) // 10)  # labels would overlap
+    for limit, x, y in list(zip(truncations, distance, score, strict=True))[::every]:
+        axes.annotate(f"{limit:g}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.margins(0.1)  # room for the labels
+    axes.set(xlabel=key.upper(), ylabel="Inception score", title="trade-off, by truncation")
+    axes.grid(alpha=0.3)

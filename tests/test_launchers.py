@@ -15,6 +15,7 @@ import train
 import utils
 from metrics.reference import Reference, ReferenceProtocol, reference_path
 from tools import count_models
+from training import dry_run
 
 # File of each data set of the scripts -> its resolution and number of classes.
 MADE = {
@@ -90,6 +91,27 @@ def test_dry_run(script, data_root, inception, capsys):
     assert re.search(r"^# Needs ", header, re.M) and (
         re.search(r"^# Source .*\n(.*\n)*# Published ", header, re.M) or "ours, unpublished" in header
     )
+
+
+@pytest.mark.parametrize("script", count_models.STUDIOGAN, ids=lambda script: script.stem)
+def test_a_row_of_studiogans_benchmark(script, monkeypatch):
+    plain, _ = train.parse_args(count_models.script_flags(script, "--G_lr", "1e-5"))
+    config, name = dry_run.assumed_config(plain), f"studiogan_{script.stem}"
+    assert plain.run_name == name and config.ssm == "none" and plain.optimizers.G_lr == 1e-5
+    assert config.resolution == (32 if "cifar10" in name else 128) and not config.notes()
+    images = 2048 if "2048" in name else 256 if "256" in name else 128 if "ReACGAN" in name else 64
+    assert plain.images_per_D_step == images == plain.batches.G_images * plain.steps.num_G_accumulations
+    monkeypatch.setenv("SSM", "voxel")
+    modulated, _ = train.parse_args(count_models.script_flags(script))
+    assert modulated.run_name == f"{name}_ssm-voxel" and dry_run.assumed_config(modulated).ssm == "voxel"
+    header = script.read_text().split("source ")[0]
+    numbers = r"^# Published  IS [\d.]+, FID [\d.]+, precision 0\.\d\d, recall 0\.\d\d \(TensorFlow Inception"
+    assert re.search(numbers, header, re.M) and re.search(r"^# Source .*configs/", header, re.M)
+    assert re.search(r"^# Needs ", header, re.M)
+    page = (count_models.ROOT / "docs" / "models.md").read_text()
+    row = re.search(rf"^\| `{script.name}` \|.*$", page, re.M)[0]
+    published = re.findall(r"\d+\.\d+", re.search(r"^# Published.*$", header, re.M)[0])
+    assert re.findall(r"\d+\.\d+", row)[:4] == published
 
 
 def test_flags_after_a_script_replace_its_own(data_root):
@@ -177,5 +199,5 @@ def test_every_script_is_on_the_page_of_models():
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
 def test_scripts_pass_shellcheck():
-    scripts = [*map(str, count_models.SCRIPTS), str(count_models.ROOT / "scripts" / "launch.sh")]
-    subprocess.run(["shellcheck", "--exclude=SC1091", *scripts], check=True)
+    scripts = [*count_models.SCRIPTS, *count_models.STUDIOGAN, count_models.ROOT / "scripts" / "launch.sh"]
+    subprocess.run(["shellcheck", "--exclude=SC1091", *map(str, scripts)], check=True)

@@ -24,6 +24,7 @@ from training import dry_run, model_size
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("launch_*.sh"), *(ROOT / "scripts").glob("convert_*.sh")])
+STUDIOGAN = sorted(set((ROOT / "scripts" / "studiogan").glob("*.sh")) - {ROOT / "scripts" / "studiogan" / "rows.sh"})
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def counts(script: Path) -> Counts:
     parameters = tuple(map(model_size.num_parameters, networks))
     norms = [layer for layer in networks[0].modules() if isinstance(layer, nn.BatchNorm2d)]
     D_passes, G_passes = steps.D_passes, steps.num_G_accumulations
-    sizes = model_size.checkpoint_bytes(config, options.ema.ema)
+    sizes = model_size.checkpoint_bytes(config, options.ema.number)
     return Counts(
         parameters=parameters,
         flops=2 * dry_run.step_multiply_adds(options, macs),

@@ -2,6 +2,7 @@
 
 runs/<name>/weights/ckpt_<step>.pth     everything a run needs to go on, the newest few
 runs/<name>/weights/best_<step>.pth     the evaluated generator alone, at its best evaluations, the newest few
+runs/<name>/averages/average_<step>.pth power-law averages of G's weights, all that have been stored
 """
 
 import contextlib
@@ -46,7 +47,9 @@ FULL = {
     **{"G": STATE, "D": STATE, "G_ema": NETWORK, "opt_G": OPTIMIZER, "opt_D": OPTIMIZER},
     **dict.fromkeys(("scaler_G?", "scaler_D?"), ANY),
     "evaluating?": bool,
+    "G_power?": {str: STATE},
 }
+AVERAGES = {**MODEL, "averages": {str: STATE}, "buffers": STATE}  # of a file of power-law averages
 
 
 class Damaged(utils.UserError):
@@ -187,6 +190,11 @@ def find_checkpoint(path: str | Path, kinds: tuple[str, ...] = KINDS) -> Path:
         if found := of_kind(folder, kind):
             return found[-1]
     raise utils.UserError(f"{path}: no checkpoint in this folder ({' or '.join(f'{kind}_*.pth' for kind in kinds)})")
+
+
+def averages_of(folder: Path) -> list[Path]:
+    """The files of power-law averages in a run folder, oldest first."""
+    return of_kind(folder / "averages", "average")
 
 
 def of_kind(weights: Path, kind: str) -> list[Path]:

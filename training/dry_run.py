@@ -64,7 +64,7 @@ def dry_run(options: TrainOptions, source: finetune.Source | None) -> None:
             print(f"instance selection keeps about {num_images:,} of {images} ({how}); scores are not computed here")
         _print_sizes(options, config, num_images)
     if command.folder and config:
-        attempt(_print_disk, options, command, config)
+        attempt(_print_disk, options, command, config, num_images)
     if plan and (source or command.checkpoint):
         attempt(_try_start, options, source, command, ranks)
     for problem in problems:
@@ -96,9 +96,9 @@ def _check_statistics(problems, options, attempt):
         attempt(load_reference, path, SimpleNamespace(name=name, resize=rule, feature_dim=2048, weights_hash="unknown"))
 
 
-def _print_disk(options, command, config):
+def _print_disk(options, command, config, num_images):
     """What the checkpoints of the run take. Raises: utils.UserError where the disk has no room for them."""
-    sizes = model_size.checkpoint_bytes(config, options.ema.ema)
+    sizes = model_size.checkpoint_bytes(config, options.ema.number)
     full, best = options.reports.copies
     total = run_folder.room((full, best), sizes)
     print(
@@ -106,7 +106,16 @@ def _print_disk(options, command, config):
         f"{total / 2**30:.2f} GiB for {full} and {best} of them and the one that is being written"
     )
     step = command.checkpoint["step"] if command.checkpoint else 0
-    run_folder.check_room(command.folder, step, options.reports.copies, sizes)
+    end = _num_steps(options, num_images) or 0
+    one = len(options.ema.ema_power) * sizes[1]
+    if one:
+        number = options.ema.num_stored(0, end)
+        print(
+            f"disk: {one / 2**20:,.1f} MiB for power-law averages each time, every {options.ema.ema_power_every} "
+            f"steps: {number * one / 2**30:.2f} GiB for {utils.counted(number, 'time')} in {utils.counted(end, 'step')}"
+        )
+    stored = options.ema.num_stored(step, end) * one
+    run_folder.check_room(command.folder, step, options.reports.copies, sizes, stored)
 
 
 def _try_start(options, source, command, ranks):
@@ -164,7 +173,7 @@ def _print_sizes(options, config, num_images):
     print(line)
     processes = sorted({1, 2, 4, 8, _num_processes(options)})
     needs = ", ".join(f"{n}: {training_memory(options, config, n):.1f}" for n in processes)
-    state, *_ = model_size.training_bytes(config, options.ema.ema)
+    state, *_ = model_size.training_bytes(config, options.ema.number)
     print(
         f"memory estimate, GiB for each of so many processes: {needs}\n"
         f"  (float32: {state / 2**30:.2f} for weights, gradients, Adam and average, then what autograd keeps for the "
@@ -184,7 +193,7 @@ def step_multiply_adds(options: TrainOptions, macs: tuple[int, int]) -> int:
 
 def training_memory(options: TrainOptions, config: ModelConfig, num_processes: int = 1) -> float:
     """GiB that each of so many processes needs: the state, and what autograd keeps for the larger pass."""
-    state, D_image, G_image = model_size.training_bytes(config, options.ema.ema)
+    state, D_image, G_image = model_size.training_bytes(config, options.ema.number)
     largest = max(options.batches.batch_size * D_image, options.batches.G_images * G_image)
     return (state + largest / num_processes) / 2**30
 
@@ -220,7 +229,7 @@ def time_passes(options: TrainOptions, config: ModelConfig, device: torch.device
     Returns: images of the largest batch that was timed, seconds of a step of D and of G on it, why it was no larger.
     Raises: utils.UserError if not even one image fits.
     """
-    state, *per_image = model_size.training_bytes(config, options.ema.ema)
+    state, *per_image = model_size.training_bytes(config, options.ema.number)
     time_pass = _pass_timer(options, config, device)
     largest = options.batches.batch_size
     batch, timed, reason = 1, None, "the whole batch"

@@ -20,8 +20,6 @@ from torch_utils import checkpoints
 from training.ema import MovingAverage
 from utils import Options, counted, option
 
-POWER_ITERATIONS = 100  # on the spectral-norm vectors of a matrix that was made again
-
 
 @dataclass(frozen=True)
 class FinetuneOptions(Options):
@@ -39,6 +37,9 @@ class FinetuneOptions(Options):
         "JSON object {new class: old class}, each by name or number; classes it leaves out start from the mean "
         "(without it, classes of the same name are taken over)",
         metavar="FILE",
+    )
+    freeze_D: int = option(
+        0, "first blocks of D that stay as they are (FreezeD; attention goes with its block)", kind=utils.count
     )
 
 
@@ -87,6 +88,24 @@ def check_resolution(source: Source, dataset: ImageSet) -> None:
         raise utils.UserError(
             f"--init_from {source.path} is of {source.config.resolution}x{source.config.resolution} images, "
             f"{dataset.path} of {dataset.resolution}x{dataset.resolution}: make the data at its --resolution"
+        )
+
+
+def check_frozen(number: int, source: Source, D: nn.Module) -> None:
+    """Raise utils.UserError unless D has so many blocks, all of them from the source.
+
+    D: of the run's config, which is frozen in place: one on the meta device will do.
+    """
+    D.freeze(number)
+    if number and source.D is None:
+        raise utils.UserError(
+            f"--freeze_D {number}: {source.path} holds the generator alone, and D's first blocks would stay random; "
+            "name a full checkpoint (ckpt_*.pth)"
+        )
+    anew = [name for name, p in D.named_parameters() if not p.requires_grad and name not in source.D]
+    if anew:
+        raise utils.UserError(
+            f"--freeze_D {number}: {anew[0]} of D is not in {source.path}, and would stay random; freeze fewer blocks"
         )
 
 
@@ -177,9 +196,7 @@ def _load(network, old, source, rows):
             _refuse(network, name, value, new[name], source)
         new[name] = value
     network.load_state_dict(new)
-    for layer in [network.get_submodule(name.removesuffix(".weight")) for name in remade if name.endswith(".weight")]:
-        for _ in range(POWER_ITERATIONS if layer.sn else 0):
-            layer.power_iteration()
+    layers.settle(network.get_submodule(name.removesuffix(".weight")) for name in remade if name.endswith(".weight"))
     return {
         "loaded": [name for name in new if name in old and name not in remade],
         "remade": [name for name in new if name in remade],

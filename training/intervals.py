@@ -230,6 +230,17 @@ def save(run: Run, state: TrainingState, metrics: dict | None, last: bool = Fals
         )
 
 
+def save_averages(run: Run, state: TrainingState) -> None:
+    """Store the power-law averages as they stand; raises as `watch_numbers`."""
+    watch_numbers(run, state)
+
+    def write():
+        entries = {**run.about, **state.power_state_dict()}
+        _failure(run, state.step, lambda: run_folder.save_averages(entries, run.folder))
+
+    on_ranks(run.ranks, write)
+
+
 def _save(run, kind, copies, content, metrics):
     """Write a checkpoint on rank 0: None, or why it could not be; all ranks end where it must not be written."""
 

@@ -19,7 +19,11 @@ def notes(options: TrainOptions, config: ModelConfig) -> list[str]:
     lines = [*(options.legacy_notes or []), *config.notes()]
     if options.model["dim_z"] != config.dim_z:
         lines.append(f"--dim_z {options.model['dim_z']} is {config.dim_z} here: --hier splits z into equal parts")
-    if not options.ema.ema and options.ema != EMAOptions():
+    if number := options.finetune.freeze_D:
+        which = "block of D stays" if number == 1 else f"{number} blocks of D stay"
+        lines.append(f"--freeze_D {number}: the first {which} as loaded, spectral norm's vectors included")
+    ema, default = options.ema, EMAOptions()
+    if not ema.ema and (ema.ema_start, ema.ema_decay) != (default.ema_start, default.ema_decay):
         lines.append("without --ema there is no moving average: --ema_start and --ema_decay do nothing")
     return lines
 
@@ -57,9 +61,7 @@ def steps_text(start: int, end: int, folder: Path) -> str:
 def print_end(folder: Path, step: int) -> None:
     print(f"{folder} is at step {step}: open {folder}/report.html; also samples/, curves.png and log.jsonl")
     evaluations = [
-        event
-        for event in read_log(folder / "log.jsonl")
-        if event["event"] == "eval" and event.keys() >= {"is_mean", "is_std"}
+        event for event in read_log(folder / "log.jsonl") if event["event"] == "eval" and event.keys() & {"fid", "fd"}
     ]
     if evaluations:
         print(f"step {evaluations[-1]['step']}: {summary(evaluations[-1])}")

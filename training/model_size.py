@@ -84,17 +84,17 @@ def multiply_adds(config: ModelConfig, *, fused: bool) -> tuple[int, int]:
 
 
 @functools.cache
-def training_bytes(config: ModelConfig, ema: bool) -> tuple[int, int, int]:
+def training_bytes(config: ModelConfig, averages: int) -> tuple[int, int, int]:
     """Memory of training in float32, as (bytes of the state, bytes of a D pass per image, of a G pass per image).
 
-    The state is weights and buffers, their normalised copy, gradients, Adam's two moments, and the moving average. A
+    The state is weights and buffers, their normalised copy, gradients, Adam's two moments, and G's moving averages. A
     pass keeps what autograd saves for its backward, measured by hooks on a forward of the networks on the meta device;
     D's pass per image is that of a real and a fake. What is needed for a moment only, and the workspaces of
     convolutions, come on top.
     """
     G, D = build_on_meta(config)
     sizes = [sum(t.numel() * t.element_size() for t in network.state_dict().values()) for network in (G, D)]
-    state = 5 * sum(sizes) + (sizes[0] if ema else 0)
+    state = 5 * sum(sizes) + averages * sizes[0]
 
     def d_pass(z, x, y):
         D(torch.cat([x, x]), torch.cat([y, y]))
@@ -107,15 +107,15 @@ def training_bytes(config: ModelConfig, ema: bool) -> tuple[int, int, int]:
 
 
 @functools.cache
-def checkpoint_bytes(config: ModelConfig, ema: bool) -> tuple[int, int]:
-    """Sizes of a full checkpoint (G, D, Adam's two moments of both, the average) and of a best one: (bytes, bytes).
+def checkpoint_bytes(config: ModelConfig, averages: int) -> tuple[int, int]:
+    """Sizes of a full checkpoint (G, D, Adam's two moments of both, G's averages) and of a best one: (bytes, bytes).
 
     Spectral norm's vectors and names, which come on top, are small.
     """
     G, D = (
         sum(t.numel() * t.element_size() for t in network.state_dict().values()) for network in build_on_meta(config)
     )
-    return 3 * (G + D) + (G if ema else 0), G
+    return 3 * (G + D) + averages * G, G
 
 
 def _saved_bytes(forward, config):

@@ -145,7 +145,7 @@ class ReportOptions(Options):
 EVALUATION = (MetricOptions, BatchNormMode)
 OF_TRAINING = (BatchOptions, BatchStatistics, StepOptions, EMAOptions, OptimizerOptions, PrecisionOptions)
 CHANGEABLE_BY_NAME = (*OF_TRAINING, ReportOptions, *EVALUATION)
-NEVER_CHANGEABLE = {"unconditional", "ema"}
+NEVER_CHANGEABLE = {"unconditional", "ema", "ema_power"}
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,8 @@ class TrainOptions:
         self.data.check_named()
         if self.finetune.class_mapping and not self.finetune.init_from:
             raise utils.UserError("--class_mapping goes with --init_from")
+        if self.finetune.freeze_D and not self.finetune.init_from:
+            raise utils.UserError("--freeze_D goes with --init_from: what stays would be random")
         if self.data.crop_size and not self.batches.augment:
             raise utils.UserError("--crop_size goes with --augment: training crops at random, statistics at the centre")
         batches = {"batch_size": self.batches.batch_size, "G_batch_size": self.batches.G_images}

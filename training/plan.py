@@ -14,7 +14,7 @@ from metrics import features
 from metrics.reference import Reference
 from model_config import ModelConfig
 from torch_utils.distributed import Ranks
-from training import finetune, rollback, run_folder
+from training import finetune, model_size, rollback, run_folder
 from training.batches import CIFAR_RESOLUTION
 from training.options import TrainOptions
 
@@ -127,6 +127,8 @@ def make_plan(options: TrainOptions, source: finetune.Source | None) -> Plan:
         finetune.check_resolution(source, reference)
         class_rows = finetune.class_rows(source, class_names, options.finetune.class_mapping)
     config = make_config(options, reference.resolution, len(class_names))
+    if source and options.finetune.freeze_D:
+        finetune.check_frozen(options.finetune.freeze_D, source, model_size.build_on_meta(config)[1])
     return Plan(dataset, reference, class_names, config, class_rows)
 
 

@@ -27,7 +27,8 @@ def _gone_back(folder, step, memory, finding, rollback_lr):
     path, checkpoint = _chosen(of_kind(weights, "ckpt"), step, finding, memory.rollbacks)
     if checkpoint is None:
         raise utils.UserError(f"{folder}: {finding.text} at step {step}, and no checkpoint to go back to is left")
-    for later in [path for kind in checkpoints.KINDS for path in of_kind(weights, kind)]:
+    of_the_run = [path for kind in checkpoints.KINDS for path in of_kind(weights, kind)]
+    for later in [*of_the_run, *checkpoints.averages_of(folder)]:
         if step_of(later) > checkpoint["step"]:
             later.unlink()
     told = {"step": checkpoint["step"], "noticed": step, "kind": finding.kind, "text": finding.text}

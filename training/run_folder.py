@@ -39,6 +39,7 @@ LEFT_BEHIND = {
     "": (".config.json.*", ".log.jsonl.*", ".curves.png.*", ".report.html.*", ".wandb_id.txt.*", ".writable.*"),
     "weights": (".ckpt_*", ".best_*", ".writable.*"),
     "samples": (".step_*", ".writable.*"),
+    "averages": (".average_*", ".writable.*"),
     "tensorboard": (".writable.*",),
 }
 
@@ -111,11 +112,7 @@ def save(state: dict, folder: Path, kind: str, copies: int) -> None:
     Raises: utils.UserError where a tensor holds a value that is not finite, utils.CannotWrite where the disk is full,
         say; nothing is deleted then.
     """
-    if bad := checkpoints.not_finite(state):
-        raise utils.UserError(
-            f"{bad} holds values that are not finite at step {state['step']}: no checkpoint is written, and those of "
-            f"before are kept in {folder}. The run has diverged; {IF_DIVERGED}"
-        )
+    _check_finite(state, folder)
     weights = folder / "weights"
     checkpoints.save({"format": FORMAT, **state}, weights / f"{kind}_{state['step']:08d}.pth")
     for old in of_kind(weights, kind)[:-copies]:
@@ -123,6 +120,21 @@ def save(state: dict, folder: Path, kind: str, copies: int) -> None:
             old.unlink(missing_ok=True)
         except OSError as error:
             raise utils.CannotWrite(f"cannot delete {old}: {error.strerror}") from error
+
+
+def save_averages(entries: dict, folder: Path) -> None:
+    """Write a file of power-law averages at entries["step"]. Raises: as `save`."""
+    _check_finite(entries, folder)
+    path = folder / "averages" / f"average_{entries['step']:08d}.pth"
+    checkpoints.save({"format": FORMAT, **entries}, path)
+
+
+def _check_finite(state, folder):
+    if bad := checkpoints.not_finite(state):
+        raise utils.UserError(
+            f"{bad} holds values that are not finite at step {state['step']}: no checkpoint is written, and those of "
+            f"before are kept in {folder}. The run has diverged; {IF_DIVERGED}"
+        )
 
 
 def check_which_best(which: str, keys: list[str]) -> None:
@@ -168,26 +180,26 @@ def move_aside(folder: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raise utils.UserError unless all that a run writes can be written; the folder need not be there, nor is made."""
-    for part in ("", "weights", "samples", "tensorboard"):
+    for part in LEFT_BEHIND:
         utils.check_writable(folder / part)
     for name in ("config.json", "log.jsonl", "curves.png", "report.html"):
         if (folder / name).is_dir():
             raise utils.UserError(f"cannot write {folder / name}: it is a folder")
 
 
-def check_room(folder: Path, step: int, copies: tuple[int, int], num_bytes: tuple[int, int]) -> None:
+def check_room(folder: Path, step: int, copies: tuple[int, int], num_bytes: tuple[int, int], averages: int = 0) -> None:
     """Raise utils.UserError unless the folder's disk has room for the checkpoints.
 
     Args: step: at which the run resumes, 0: none of its files counts; copies: how many full and best checkpoints are
-        kept; num_bytes: the size of each.
+        kept; num_bytes: the size of each; averages: bytes of all power-law averages that are still to be stored.
     """
     there = [path for kind in checkpoints.KINDS for path in of_kind(folder / "weights", kind) if step_of(path) <= step]
-    missing = room(copies, num_bytes) - sum(path.stat().st_size for path in there)
+    missing = room(copies, num_bytes) + averages - sum(path.stat().st_size for path in there)
     free = shutil.disk_usage(utils.existing_parent(folder)).free
     if free < missing:
         raise utils.UserError(
             f"{folder}: the disk has {free / 2**30:.1f} GiB free, the checkpoints need {missing / 2**30:.1f} GiB; "
-            "make room, or lower --num_save_copies"
+            f"make room, or {'raise --ema_power_every or ' if averages else ''}lower --num_save_copies"
         )
 
 
@@ -201,22 +213,23 @@ def prepare(folder: Path, from_scratch: bool, step: int, passed_over: Collection
 
     Moved aside is an earlier run under --from_scratch, and one that left no checkpoint to resume from but a best one;
     `lock`, of `run_lock.locked`, is called then. Renamed are full checkpoints that were passed over. Removed is what a
-    killed run left behind: half-written files, and best checkpoints of later steps than `step`, at which the run
-    resumes, where it gets again.
+    killed run left behind: half-written files, and best checkpoints and averages of later steps than `step`, at which
+    the run resumes, where it gets again.
     """
     weights = folder / "weights"
     full, best = (of_kind(weights, kind) for kind in ("ckpt", "best"))
+    later = [*best, *checkpoints.averages_of(folder)]
     if from_scratch or (best and not full):
         if any(path.name != run_lock.NAME for path in folder.iterdir()):
             move_aside(folder)
             lock()
-        best = []
+        later = []
     for part, patterns in LEFT_BEHIND.items():
         for path in itertools.chain.from_iterable((folder / part).glob(pattern) for pattern in patterns):
             path.unlink()
     for checkpoint in passed_over:
         checkpoint.path.rename(checkpoint.aside)
-    for path in [path for path in best if step_of(path) > step]:
+    for path in [path for path in later if step_of(path) > step]:
         path.unlink()
 
 

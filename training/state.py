@@ -12,13 +12,15 @@ import utils
 from model_config import ModelConfig
 from torch_utils.mixed_precision import LossScaler
 from training import finetune
-from training.ema import MovingAverage
+from training.ema import MovingAverage, PowerAverages
 from training.optimizers import make_optimizers
 from training.options import EVALUATION, TrainOptions
 from training.watchdog import Watchdog
 
 # Of an optimizer, what the command says and not the checkpoint, which may be older, or of before --allow_change.
 OF_THE_COMMAND = ("betas", "eps", "fused")
+# Parts that a checkpoint has no entry for where a run does without them.
+ONLY_WHERE_USED = ("scaler_G", "scaler_D", "G_power")
 
 
 class TrainingState:
@@ -33,11 +35,13 @@ class TrainingState:
         """Freshly initialised; weights come from torch's global CPU seed."""
         # channels_last is the layout that convolutions are fastest in, on CPUs and on GPUs with tensor cores.
         self.G, self.D = (net.to(device, memory_format=torch.channels_last) for net in BigGAN.build(config))
+        self.D.freeze(options.finetune.freeze_D)
         options.precision.apply(self.G, self.D)
         self.opt_G, self.opt_D = make_optimizers(self.G, self.D, options.optimizers)
         self.scaler_G, self.scaler_D = (options.precision.scaler(device) for _ in range(2))
         ema = options.ema
-        self.average = MovingAverage(self.G, ema.ema_decay, ema.ema_start) if ema.ema else None
+        self.average = MovingAverage(self.G, ema.ema_decay, ema.ema_start, ema.ema_ramp) if ema.ema else None
+        self.power = PowerAverages(self.G, ema.ema_power) if ema.ema_power else None
         self.images_per_step = options.images_per_step
         self.watchdog, self.evaluating = Watchdog(device), False
         self.step, self.images_seen, self.best = 0, 0, None
@@ -53,11 +57,12 @@ class TrainingState:
             network.compile(fullgraph=True)
 
     @property
-    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | LossScaler | None]:
+    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | LossScaler | PowerAverages | None]:
         """By their name in a checkpoint; None for what this run does without."""
         G_ema = self.average and self.average.module
         scalers = {"scaler_G": self.scaler_G, "scaler_D": self.scaler_D}
-        return {"G": self.G, "D": self.D, "G_ema": G_ema, "opt_G": self.opt_G, "opt_D": self.opt_D, **scalers}
+        networks = {"G": self.G, "D": self.D, "G_ema": G_ema, "opt_G": self.opt_G, "opt_D": self.opt_D}
+        return {**networks, **scalers, "G_power": self.power}
 
     @property
     def scalers(self) -> dict[str, LossScaler]:
@@ -72,13 +77,15 @@ class TrainingState:
     def finish_step(self, step: int) -> None:
         """Both networks have been updated for step `step`."""
         if self.average:
-            self.average.update(step)
+            self.average.update(step, self.images_seen, self.images_per_step)
+        if self.power:
+            self.power.update(step)
         self.step = step
         self.images_seen += self.images_per_step
 
     def state_dict(self) -> dict:
         parts = {name: None if part is None else part.state_dict() for name, part in self.parts.items()}
-        parts = {name: state for name, state in parts.items() if state is not None or not name.startswith("scaler")}
+        parts = {name: state for name, state in parts.items() if state is not None or name not in ONLY_WHERE_USED}
         about = {"watchdog": self.watchdog.state_dict(), "evaluating": self.evaluating}
         return {"step": self.step, "images_seen": self.images_seen, "best": self.best, **about, **parts}
 
@@ -86,6 +93,13 @@ class TrainingState:
         """The evaluated generator alone, under the name of its part."""
         generator = {"G_ema" if self.average else "G": self.evaluated.state_dict()}
         return {"step": self.step, "images_seen": self.images_seen, **generator}
+
+    def power_state_dict(self) -> dict:
+        """The power-law averages as they stand, and what else a generator of them needs: G's buffers."""
+        parameters = dict(self.G.named_parameters())
+        buffers = {name: tensor for name, tensor in self.G.state_dict().items() if name not in parameters}
+        about = {"step": self.step, "images_seen": self.images_seen}
+        return {**about, "averages": self.power.state_dict(), "buffers": buffers}
 
     def load_state_dict(self, checkpoint: dict, path: Path) -> None:
         """Go on from a full checkpoint of the run folder `path`. Raises: utils.UserError if it does not fit."""
@@ -110,10 +124,10 @@ class TrainingState:
             self.watchdog.begin(self.step, layers.singular_values(G=self.G, D=self.D))
         self.evaluating = checkpoint.get("evaluating", False)
 
-    def checkpoint_bytes(self) -> tuple[int, int]:
-        """Sizes of a full checkpoint and of a best one."""
+    def checkpoint_bytes(self) -> tuple[int, int, int]:
+        """Sizes of a full checkpoint, of a best one, and of stored power-law averages."""
         sizes = {name: _num_bytes(part) for name, part in self.parts.items() if part is not None}
-        return sum(sizes.values()), sizes["G"]
+        return sum(sizes.values()), sizes["G"], sizes.get("G_power", 0)
 
 
 class Beginning(NamedTuple):
@@ -152,8 +166,8 @@ def begin(
 
 
 def _load_others(part, state):
-    """Load the state dict of an optimizer or a LossScaler. Raises: what these do, and ValueError for other shapes."""
-    if isinstance(part, LossScaler):
+    """Load the state dict of another part than a network. Raises: what these do, and ValueError for other shapes."""
+    if isinstance(part, (LossScaler, PowerAverages)):
         part.load_state_dict(state)
         return
     own = [{key: group[key] for key in OF_THE_COMMAND} for group in part.param_groups]
@@ -171,5 +185,7 @@ def _num_bytes(part):
         return sum(t.numel() * t.element_size() for t in part.state_dict().values())
     if isinstance(part, LossScaler):
         return 0
+    if isinstance(part, PowerAverages):
+        return sum(t.numel() * t.element_size() for average in part.averages.values() for t in average.values())
     # Adam's two moments
     return sum(2 * p.numel() * p.element_size() for group in part.param_groups for p in group["params"])

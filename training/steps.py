@@ -124,7 +124,7 @@ def _update(optimizer, regularised, ortho, scaler):
 
 def _add_orthogonal_gradient(parameters, strength):
     """Added after the passes: the penalty depends on the weights alone, so it is the same on all ranks."""
-    weights = [p for p in parameters if p.ndim >= 2] if strength else []
+    weights = [p for p in parameters if p.ndim >= 2 and p.requires_grad] if strength else []
     if weights:
         gradients = torch.autograd.grad(losses.orthogonal_penalty(weights, strength), weights)
         torch._foreach_add_([p.grad for p in weights], gradients)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import utils
 from metrics import networks, resizing
+from metrics.dinov2 import DINOv2
 from metrics.networks import FeatureNetwork, InceptionV3, Release, ResNet50, load_feature_network
 
 
@@ -42,15 +43,20 @@ def test_tf1_equals_torch_fidelity(resolution):
     assert torch.equal(resizing.tf1(images), expected)
 
 
-@pytest.mark.parametrize("resolution", [32, 64, 299, 400])
-def test_pil_bicubic_equals_pillow(resolution):
+@pytest.mark.parametrize(("resolution", "size"), [(32, 299), (64, 299), (299, 299), (400, 299), (32, 224), (400, 224)])
+def test_pil_bicubic_equals_pillow(resolution, size):
     images = images_of(resolution, n=2)
     images[0, :, : resolution // 2] = 0
     images[0, :, resolution // 2 :] = 255  # a step overshoots
     planes = images.flatten(0, 1).numpy().astype(np.float32)
-    resized = [Image.fromarray(plane).resize((299, 299), Image.Resampling.BICUBIC) for plane in planes]
-    expected = np.stack([np.asarray(plane).clip(0, 255) for plane in resized]).reshape(2, 3, 299, 299)
-    torch.testing.assert_close(resizing.pil_bicubic(images) * 128 + 128, torch.from_numpy(expected), rtol=0, atol=0.005)
+    resized = [Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC) for plane in planes]
+    expected = np.stack([np.asarray(plane).clip(0, 255) for plane in resized]).reshape(2, 3, size, size)
+    if size == 299:
+        ours = resizing.pil_bicubic(images) * 128 + 128
+    else:
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        ours = (resizing.pil_bicubic_224(images) * std[:, None, None] + mean[:, None, None]) * 255
+    torch.testing.assert_close(ours, torch.from_numpy(expected), rtol=0, atol=0.005)
 
 
 def test_rules_of_instance_selection():
@@ -231,13 +237,13 @@ def test_networks_and_rules_stay_on_their_device():
     """Fake CUDA tensors raise wherever a CPU tensor meets them."""
     from metrics.inception_tf import InceptionTF
 
-    builders = {"inception": InceptionV3, "inception_tf": InceptionTF, "resnet50": ResNet50}
+    builders = {"inception": InceptionV3, "inception_tf": InceptionTF, "resnet50": ResNet50, "dinov2": DINOv2}
     with FakeTensorMode(), torch.device("cuda"):
         images = torch.empty(4, 3, 32, 32, dtype=torch.uint8)
         for name, build in builders.items():
             rules = networks.NETWORK_RESIZE[name]
             sizes = {resizing.RESIZE_RULES[rule](images).shape for rule in rules}
-            assert sizes == {(4, 3, 224, 224) if name == "resnet50" else (4, 3, 299, 299)}
+            assert sizes == {(4, 3, 299, 299) if name.startswith("inception") else (4, 3, 224, 224)}
             network = FeatureNetwork(build(), name=name, resize=rules[0], weights_hash="")
             features, logits = network(images)
             assert features.device.type == logits.device.type == "cuda"
@@ -265,6 +271,7 @@ CACHED = {
     "inception": "inception_v3_google-0cc3c7bd.pth",
     "inception_tf": "pt_inception-2015-12-05-6726825d.pth",
     "resnet50": "resnet50-0676ba61.pth",
+    "dinov2": "dinov2_vitl14_pretrain.pth",
 }
 
 

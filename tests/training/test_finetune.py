@@ -1,11 +1,13 @@
 """Fine-tuning: what is taken over from a checkpoint, for the same classes and for others."""
 
+import copy
 import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 import BigGAN
 import layers
@@ -14,7 +16,9 @@ import utils
 from image_datasets import writing
 from model_config import ModelConfig
 from torch_utils import checkpoints
+from torch_utils.mixed_precision import LossScaler
 from training import ema, finetune, logs
+from training.steps import d_step, g_step
 
 SMALL = ModelConfig(
     resolution=16, n_classes=4, dim_z=12, G_ch=4, D_ch=4, G_ch_mult=(2, 1, 1), D_ch_mult=(1, 2, 2), G_attn=(), D_attn=()
@@ -170,6 +174,87 @@ def test_a_model_of_another_shape_is_refused_with_its_flags(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Frozen blocks
+
+DEEP = {"model": "BigGANdeep", "D_ch_mult": (1, 2, 2), "D_attn": (8,), **SHARED}
+
+
+def steps_of(D, G, forward_D, scaler=None):
+    """Two steps of D with orthogonal regularisation, and between them one of G, as in training."""
+    optimizers = [torch.optim.Adam(net.parameters(), lr=1e-2) for net in (G, D)]
+    torch.manual_seed(3)
+    x, z, y = torch.randn(4, 3, 16, 16), torch.randn(4, G.config.dim_z), torch.tensor([0, 1, 2, 0])
+    d_step(G, D, forward_D, optimizers[1], [(x, y, z, y)], 1, 1e-4, scaler=scaler)
+    g_step(G, D, G, optimizers[0], [(z, y)], 1, 1e-4)
+    d_step(G, D, forward_D, optimizers[1], [(x, y, z, y)] * 2, 2, 1e-4, scaler=scaler)
+    return optimizers[1]
+
+
+@pytest.mark.parametrize("how", ["plain", "bf16", "fp16", "ranks"])
+@pytest.mark.parametrize(
+    ("options", "number", "stays"),
+    [
+        ({"D_attn": (8,)}, 1, ("blocks.0.", "blocks.1.")),  # with its attention
+        ({"D_attn": (8,)}, 3, ("blocks.",)),
+        (DEEP, 1, ("input_conv.", "blocks.0.")),
+        (DEEP, 2, ("input_conv.", "blocks.0.", "blocks.1.", "blocks.2.")),
+        ({"D_cond": "concat"}, 1, ("blocks.0.",)),
+    ],
+)
+def test_frozen_blocks_stay_bit_for_bit(options, number, stays, how, tmp_path):
+    torch.manual_seed(1)
+    G, D = BigGAN.build(dataclasses.replace(SMALL, **options))
+    D.freeze(number)
+    before = copy.deepcopy(D.state_dict())
+    D.amp = torch.bfloat16 if how == "bf16" else None
+    forward = D
+    if how == "ranks":
+        torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", world_size=1, rank=0)
+        forward = DistributedDataParallel(D)
+    try:
+        optimizer = steps_of(D, G, forward, LossScaler("cpu") if how == "fp16" else None)
+    finally:
+        if how == "ranks":
+            torch.distributed.destroy_process_group()
+    changed = {name for name, value in D.state_dict().items() if not torch.equal(value, before[name])}
+    trained = [p for name, p in D.named_parameters() if not name.startswith(stays)]
+    names = {name for name, _ in D.named_parameters() if not name.startswith(stays)}
+    assert names <= changed and not any(name.startswith(stays) for name in changed)
+    assert set(optimizer.state) == set(trained)  # moments of what moves alone
+    D.train()
+    assert not any(p.requires_grad for name, p in D.named_parameters() if name.startswith(stays))
+    assert all(p.requires_grad for p in trained)
+
+
+def test_none_frozen_is_as_before():
+    states = []
+    for number in (None, 0):
+        torch.manual_seed(1)
+        G, D = BigGAN.build(SMALL)
+        if number is not None:
+            D.freeze(number)
+        steps_of(D, G, D)
+        states.append(D.state_dict())
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("number", "parts", "old", "words"),
+    [
+        (4, ("G", "D"), SMALL, "--freeze_D 4: D has 3 blocks"),
+        (1, ("G_ema",), SMALL, "holds the generator alone"),
+        (1, ("G", "D"), dataclasses.replace(SMALL, D_attn=()), r"blocks.1.gamma of D is not in .*a.pth"),
+    ],
+)
+def test_what_cannot_be_frozen_is_one_line(tmp_path, number, parts, old, words):
+    save(tmp_path / "a.pth", old, parts)
+    _, D = BigGAN.build(dataclasses.replace(SMALL, D_attn=(8,)))
+    with pytest.raises(utils.UserError, match=words) as error:
+        finetune.check_frozen(number, finetune.read_source(tmp_path / "a.pth"), D)
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # As users do it
 
 
@@ -193,10 +278,11 @@ def flags(data_root, tmp_path, *more):
 def test_the_script_takes_the_models_options_from_the_checkpoint(data_root, tmp_path, capsys):
     save(tmp_path / "a.pth", dataclasses.replace(SMALL, ssm="voxel"))
     (tmp_path / "map.json").write_text('{"cat": "cat"}')
-    arguments = flags(data_root, tmp_path, "--class_mapping", tmp_path / "map.json", "--num_iters")
+    arguments = flags(data_root, tmp_path, "--class_mapping", tmp_path / "map.json", "--freeze_D", 2, "--num_iters")
     train.main([*arguments, "1"])
     told = capsys.readouterr().out
     assert "made again for 3 classes (1 row copied, 2 the mean" in told
+    assert "note: --freeze_D 2: the first 2 blocks of D stay as loaded" in told
     train.main([*arguments, "1", "--experiment_name", "dry", "--dry_run"])
     report = [line for line in told.splitlines() if line.startswith(("start from", "  classes", "  G:", "  D:"))]
     assert len(report) >= 4 and "\n".join(report) in capsys.readouterr().out
@@ -205,6 +291,9 @@ def test_the_script_takes_the_models_options_from_the_checkpoint(data_root, tmp_
     assert G.config == dataclasses.replace(SMALL, ssm="voxel", n_classes=3) and meta["step"] == 1
     train.main([*arguments, "2"])  # resumes: the checkpoint of the run, not the one it started from
     assert "start from" not in capsys.readouterr().out
+    D, old = (BigGAN.load_discriminator(tmp_path / where)[0].state_dict() for where in ("runs/run", "a.pth"))
+    same = {name[:8] for name in D if torch.equal(D[name], old[name])}
+    assert same == {"blocks.0", "blocks.1", "linear.u"}  # the last of one row, hence always 1
     log = logs.read_log(tmp_path / "runs" / "run" / "log.jsonl")
     assert [event["event"] for event in log].count("init_from") == 1 and log[0]["class_rows"] == [None, None, 0]
     (tmp_path / "map.json").unlink()
@@ -224,6 +313,7 @@ def test_the_script_takes_the_models_options_from_the_checkpoint(data_root, tmp_
         (["--dataset", "large"], "is of 16x16 images"),
         (["--G_ch", "8"], "--G_ch was 4 and is 8"),
         (["--class_mapping", "nowhere.json"], "cannot read nowhere.json"),
+        (["--freeze_D", "4"], "--freeze_D 4: D has 3 blocks"),
     ],
 )
 def test_bad_input_is_one_line(data_root, tmp_path, more, words):

@@ -29,7 +29,7 @@ def saved_bytes(forward, n):
 
 def test_memory_of_a_pass_is_what_autograd_keeps():
     G, D = BigGAN.build(CONFIG)
-    state, d_pass, g_pass = model_size.training_bytes(CONFIG, ema=True)
+    state, d_pass, g_pass = model_size.training_bytes(CONFIG, averages=1)
     real = [
         (saved_bytes(forward, 24) - saved_bytes(forward, 8)) / 16
         for forward in (

@@ -38,7 +38,7 @@ def train(made, steps):
         made.finish_step(step)
 
 
-@pytest.mark.parametrize("flags", [["--ema"], []])
+@pytest.mark.parametrize("flags", [["--ema"], [], ["--ema", "--ema_ramp", "--ema_power", "0.05_0.1"]])
 def test_a_loaded_state_goes_on_as_the_saved_one(flags, tmp_path):
     one, other = state(*flags), state(*flags, seed=1)
     train(one, 2)
@@ -95,6 +95,12 @@ def test_a_checkpoint_without_a_part_is_one_line(tmp_path):
     made = state("--ema")
     with pytest.raises(utils.UserError, match="holds no G_ema"):
         made.load_state_dict(state().state_dict(), tmp_path)
+    made = state("--ema_power", "0.05")
+    assert "G_power" not in state().state_dict()  # nor have checkpoints of before
+    with pytest.raises(utils.UserError, match="holds no G_power"):
+        made.load_state_dict(state().state_dict(), tmp_path)
+    with pytest.raises(utils.UserError, match=r"its G_power does not fit this model \('0.05'\)"):
+        made.load_state_dict(state("--ema_power", "0.1").state_dict(), tmp_path)
 
 
 def test_a_checkpoint_of_before_the_watchdog_is_taken_for_healthy(tmp_path):
@@ -107,11 +113,12 @@ def test_a_checkpoint_of_before_the_watchdog_is_taken_for_healthy(tmp_path):
     assert all(weight.requires_grad for weight in made.D.parameters())
 
 
-@pytest.mark.parametrize("flags", [["--ema"], []])
+@pytest.mark.parametrize("flags", [["--ema"], [], ["--ema", "--ema_ramp", "--ema_power", "0.05_0.1"]])
 def test_the_estimated_size_is_that_of_the_file(flags, tmp_path):
     made = state(*flags)
     train(made, 1)
-    for content, size in zip((made.state_dict(), made.best_state_dict()), made.checkpoint_bytes(), strict=True):
+    contents = [made.state_dict(), made.best_state_dict(), *([made.power_state_dict()] if made.power else [])]
+    for content, size in zip(contents, made.checkpoint_bytes(), strict=False):
         checkpoints.save(content, tmp_path / "c.pth")
         written = (tmp_path / "c.pth").stat().st_size
         assert size <= written < size + 200_000  # names, and a frame for each tensor
