@@ -496,6 +496,7 @@ STREAMS = {
     "crop": (9, ...),  # of the real images of a pass: step, pass
     "standing_z": (10, ...),  # noise behind standing statistics: number of the image
     "standing_y": (10, ..., 1),  # their classes: number of the image
+    "shapes": (30, ...),  # what an image of the data set of shapes shows: its number
 }
 
 
