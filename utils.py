@@ -124,6 +124,12 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def number(text: str) -> int | float:
+    """argparse type: a number, an int where it is whole."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
 def number_list(text: str) -> tuple[int, ...]:
     """argparse type: '32_64' or '4-4-2-1' or '32,64' to a tuple of ints; '0' and '' to none."""
     try:
@@ -233,7 +239,7 @@ def _argument_type(field):
     if field.type is bool:
         return {"action": "store_true" if field.metadata["switch"] else argparse.BooleanOptionalAction}
     if field.type is tuple:
-        return {"type": number_list, "metavar": "N-N"}
+        return {"type": field.metadata["kind"] or number_list, "metavar": field.metadata["metavar"] or "N-N"}
     if field.type == tuple[str, ...]:
         return {"nargs": "+", "type": field.metadata["kind"], "metavar": field.metadata["metavar"]}
     own = next(kind for kind in (typing.get_args(field.type) or (field.type,)) if kind is not NoneType)
