@@ -58,6 +58,17 @@ class Configuration:
         )
 
 
+def configuration(options: TrainOptions) -> Configuration:
+    """That of a command, also without its data where their name says their size. Raises: utils.UserError."""
+    try:
+        return Configuration(options, make_plan(options, None).config)
+    except utils.UserError as error:
+        try:
+            return Configuration(options, assumed_config(options))
+        except utils.UserError:
+            raise error from None
+
+
 class Match(NamedTuple):
     """What was found, and by how much it costs more than the target, as a share of that."""
 
@@ -76,7 +87,7 @@ def match(options: TrainOptions, argv: list[str] | None, time_step: Callable[...
     by = options.dry_run.by or COSTS[0]
     argv = sys.argv[1:] if argv is None else argv
     to_find = replace(options, model=options.model | {"G_ch": 1.5})  # what is given need not fit this model
-    own, target = Configuration(options, _config(to_find)), find_target(options, argv)
+    own, target = configuration(to_find), find_target(options, argv)
     print(f"target, {utils.printable(options.dry_run.match)}\n  {target}")
     found, excess = match_seconds(own, target, time_step) if by == "seconds" else match_count(own, target, by)
     unit = by.replace("_", "-")
@@ -133,7 +144,7 @@ def _of_flags(text, argv):
             words = words[i + 1 :]
             break
     options = TrainOptions.of(_parsed(without(argv, keep_G_ch=True)) | _parsed(words, defaults=False))
-    return Configuration(options, _config(options))
+    return configuration(options)
 
 
 def _of_run(path, dataset):
@@ -158,17 +169,6 @@ def _parsed(words, defaults=True):
     TrainOptions.add_to(parser)
     all_of_them, given = parser.parse_layers(words)
     return all_of_them | given if defaults else given
-
-
-def _config(options):
-    """The model of a command, also without its data where their name says their size."""
-    try:
-        return make_plan(options, None).config
-    except utils.UserError as error:
-        try:
-            return assumed_config(options)
-        except utils.UserError:
-            raise error from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def ask(data_root, capsys):
 
 def configuration(flags):
     options, _ = train.parse_args(flags)
-    return match.Configuration(options, match._config(options))
+    return match.configuration(options)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_run_and_a_checkpoint_are_targets(ask, data_root, tmp_path):
     assert abs(excess) <= 1
     run = tmp_path / "run"
     options, _ = train.parse_args([*shlex.split(SMALL), "--data_root", str(data_root), "--ssm", "gain"])
-    model_config = match._config(options).to_dict()
+    model_config = match.configuration(options).config.to_dict()
     utils.save_json({"model_config": model_config, "args": options.record()}, run / "config.json")
     excess, line = ask("--ssm gain --G_ch 3", str(run))
     assert excess == 0 and line[-2:] == ["--G_ch", "64"]
