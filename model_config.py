@@ -73,7 +73,7 @@ class ModelConfig(Options):
         "channel multiplier of G; a fraction makes widths that are rounded, as --match finds them",
         kind=utils.number,
         metavar="X",
-        check=Check(lambda x: 1 <= x < math.inf, "be at least 1"),
+        check=Check(lambda x: 1 <= x < math.inf, "be a finite number of at least 1"),
     )
     G_ch_mult: tuple = option(
         (), "G's widths / G_ch from the bottom to the image, as 16-16-8-4-2; empty: the table's", check=ALL_POSITIVE
@@ -213,8 +213,9 @@ class ModelConfig(Options):
 
         Where `G_ch` is a fraction they are rounded; those of `group_gain` to whole groups.
         """
-        unit = self.ssm_group if self.ssm == "group_gain" and self.G_ch % 1 else 1
-        return tuple(max(round(self.G_ch * m / unit), 1) * unit for m in self.G_ch_mult)
+        if self.ssm == "group_gain" and self.G_ch % 1:
+            return tuple(max(round(self.G_ch * m / self.ssm_group), 1) * self.ssm_group for m in self.G_ch_mult)
+        return tuple(round(self.G_ch * m) for m in self.G_ch_mult)
 
     @property
     def ssm_modulated(self) -> tuple[int, ...]:

@@ -53,7 +53,7 @@ class Configuration:
         G, D = model_size.multiply_adds(self.config, fused=True)
         of_G, of_D = map(model_size.num_parameters, model_size.build_on_meta(self.config))
         return (
-            f"G_ch {self.config.G_ch:g} (widths {widths}), ssm {self.config.ssm}; G and D: {of_G:,} and {of_D:,} "
+            f"G_ch {self.config.G_ch} (widths {widths}), ssm {self.config.ssm}; G and D: {of_G:,} and {of_D:,} "
             f"parameters, {G:,} and {D:,} multiply-adds an image; {self.multiply_adds:.5g} an iteration"
         )
 
@@ -103,7 +103,7 @@ def match(options: TrainOptions, argv: list[str] | None, time_step: Callable[...
 
 def width_flags(config: ModelConfig, before: ModelConfig) -> list[str]:
     """The flags that turn the widths of the model `before` into those of `config`."""
-    flags = ["--G_ch", f"{config.G_ch:g}"]
+    flags = ["--G_ch", str(config.G_ch)]
     if config.G_ch_mult != before.G_ch_mult:
         flags += ["--G_ch_mult", "-".join(map(str, config.G_ch_mult))]
     return flags

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import train
 import utils
 from tools import experiments, write_study
+from training.plan import make_config
 
 TABLE = """
 [common]   # for all
@@ -98,6 +100,17 @@ def test_a_wrong_line_is_named(line, message):
     text = TABLE.replace("[compare]", f"{line}\n[compare]") if "[" not in line else TABLE + line
     with pytest.raises(utils.UserError, match=message):
         experiments.read_table(text)
+
+
+@pytest.mark.parametrize("data, resolution", [("digits", 32), ("shapes64", 64)])
+def test_every_row_of_the_study_is_a_model(data, resolution):
+    script = (experiments.ROOT / "scripts" / "study.sh").read_text()
+    table = experiments.read_table(script.partition("table='")[2].partition("\n'")[0])
+    assert len(table.rows) == 15 and all(row in table.rows for pair in table.compare for row in pair[:2])
+    for flags, _ in table.rows.values():
+        options = train.parse_args(["--dataset", data, *table.common, *table.data[data][1], *flags])[0]
+        config = make_config(options, resolution, 10)
+        assert config.notes() == [] and options.run_length(20000) == 800
 
 
 # ---------------------------------------------------------------------------------------------------------------------
