@@ -56,6 +56,13 @@ deep_voxel         | deep          | SSM on BigGAN-deep, at the same widths
 deep_voxel         | deep_wide     | SSM on BigGAN-deep, at the same cost
 '
 
+root=runs previous=
+for argument in "$@"; do
+    [[ $previous == --runs_root ]] && root=$argument
+    [[ $argument == --runs_root=* ]] && root=${argument#*=}
+    previous=$argument
+done
+
 ensure_venv requirements.txt
 python=$(find_python)
 "$python" tools/experiments.py study --datasets digits shapes "$@" <<<"$table"
@@ -64,4 +71,9 @@ for argument in "$@"; do
     --list | --time | -h | --help) exit ;;
     esac
 done
-"$python" tools/write_study.py runs/study docs/study.md
+for run in "$root"/study/*/sagan_voxel_seed0; do # the maps on the page
+    if [[ -f explain.py && -f $run/result.json ]]; then
+        "$python" explain.py "$run" --only ssm
+    fi
+done
+"$python" tools/write_study.py "$root/study" docs/study.md

@@ -184,7 +184,7 @@ def comparisons(results: Results, data: str) -> list[str]:
                 if not differences:
                     continue
                 mean, low, high = interval(differences)
-                said, told = verdict(low, high, less), told + 1
+                said, told = verdict(low, high, less), told + math.isfinite(low)
                 where = "equal compute" if equal_compute else "equal steps"
                 within = "-" if math.isinf(low) else f"{low:+.3f} to {high:+.3f}"
                 lines.append(
@@ -194,13 +194,11 @@ def comparisons(results: Results, data: str) -> list[str]:
                     text = f"`{one}` beside `{other}` at {where}, {name}: {said}"
                     words.append((question, f"{text} ({mean:+.3f}, {within})" if within != "-" else text))
     header = ["row", "beside", "at", "metric", "mean difference", f"{LEVEL:.0%} interval", "pairs", "the first is"]
-    by_chance = told * (1 - LEVEL)
-    text = [
-        "",
-        f"These are {told} intervals: where nothing differs at all, about {by_chance:.0f} of them exclude 0 all the "
-        "same. A single one of them is no proof; several metrics that agree are more.",
-        "",
-    ]
+    caution = (
+        f"These are {told} intervals: where nothing differs at all, about {told * (1 - LEVEL):.0f} of them exclude 0 "
+        "all the same. A single one of them is no proof; several metrics that agree are more."
+    )
+    text = ["", caution if told else "With one seed a row there are no intervals.", ""]
     for question in dict.fromkeys(question for question, _ in words):
         text += [f"* **{question or 'these two'}**", *(f"  * {line}." for asked, line in words if asked == question)]
     return [*table(header, lines, 4), *text, ""]
