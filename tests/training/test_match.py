@@ -12,6 +12,7 @@ import train
 import utils
 from training import match
 
+SLOW = pytest.mark.slow
 SMALL = "--dataset tiny --G_ch_mult 4-4-2-1 --D_ch 4 --G_attn 0 --D_attn 0 --batch_size 8 --device cpu"
 
 
@@ -47,8 +48,10 @@ def configuration(flags):
     [
         ("--ssm none", "--ssm voxel", []),
         ("--ssm none", "--ssm=voxel", ["--by", "parameters"]),
-        ("--ssm group_gain", "python train.py --ssm voxel --G_ch 6", ["--by", "multiply_adds"]),
-        ("--model BigGANdeep --G_shared --hier", "--ssm voxel --G_ch 5", []),
+        pytest.param(
+            "--ssm group_gain", "python train.py --ssm voxel", ["--by", "multiply_adds"], marks=pytest.mark.slow
+        ),
+        pytest.param("--model BigGANdeep --G_shared --hier", "--ssm voxel --G_ch 5", [], marks=pytest.mark.slow),
     ],
 )
 def test_the_command_that_is_printed_costs_what_the_target_costs(ask, flags, target, by):
