@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What does spatial self-modulation do? A study on two embedded data sets, on two CPU cores in about two hours:
+# What does spatial self-modulation do? A study on two embedded data sets; estimated at 140 minutes on two CPU cores:
 #
 #   bash scripts/study.sh                           all runs, one after the other, into runs/study; then docs/study.md
 #   bash scripts/study.sh --list                    which runs are complete; --time: how long all would take here
@@ -15,7 +15,7 @@ table='
 [common]   # the widths of the quickstart, a little narrower
 --feature_network classifier --G_ch 12 --G_ch_mult 4-4-2-1 --D_ch 12 --D_ch_mult 1-2-4-4 --D_num_down 3
 --G_param none --G_attn 16 --D_attn 16 --dim_z 64 --batch_size 32 --num_D_steps 1 --G_lr 4e-4 --D_lr 8e-4
---ema --ema_decay 0.995 --num_iters 800 --test_every 200 --save_every 400 --sample_every 800 --log_every 50
+--ema --ema_decay 0.995 --num_iters 700 --test_every 175 --save_every 350 --sample_every 700 --log_every 50
 --which_best FD --num_save_copies 1 --num_best_copies 1
 
 [data]     # name | flags of make_hdf5.py | flags of train.py
@@ -36,9 +36,9 @@ sagan_voxel_zero   | --ssm voxel --ssm_zero_init                   |
 biggan             | --G_shared --hier --shared_dim 64             |
 biggan_wide        | --G_shared --hier --shared_dim 64             | biggan_voxel
 biggan_voxel       | --G_shared --hier --shared_dim 64 --ssm voxel |
-deep               | --model BigGANdeep --G_shared --hier --shared_dim 64 --G_ch 24 --D_ch 24 --G_depth 1 --D_depth 1 |
-deep_wide          | --model BigGANdeep --G_shared --hier --shared_dim 64 --G_ch 24 --D_ch 24 --G_depth 1 --D_depth 1 | deep_voxel
-deep_voxel         | --model BigGANdeep --G_shared --hier --shared_dim 64 --G_ch 24 --D_ch 24 --G_depth 1 --D_depth 1 --ssm voxel |
+deep               | --model BigGANdeep --G_shared --hier --shared_dim 64 --G_ch 16 --D_ch 16 --G_depth 1 --D_depth 1 |
+deep_wide          | --model BigGANdeep --G_shared --hier --shared_dim 64 --G_ch 16 --D_ch 16 --G_depth 1 --D_depth 1 | deep_voxel
+deep_voxel         | --model BigGANdeep --G_shared --hier --shared_dim 64 --G_ch 16 --D_ch 16 --G_depth 1 --D_depth 1 --ssm voxel |
 
 [compare]  # a row | another | what their difference tells
 sagan_voxel        | sagan         | SSM beside the same generator without it, which costs less

@@ -110,7 +110,7 @@ def test_every_row_of_the_study_is_a_model(data, resolution):
     for flags, _ in table.rows.values():
         options = train.parse_args(["--dataset", data, *table.common, *table.data[data][1], *flags])[0]
         config = make_config(options, resolution, 10)
-        assert config.notes() == [] and options.run_length(20000) == 800
+        assert config.notes() == [] and options.run_length(20000) == 700
 
 
 # ---------------------------------------------------------------------------------------------------------------------
