@@ -77,7 +77,7 @@ class Generator(nn.Module):
         for i, (stage, condition) in enumerate(zip(self.stages, conditions, strict=True)):
             for layer in stage:
                 h = layer(h, condition)  # (N,C,H,W), at last (N,C',2H,2W)
-            if self.ssm:
+            if self.ssm and i < len(self.ssm.stages):
                 s, h = self.ssm.stages[i](s, h)
         return self.output_conv(F.relu(self.output_bn(h, conditions[-1])))
 

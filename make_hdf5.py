@@ -1,6 +1,7 @@
 """Make a data set: bring images to one size and write them, with their labels, to one HDF5 file.
 
     python make_hdf5.py --dataset digits
+    python make_hdf5.py --dataset shapes --num_images 20000
     python make_hdf5.py --dataset folder --images photos --resolution 64 --out data/photos.hdf5
     python make_hdf5.py --dataset C10 --images /torchvision/root
     python make_hdf5.py --dataset I128 --images /imagenet/train
@@ -21,8 +22,10 @@ import utils
 from image_datasets import decoding, doctor, layouts, loading, sources, writing
 from image_datasets.cifar import LAYOUTS as CIFAR
 from image_datasets.cifar import cifar_source
+from image_datasets.shapes import shapes_source
 
 MAX_NAME = 160  # bytes of a data set's name
+EMBEDDED = ("digits", "shapes")  # which need no files
 IMAGENET = {"I32": 32, "I64": 64, "I128": 128, "I256": 256}  # the family's names and the resolutions they stand for
 
 
@@ -55,13 +58,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = utils.ArgumentParser(
-        "Make an HDF5 data set of a folder or zip of images, of ImageNet, of CIFAR or of the embedded digits. "
+        "Make an HDF5 data set of a folder or zip of images, of ImageNet, of CIFAR, of the embedded digits or of drawn "
+        "shapes. "
         "Interrupted, the same command goes on where it was."
     )
     group = parser.add_argument_group("images")
     group.add_argument(
-        "--dataset", required=True, choices=["digits", "folder", *CIFAR, *IMAGENET],
-        help="digits: the 1,797 embedded handwritten digits; folder: your own images; C10, C100: CIFAR-10, CIFAR-100; "
+        "--dataset", required=True, choices=[*EMBEDDED, "folder", *CIFAR, *IMAGENET],
+        help="digits: the 1,797 embedded handwritten digits; shapes: 10 kinds of figures, drawn anywhere and in any "
+        "colour; folder: your own images; C10, C100: CIFAR-10, CIFAR-100; "
         "I64 (I32, I128, I256): an ImageNet train folder at that resolution",
     )  # fmt: skip
     group.add_argument(
@@ -73,8 +78,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     group.add_argument("--split", choices=["train", "test"], help="part of CIFAR (default: train)")
     group.add_argument(
-        "--resolution", type=utils.positive_int, help="height and width of the result (default for digits, CIFAR: 32)"
-    )
+        "--resolution", type=utils.positive_int,
+        help="height and width of the result (default for digits, shapes, CIFAR: 32)",
+    )  # fmt: skip
+    group.add_argument(
+        "--num_images", type=utils.positive_int,
+        help="shapes: how many (default: 20000); the first ones are the same whatever their number",
+    )  # fmt: skip
+    group.add_argument("--seed", type=utils.count, help="shapes: of all that varies (default: 0)")
     switch = {"action": argparse.BooleanOptionalAction, "default": False}
     group.add_argument(
         "--unconditional", **switch,
@@ -107,8 +118,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch_size is not None:
         print("--batch_size has no meaning here: images are read one by one")
-    if args.dataset == "digits" and (args.images or args.unconditional):
-        parser.error("--dataset digits takes neither --images nor --unconditional")
+    if args.dataset in EMBEDDED and (args.images or args.unconditional):
+        parser.error(f"--dataset {args.dataset} takes neither --images nor --unconditional")
+    for flag in ("num_images", "seed"):
+        if args.dataset != "shapes" and getattr(args, flag) is not None:
+            parser.error(f"--{flag} is for --dataset shapes, not for {args.dataset}")
     if args.dataset in [*CIFAR, *IMAGENET] and args.unconditional:
         parser.error(f"--dataset {args.dataset} has classes; leave out --unconditional (train.py has such a flag)")
     if args.range and not (math.isfinite(args.range[1] - args.range[0]) and args.range[0] < args.range[1]):
@@ -152,6 +166,8 @@ def find_images(args: argparse.Namespace) -> sources.Source:
     """The images that the flags ask for."""
     if args.dataset == "digits":
         return sources.digits_source()
+    if args.dataset == "shapes":
+        return shapes_source(args.num_images or 20000, args.seed or 0, args.resolution or 32)
     if args.dataset in CIFAR:
         return cifar_source(args.dataset, args.images or args.data_root, args.split or "train")
     if args.dataset in IMAGENET:

@@ -6,11 +6,12 @@ checkpoint. `resolution` and `n_classes` come from the data, so they have no fla
 
 import argparse
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import utils
 from torch_utils import schema
-from utils import AT_LEAST_1, NOT_NEGATIVE, Check, Options, option
+from utils import AT_LEAST_1, NOT_NEGATIVE, SHARE, Check, Options, option
 
 # Channel multipliers, from the 4x4 end to the image for G and from the image down for D, by k = log2(R / bottom_width):
 # resolutions 32, 64, 128, 256, 512 for the usual bottom width of 4 (BigGAN-PyTorch's tables). D's are those of its
@@ -36,6 +37,14 @@ ALL_POSITIVE = Check(lambda numbers: min(numbers, default=1) >= 1, "be positive 
 SSM_VARIANTS = ("none", "voxel", "gain", "group_gain", "global_voxel")
 
 
+def _stages(text):
+    """argparse type: '1_2_3' to numbers, 'all' to (), which stands for all of them."""
+    numbers = () if text == "all" else utils.number_list(text)
+    if text != "all" and not numbers:
+        raise argparse.ArgumentTypeError(f"{text!r}: name stages, as 1_2_3, or all; --ssm none modulates none")
+    return numbers
+
+
 @dataclass(frozen=True)
 class ModelConfig(Options):
     """Everything that the shape and the arithmetic of G and D depend on.
@@ -59,7 +68,13 @@ class ModelConfig(Options):
         "biggan", "BigGANdeep: shortcuts without weights, or StudioGAN's with", choices=("biggan", "studiogan")
     )
 
-    G_ch: int = option(64, "channel multiplier of G", check=AT_LEAST_1)
+    G_ch: float = option(
+        64,
+        "channel multiplier of G; a fraction makes widths that are rounded, as --match finds them",
+        kind=utils.number,
+        metavar="X",
+        check=Check(lambda x: 1 <= x < math.inf, "be a finite number of at least 1"),
+    )
     G_ch_mult: tuple = option(
         (), "G's widths / G_ch from the bottom to the image, as 16-16-8-4-2; empty: the table's", check=ALL_POSITIVE
     )
@@ -76,6 +91,16 @@ class ModelConfig(Options):
     hier: bool = option(False, "hierarchical z: a slot of z to each block of G (BigGAN), or all of it (BigGANdeep)")
     ssm: str = option("none", "spatial self-modulation of G's stages", choices=SSM_VARIANTS)
     ssm_zero_init: bool = option(False, "start SSM's gains and biases at 0, by a learned scale per stage")
+    ssm_width: float = option(
+        1.0,
+        "widths of SSM's stream / G's, from 0 to 1, the published form; 0: a stream without space, for gains and "
+        "biases that are the same at all positions",
+        check=SHARE,
+    )
+    ssm_stages: tuple = option(
+        (), "stages of G that SSM modulates, counted from 1, as 1_2_3; all of them by default", kind=_stages
+    )
+    ssm_group: int = option(4, "group_gain: channels that share a map", check=AT_LEAST_1)
 
     D_ch: int = option(64, "channel multiplier of D", check=AT_LEAST_1)
     D_ch_mult: tuple = option(
@@ -153,8 +178,7 @@ class ModelConfig(Options):
             object.__setattr__(self, name, value)
 
     def _check_blocks(self):
-        if self.ssm == "group_gain" and any(width % 4 for width in self.G_widths[1:]):
-            raise utils.UserError(f"--ssm group_gain needs widths that divide by 4, not G's {self.G_widths[1:]}")
+        self._check_ssm()
         if self.D_cond == "concat" and len(self.D_stages) < 2:
             raise utils.UserError("--D_cond concat needs a second stage in D; see --D_ch_mult")
         if self.deep and self.deep_style == "biggan":
@@ -163,6 +187,21 @@ class ModelConfig(Options):
             if any(i > o for i, o, *_ in self.D_stages):
                 raise utils.UserError("--D_ch_mult, --D_cond concat: shortcuts of BigGANdeep's D cannot narrow")
 
+    def _check_ssm(self):
+        number, widths = (
+            len(self.G_widths) - 1,
+            [self.G_widths[i] for i in self.ssm_modulated if i < len(self.G_widths)],
+        )
+        if any(not 1 <= i <= number for i in self.ssm_stages):
+            raise utils.UserError(
+                f"--ssm_stages {'_'.join(map(str, self.ssm_stages))}: G has the stages 1 to {number} at resolution "
+                f"{self.resolution}"
+            )
+        if self.ssm == "group_gain" and any(width % self.ssm_group for width in widths):
+            raise utils.UserError(
+                f"--ssm group_gain needs widths that divide by {self.ssm_group} (--ssm_group), not G's {tuple(widths)}"
+            )
+
     @property
     def deep(self) -> bool:
         """Whether the blocks are BigGAN-deep's bottlenecks."""
@@ -170,8 +209,24 @@ class ModelConfig(Options):
 
     @property
     def G_widths(self) -> tuple[int, ...]:
-        """Channels of G's first feature map and of each block's output."""
-        return tuple(self.G_ch * m for m in self.G_ch_mult)
+        """Channels of G's first feature map and of each block's output.
+
+        Where `G_ch` is a fraction they are rounded; those of `group_gain` to whole groups.
+        """
+        if self.ssm == "group_gain" and self.G_ch % 1:
+            return tuple(max(round(self.G_ch * m / self.ssm_group), 1) * self.ssm_group for m in self.G_ch_mult)
+        return tuple(round(self.G_ch * m) for m in self.G_ch_mult)
+
+    @property
+    def ssm_modulated(self) -> tuple[int, ...]:
+        """The stages of G that SSM modulates, counted from 1, ascending."""
+        return tuple(sorted(set(self.ssm_stages))) or tuple(range(1, len(self.G_ch_mult)))
+
+    @property
+    def ssm_widths(self) -> tuple[int, ...]:
+        """Channels of the first map of SSM's stream, and of each of its stages, up to the last that modulates."""
+        widths = self.G_widths[: self.ssm_modulated[-1] + 1]
+        return tuple(max(round(width * self.ssm_width), 1) for width in widths) if self.ssm_width else widths
 
     @property
     def D_widths(self) -> tuple[int, ...]:
@@ -209,6 +264,12 @@ class ModelConfig(Options):
         lines = []
         if self.hier and not self.deep and not self.G_cbn and self.ssm == "none":
             lines.append("--hier without conditional batch norm and SSM: G sees only the first slot of z")
+        idle = [name for name in ("ssm_width", "ssm_stages", "ssm_zero_init") if self.ssm == "none"]
+        idle += ["ssm_group"] if self.ssm != "group_gain" else []
+        defaults = {f.name: f.default for f in self.fields()}
+        lines += [
+            f"--{name} does nothing with --ssm {self.ssm}" for name in idle if getattr(self, name) != defaults[name]
+        ]
         for network in "GD":
             resolutions = self.stage_resolutions(network)
             ends = [r for r in resolutions if r]

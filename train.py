@@ -29,9 +29,9 @@ from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
 from torch_utils.memory import keep_freed_blocks
 from torch_utils.mixed_precision import compilation
-from training import finetune, intervals, messages, model_size, rollback, run_folder
+from training import finetune, intervals, match, messages, model_size, rollback, run_folder
 from training.batches import Batches
-from training.dry_run import dry_run
+from training.dry_run import dry_run, step_seconds
 from training.intervals import Run
 from training.logs import RunLog, Speedometer
 from training.optimizers import set_learning_rates
@@ -50,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[TrainOptions, finetune.So
     """
     parser = utils.ArgumentParser(__doc__.splitlines()[0])
     TrainOptions.add_to(parser)
-    defaults, given = parser.parse_layers(argv)
+    defaults, given = parser.parse_layers(match.joined(sys.argv[1:] if argv is None else argv))
     if not given.get("init_from"):
         return TrainOptions.of(defaults | given), None
     try:
@@ -240,6 +240,9 @@ def make_deterministic() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     options, source = parse_args(argv)
+    if options.dry_run.match is not None:
+        match.match(options, argv, lambda *what: step_seconds(*what)[0])
+        return
     if options.dry_run.asked_for:
         dry_run(options, source)
         return

@@ -124,6 +124,12 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def number(text: str) -> int | float:
+    """argparse type: a number, an int where it is whole."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
 def number_list(text: str) -> tuple[int, ...]:
     """argparse type: '32_64' or '4-4-2-1' or '32,64' to a tuple of ints; '0' and '' to none."""
     try:
@@ -234,7 +240,7 @@ def _argument_type(field):
     if field.type is bool:
         return {"action": "store_true" if field.metadata["switch"] else argparse.BooleanOptionalAction}
     if field.type is tuple:
-        return {"type": number_list, "metavar": "N-N"}
+        return {"type": field.metadata["kind"] or number_list, "metavar": field.metadata["metavar"] or "N-N"}
     if field.type == tuple[str, ...]:
         return {"nargs": "+", "type": field.metadata["kind"], "metavar": field.metadata["metavar"]}
     if field.type == tuple[float, ...]:
@@ -506,6 +512,7 @@ STREAMS = {
     "crop": (9, ...),  # of the real images of a pass: step, pass
     "standing_z": (10, ...),  # noise behind standing statistics: number of the image
     "standing_y": (10, ..., 1),  # their classes: number of the image
+    "shapes": (30, ...),  # what an image of the data set of shapes shows: its number
 }
 
 

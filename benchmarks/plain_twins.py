@@ -61,11 +61,12 @@ class GlobalVoxelStage(sssm.GlobalVoxelStage):
 
 class GainStage(sssm.GainStage):
     def modulate(self, s: Tensor, h: Tensor) -> Tensor:
-        return h * (1 + self.scaled(self.gain(s)).repeat(1, self.repeats, 1, 1))
+        return h * (1 + self.scaled(self.gain(s)))
 
 
 class GroupGainStage(sssm.GroupGainStage):
-    modulate = GainStage.modulate
+    def modulate(self, s: Tensor, h: Tensor) -> Tensor:
+        return h * (1 + self.scaled(self.gain(s)).repeat(1, self.group, 1, 1))
 
 
 OF_LAYERS = (UpConv2d, DownConv2d, ConditionalBatchNorm2d, SelfAttention)

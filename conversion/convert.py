@@ -49,7 +49,7 @@ def infer_generator(weights: peers.Weights, fields: dict) -> dict:
         found |= {"G_depth": depth, "deep_style": style}
     if "ssm.embedding" in weights.layers:
         n_classes, shared_dim = weights.layers["ssm.embedding"].weight.shape
-        found |= {"ssm": _infer_ssm(weights), "shared_dim": shared_dim, "n_classes": n_classes}
+        found |= {**_infer_ssm(weights), "shared_dim": shared_dim, "n_classes": n_classes}
     return found
 
 
@@ -70,11 +70,11 @@ def _infer_condition(weights, num_stages, deep):
 def _infer_ssm(weights):
     stage = "ssm.stages.0."
     if stage + "global_gain" in weights.layers:
-        return "global_voxel"
+        return {"ssm": "global_voxel"}
     if stage + "bias" in weights.layers:
-        return "voxel"
-    grouped = weights.width(stage + "gain") < weights.width(stage + "conv2")
-    return "group_gain" if grouped else "gain"
+        return {"ssm": "voxel"}
+    group = weights.width(stage + "conv2") // weights.width(stage + "gain")
+    return {"ssm": "group_gain", "ssm_group": group} if group > 1 else {"ssm": "gain"}
 
 
 def _depth_of_generator(inputs, outputs):
@@ -277,12 +277,12 @@ def parse_field(name: str, text: str):
     fields = {field.name: field for field in dataclasses.fields(ModelConfig)}
     if name not in fields:
         raise utils.UserError(f"{name} is not a field of ModelConfig; those are {', '.join(fields)}")
-    kind, choices = fields[name].type, fields[name].metadata.get("choices")
+    kind, choices, reads = fields[name].type, *(fields[name].metadata.get(key) for key in ("choices", "kind"))
     try:
         if kind is bool:
             value = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         else:
-            value = utils.number_list(text) if kind is tuple else kind(text)
+            value = (reads or (utils.number_list if kind is tuple else kind))(text)
     except (KeyError, ValueError, argparse.ArgumentTypeError) as error:
         raise utils.UserError(f"{name}={text}: not a value of this field") from error
     if choices and value not in choices:

@@ -111,8 +111,10 @@ def _make_command(path):
             flags = f"{name} --images IMAGENET_TRAIN_FOLDER"
     if path.stem in ("C10", "C100"):
         flags = f"{path.stem} --images CIFAR_FOLDER"
-    if path.stem == "digits":
-        flags = "digits"
+    if path.stem in ("digits", "shapes"):
+        flags = path.stem
+    if path.stem == "shapes64":
+        flags = "shapes --resolution 64"
     return f"python make_hdf5.py --dataset {flags} --out {path}"
 
 

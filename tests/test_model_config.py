@@ -63,6 +63,13 @@ def test_round_trip_changes_nothing(hier):
         {"model": "BigGANdeep", "D_num_down": 4},
         {"ssm": "group_gain", "G_ch": 1, "G_ch_mult": (4, 4, 4, 2)},
         {"D_label_ch": 0},
+        {"ssm": "group_gain", "G_ch": 4, "ssm_group": 3},
+        {"ssm": "voxel", "ssm_width": 1.5},
+        {"ssm": "voxel", "ssm_width": float("nan")},
+        {"ssm": "voxel", "ssm_stages": (0, 1)},
+        {"ssm": "voxel", "ssm_stages": (4,)},
+        {"G_ch": float("inf")},
+        {"G_ch": float("nan")},
     ],
 )
 def test_contradictions_are_refused(options):
@@ -96,3 +103,20 @@ def test_widths_that_are_missing_are_told_from_widths_that_do_not_fit():
     ):
         with pytest.raises(utils.UserError, match=line):
             ModelConfig(n_classes=2, **options)
+
+
+def test_fractions_of_the_widths_are_rounded():
+    assert ModelConfig(resolution=64, n_classes=2, G_ch=10.3).G_widths == (165, 165, 82, 41, 21)
+    assert ModelConfig(resolution=64, n_classes=2, G_ch=10.3, ssm="group_gain").G_widths == (164, 164, 84, 40, 20)
+    assert ModelConfig(resolution=64, n_classes=2, G_ch=10).G_widths == (160, 160, 80, 40, 20)
+
+
+def test_flags_of_ssm(capsys):
+    assert parse("--ssm_stages", "2_1").ssm_modulated == (1, 2)
+    assert parse("--ssm_stages", "all").ssm_modulated == parse().ssm_modulated == (1, 2, 3)
+    assert parse("--G_ch", "8.0").G_ch == 8 and type(parse("--G_ch", "8.0").G_ch) is int
+    assert "--ssm_width does nothing with --ssm none" in parse("--ssm_width", "0.5").notes()
+    for bad in (["--ssm_stages", "0"], ["--ssm_stages", "none"], ["--ssm_width", "half"], ["--G_ch", "wide"]):
+        with pytest.raises(SystemExit):
+            parse(*bad)
+        assert bad[0] in capsys.readouterr().err

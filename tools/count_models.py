@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
 import utils
-from training import dry_run, model_size
+from training import dry_run, model_size, plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("launch_*.sh"), *(ROOT / "scripts").glob("convert_*.sh")])
@@ -55,7 +55,7 @@ def script_flags(script, *arguments):
 def sizes(script):
     """The Sizes of a script's configuration."""
     options, _ = train.parse_args(script_flags(script, "--dry_run"))
-    config = dry_run.assumed_config(options)
+    config = plan.assumed_config(options)
     parameters = tuple(map(model_size.num_parameters, model_size.build_on_meta(config)))
     fused, plain = (model_size.multiply_adds(config, fused=fused) for fused in (True, False))
     memory = dry_run.training_memory(options, config) if script.name.startswith("launch_") else None

@@ -20,7 +20,7 @@ from torch import nn
 import train
 import utils
 from tools.count_models import ROOT, script_flags
-from training import dry_run, model_size, run_folder
+from training import model_size, plan, run_folder
 
 PAGE = ROOT / "docs" / "scaling.md"
 GPUS = (8, 64, 256)
@@ -107,7 +107,7 @@ class Counts:
 def counts(script: Path) -> Counts:
     """The Counts of a launch script's configuration."""
     options, _ = train.parse_args(script_flags(script, "--dry_run"))
-    config, steps = dry_run.assumed_config(options), options.steps
+    config, steps = plan.assumed_config(options), options.steps
     networks = model_size.build_on_meta(config)
     macs = model_size.multiply_adds(config, fused=True)
     parameters = tuple(map(model_size.num_parameters, networks))
@@ -116,7 +116,7 @@ def counts(script: Path) -> Counts:
     sizes = model_size.checkpoint_bytes(config, options.ema.number)
     return Counts(
         parameters=parameters,
-        flops=2 * dry_run.step_multiply_adds(options, macs),
+        flops=2 * options.step_multiply_adds(macs),
         forwards=(D_passes + G_passes, D_passes + G_passes),
         images=options.batches.batch_size,
         passes=(G_passes, steps.num_D_accumulations),

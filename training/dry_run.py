@@ -4,7 +4,6 @@ What can be wrong with a command is found by the functions that `train.py` itsel
 """
 
 import os
-import re
 import sys
 import time
 from types import SimpleNamespace
@@ -22,7 +21,7 @@ from torch_utils.distributed import Ranks, device_name, resolve_device
 from training import finetune, model_size, run_folder
 from training.messages import notes, steps_text
 from training.options import TrainOptions
-from training.plan import about_run, check_command, make_config
+from training.plan import about_run, assumed_config, check_command
 from training.state import TrainingState, begin
 from training.steps import d_step, g_step
 
@@ -147,24 +146,13 @@ def _num_images(options, plan):
     return max(round(len(plan.dataset) * options.selection.retention_ratio / 100), 1)
 
 
-def assumed_config(options: TrainOptions) -> ModelConfig:
-    """The config for data that is missing, where its name says its size: I128 and C10 of the reference family.
-
-    Raises: utils.UserError for another name.
-    """
-    known = re.fullmatch(r"I(\d+)(_hdf5)?|C(10)(_hdf5)?", options.data.dataset)
-    if not known:
-        raise utils.UserError(f"--dataset {options.data.dataset}: size unknown")
-    return make_config(options, options.data.crop_size or int(known[1] or 32), 1000 if known[1] else 10)
-
-
 def _print_sizes(options, config, num_images):
     """Parameters, multiply-adds and memory of the networks and of the whole run."""
     macs = model_size.multiply_adds(config, fused=True)
     for name, network, count in zip("GD", model_size.build_on_meta(config), macs, strict=True):
         print(f"{name}: {model_size.num_parameters(network):,} parameters, {count:,} multiply-adds an image")
     D_images = options.images_per_step
-    step = step_multiply_adds(options, macs)
+    step = options.step_multiply_adds(macs)
     num_D_steps = options.steps.num_D_steps
     line = f"a step of G with {num_D_steps} of D: {utils.counted(D_images, 'real image')}, {step:.3g} multiply-adds"
     if num_images or options.length.num_iters:
@@ -179,16 +167,6 @@ def _print_sizes(options, config, num_images):
         f"  (float32: {state / 2**30:.2f} for weights, gradients, Adam and average, then what autograd keeps for the "
         "larger pass,\n  counted on the meta device; workspaces of convolutions and fragmentation come on top)"
     )
-
-
-def step_multiply_adds(options: TrainOptions, macs: tuple[int, int]) -> int:
-    """Multiply-adds of a step of G with its steps of D; macs: of a forward (of G, of D) for one image.
-
-    A backward costs twice its forward. D's step: G forward, D on a real and a fake; G's step: both networks, of D the
-    gradients of its input only.
-    """
-    G_images = options.batches.G_images * options.steps.num_G_accumulations
-    return options.images_per_step * (macs[0] + 6 * macs[1]) + G_images * (3 * macs[0] + 2 * macs[1])
 
 
 def training_memory(options: TrainOptions, config: ModelConfig, num_processes: int = 1) -> float:
@@ -208,10 +186,7 @@ def _num_steps(options, num_images):
 
 def _print_time(options, config, num_images):
     device = resolve_device(options.run.device)
-    batch, d_seconds, g_seconds, reason = time_passes(options, config, device)
-    D_passes = options.images_per_step / batch
-    G_passes = options.steps.num_G_accumulations * options.batches.G_images / batch
-    seconds = D_passes * d_seconds + G_passes * g_seconds
+    seconds, (batch, d_seconds, g_seconds, reason) = step_seconds(options, config, device)
     steps = _num_steps(options, num_images)
     threads = f", {utils.counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
     name = device_name(device) + threads
@@ -221,6 +196,15 @@ def _print_time(options, config, num_images):
         f"extrapolated from that: {seconds:.3g} s a step, {utils.duration(steps * seconds)} for "
         f"{utils.counted(steps, 'step')} on one such device, without evaluation and reading of data"
     )
+
+
+def step_seconds(options: TrainOptions, config: ModelConfig, device: torch.device) -> tuple[float, tuple]:
+    """Seconds of a step of G with its steps of D, extrapolated from what `time_passes` returns, and that."""
+    timed = time_passes(options, config, device)
+    batch, d_seconds, g_seconds, _ = timed
+    D_passes = options.images_per_step / batch
+    G_passes = options.steps.num_G_accumulations * options.batches.G_images / batch
+    return D_passes * d_seconds + G_passes * g_seconds, timed
 
 
 def time_passes(options: TrainOptions, config: ModelConfig, device: torch.device) -> tuple[int, float, float, str]:

@@ -64,6 +64,9 @@ class RunOptions(Options):
     )
 
 
+COSTS = ("multiply_adds", "parameters", "seconds")  # --by
+
+
 @dataclass(frozen=True)
 class DryRunOptions(Options):
     """What is done instead of training."""
@@ -77,9 +80,23 @@ class DryRunOptions(Options):
         False, "the same, and time the largest batch that fits on this machine", switch=True, changeable=True
     )
 
+    match: str | None = option(
+        None,
+        "print the --G_ch at which this configuration costs, in a whole iteration, what another does: a run folder, a "
+        "checkpoint, or in quotes the flags in which it differs from this command; and stop",
+        metavar="RUN_OR_FLAGS",
+        changeable=True,
+    )
+    by: str | None = option(None, "what --match compares (multiply_adds if not given)", choices=COSTS, changeable=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.by and not self.match:
+            raise utils.UserError("--by goes with --match")
+
     @property
     def asked_for(self) -> bool:
-        return self.dry_run or self.dry_run_time
+        return self.dry_run or self.dry_run_time or self.match is not None
 
 
 @dataclass(frozen=True)
@@ -270,6 +287,15 @@ class TrainOptions:
         """Real images that D sees for each step of G."""
         return self.batches.batch_size * self.steps.D_passes
 
+    def step_multiply_adds(self, macs: tuple[int, int]) -> int:
+        """Multiply-adds of a step of G with its steps of D; macs: of a forward (of G, of D) for one image.
+
+        A backward costs twice its forward. D's step: G forward, D on a real and a fake; G's step: both networks, of D
+        the gradients of its input only.
+        """
+        G_images = self.batches.G_images * self.steps.num_G_accumulations
+        return self.images_per_step * (macs[0] + 6 * macs[1]) + G_images * (3 * macs[0] + 2 * macs[1])
+
     def run_length(self, num_images: int, step: int = 0, images_seen: int = 0) -> int:
         """The step at which the run ends, on so many images: the first of --num_iters and --num_epochs.
 
@@ -288,6 +314,9 @@ class TrainOptions:
             f"G{model['G_ch']}D{model['D_ch']}",
             *([model["model"]] if model["model"] != "BigGAN" else []),
             f"ssm-{model['ssm']}",
+            *([f"w{model['ssm_width']:g}"] if model["ssm_width"] != 1 else []),
+            *(["stages" + "-".join(map(str, model["ssm_stages"]))] if model["ssm_stages"] else []),
+            *([f"group{model['ssm_group']}"] if model["ssm_group"] != 4 else []),
             *(["shared"] if model["G_shared"] else []),
             *(["hier"] if model["hier"] else []),
             *([self.steps.loss] if self.steps.loss != "hinge" else []),

@@ -1,6 +1,7 @@
 """What a training command asks for, checked before anything is computed: its data, model and metrics."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,17 @@ def make_config(options: TrainOptions, resolution: int, n_classes: int) -> Model
     """The ModelConfig of the options; --unconditional leaves D without the class."""
     config = ModelConfig(resolution=resolution, n_classes=n_classes, **options.model)
     return dataclasses.replace(config, D_cond="none") if options.batches.unconditional else config
+
+
+def assumed_config(options: TrainOptions) -> ModelConfig:
+    """The config for data that is missing, where its name says its size: I128 and C10 of the reference family.
+
+    Raises: utils.UserError for another name.
+    """
+    known = re.fullmatch(r"I(\d+)(_hdf5)?|C(10)(_hdf5)?", options.data.dataset)
+    if not known:
+        raise utils.UserError(f"--dataset {options.data.dataset}: size unknown")
+    return make_config(options, options.data.crop_size or int(known[1] or 32), 1000 if known[1] else 10)
 
 
 def load_measure(options: TrainOptions, plan: Plan | None, ranks: Ranks) -> Measure | None:

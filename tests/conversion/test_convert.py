@@ -174,6 +174,7 @@ ARCHITECTURES = [
     ("ajbrock", {"resolution": 32, "G_depth": 4, "D_attn": (16, 8), "D_attn_after": (3,), **DEEP}),
     ("ssm", {"resolution": 64, "ssm": "voxel", "shared_dim": 6, "G_attn": (32,)}),
     ("ssm", {"resolution": 32, "ssm": "global_voxel", "shared_dim": 6, "G_cbn": False}),
+    ("ssm", {"resolution": 32, "ssm": "group_gain", "ssm_group": 2, "shared_dim": 6}),
     ("studiogan", {"resolution": 64, "G_ch_mult": (16, 8, 4, 2, 1), "G_attn": (32,), "D_attn": (32,), **SHARED}),
     ("studiogan", {"resolution": 256, "G_param": "none", "G_attn": (), "D_attn": (), **SHARED}),
     (

@@ -1,0 +1,197 @@
+"""Tables of experiments: reading them, which runs they are, what is done again; and the page made of their results."""
+
+import json
+import math
+import shlex
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+import train
+import utils
+from tools import experiments, write_study
+from training.plan import make_config
+
+TABLE = """
+[common]   # for all
+--feature_network classifier --G_ch_mult 4-4-2-1 --D_ch 4 --G_attn 0 --D_attn 0 --batch_size 8
+--num_iters 4
+[data]
+tiny | | --num_inception_images 7
+[rows]
+plain      | --ssm none --G_ch 5 |
+plain_wide | --ssm none --G_ch 5 | plain_ssm
+plain_ssm  | --ssm voxel --G_ch 5 |
+[compare]
+plain_ssm | plain | what SSM does
+"""
+
+
+@pytest.fixture
+def data_root(tmp_path):
+    with h5py.File(tmp_path / "tiny.hdf5", "w") as file:
+        file["imgs"], file["labels"] = np.zeros((2, 3, 32, 32), dtype=np.uint8), np.array([0, 3])
+    return tmp_path
+
+
+def planned(data_root, seeds=2):
+    table = experiments.read_table(TABLE)
+    return table, list(
+        experiments.runs(table, "study", data_root / "runs", list(table.rows), ["tiny"], seeds, str(data_root))
+    )
+
+
+def test_a_table_is_rows_by_data_by_seeds(data_root):
+    table, runs = planned(data_root)
+    assert [run.name for run in runs][:4] == [
+        "tiny/plain_seed0", "tiny/plain_wide_seed0", "tiny/plain_ssm_seed0", "tiny/plain_seed1",
+    ]  # fmt: skip
+    assert len(runs) == 6 and table.compare == [("plain_ssm", "plain", "what SSM does")]
+    options = runs[4].options()
+    assert options.run.seed == 1 and options.metrics.num_inception_images == 7 and options.length.num_iters == 4
+    plain, wide, ssm = (run.configuration() for run in runs[:3])
+    assert abs(wide.multiply_adds / ssm.multiply_adds - 1) < 0.01 < ssm.multiply_adds / plain.multiply_adds - 1
+    assert runs[1].flags[:-6] == runs[4].flags[:-6] and "--G_ch" in runs[1].flags
+
+
+def test_what_is_complete_is_not_run_again(data_root, monkeypatch, capsys):
+    """A result of other flags is none; what fails leaves the others to be run, and the status says so."""
+    _, runs = planned(data_root, seeds=1)
+    carried_out = []
+
+    def carry_out(run):
+        carried_out.append(run.row)
+        if run.row == "plain_wide":
+            raise utils.UserError("it has collapsed")
+        utils.save_json({"command": shlex.join(run.command), "row": run.row}, run.folder / "result.json")
+
+    monkeypatch.setattr(experiments, "carry_out", carry_out)
+    monkeypatch.setattr(experiments, "prepare", lambda *args: None)
+    monkeypatch.setattr(experiments.sys, "stdin", type("Text", (), {"read": staticmethod(lambda: TABLE)}))
+    command = ["study", "--seeds", "1", "--runs_root", str(data_root / "runs"), "--data_root", str(data_root)]
+    utils.save_json({"command": "train.py of another table", "row": "plain"}, runs[0].folder / "result.json")
+    for expected in (["plain", "plain_wide", "plain_ssm"], ["plain_wide"]):
+        with pytest.raises(utils.UserError, match="1 of 3 runs have failed"):
+            experiments.main(command)
+        assert carried_out == expected
+        carried_out.clear()
+    results = utils.load_json(data_root / "runs" / "study" / "results.json")
+    assert [result["row"] for result in results["results"]] == ["plain", "plain_ssm"] and results["planned"] == 3
+    experiments.main([*command, "--list"])
+    assert "2 of 3 are complete" in capsys.readouterr().out and not carried_out
+    with pytest.raises(utils.UserError, match="--rows plane: the table has plain, plain_wide"):
+        experiments.main([*command, "--rows", "plane"])
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("plain | --ssm none |", "line 11 of the table: 'plain' is there twice"),
+        ("a/b | --ssm none |", "no name"),
+        ("other | --ssm none | nothing", "the table has no row 'nothing'"),
+        ("a | b | c | d", "no line of a section"),
+        ("[rest]\nx", "no line of a section"),
+        ("[compare]\nplain | nobody", "the table has no row 'nobody'"),
+    ],
+)
+def test_a_wrong_line_is_named(line, message):
+    text = TABLE.replace("[compare]", f"{line}\n[compare]") if "[" not in line else TABLE + line
+    with pytest.raises(utils.UserError, match=message):
+        experiments.read_table(text)
+
+
+@pytest.mark.parametrize("data, resolution", [("digits", 32), ("shapes64", 64)])
+def test_every_row_of_the_study_is_a_model(data, resolution):
+    script = (experiments.ROOT / "scripts" / "study.sh").read_text()
+    table = experiments.read_table(script.partition("table='")[2].partition("\n'")[0])
+    assert len(table.rows) == 15 and all(row in table.rows for pair in table.compare for row in pair[:2])
+    for flags, _ in table.rows.values():
+        options = train.parse_args(["--dataset", data, *table.common, *table.data[data][1], *flags])[0]
+        config = make_config(options, resolution, 10)
+        assert config.notes() == [] and options.run_length(20000) == 700
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def made_run(row, seed, fd, multiply_adds, folder):
+    """A run of 100 steps whose FD falls linearly from 10 at step 50."""
+    evaluations = [{"step": 50, "fd": 10.0, "coverage": 0.1}, {"step": 100, "fd": fd, "coverage": 0.5}]
+    return {
+        "row": row, "data": "tiny", "seed": seed, "command": f"train.py --row {row} --seed {seed}",
+        "evaluate": "evaluate.py x --json", "folder": str(folder), "step": 100, "multiply_adds": multiply_adds,
+        "parameters": 1000, "G_ch": 5, "G_widths": [5], "evaluations": evaluations,
+        "final": {"fd": fd, "coverage": 0.5 + 0.1 * (seed % 2)},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Results of which `ssm` is better than `plain` by 2 ± 0.1 at equal steps, at twice the cost."""
+    results = []
+    for seed, noise in enumerate((-0.1, 0.0, 0.1)):
+        results += [
+            made_run("plain", seed, 6.0, 10**9, tmp_path),
+            made_run("ssm", seed, 4 + noise, 2 * 10**9, tmp_path),
+        ]
+    (tmp_path / "samples").mkdir()
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "samples" / "step_00000100.png")
+    rows = {name: {"flags": f"--ssm {name}", "equal": ""} for name in ("plain", "ssm")}
+    about = {
+        "rows": rows,
+        "compare": [["ssm", "plain", "does it help"]],
+        "threads": 2,
+        "planned": 8,
+        "results": results,
+    }
+    about |= {"commit": "0123456789abcdef", "torch": "2.6", "device": "cpu", "world_size": 1}
+    utils.save_json(about, tmp_path / "results.json")
+    return tmp_path
+
+
+def test_intervals_are_students(study):
+    mean, low, high = write_study.interval([-2.1, -2.0, -1.9])
+    half = 4.302652729911275 * 0.1 / math.sqrt(3)  # t of 2 degrees of freedom at 97.5 %
+    assert (mean, low, high) == pytest.approx((-2, -2 - half, -2 + half))
+    assert write_study.interval([1.0]) == (1, -math.inf, math.inf)
+    runs = write_study.read_results(study / "results.json").runs["tiny"]
+    assert write_study.paired(runs["ssm"], runs["plain"], "fd", False) == pytest.approx([-2.1, -2.0, -1.9])
+    # At the plain run's whole cost the other is at step 50, where its FD is 10.
+    assert write_study.paired(runs["ssm"], runs["plain"], "fd", True) == [4, 4, 4]
+    assert write_study.at_budget(runs["plain"][0], "fd", 75e9) == 8 and write_study.total(runs["ssm"][0]) == 2e11
+    assert math.isnan(write_study.at_budget(runs["plain"][0], "fd", 49e9))
+
+
+@pytest.mark.parametrize(
+    "low, high, less, said",
+    [
+        (-3, -1, True, "better"),
+        (-3, -1, False, "worse"),
+        (1, 3, True, "worse"),
+        (1, 3, False, "better"),
+        (-1, 3, True, "no difference can be told; one of more than 3 either way is unlikely"),
+        (-math.inf, math.inf, True, "one seed: nothing can be said"),
+    ],
+)
+def test_a_verdict_follows_from_the_interval(low, high, less, said):
+    assert write_study.verdict(low, high, less) == said
+
+
+def test_the_page_says_what_the_numbers_say(study):
+    page = study / "docs" / "study.md"
+    write_study.main([str(study), str(page)])
+    text = page.read_text()
+    assert "6 of 8 runs" in text and "Not complete yet" in text and "commit 0123456789ab" in text
+    assert "| ssm | plain | equal steps | FD | -2.000 | -2.248 to -1.752 | 3 | better |" in text
+    assert "| ssm | plain | equal compute | FD | +4.000 | +4.000 to +4.000 | 3 | worse |" in text
+    assert "| ssm | 100 | 4.000 ± 0.100 |" in text and "| ssm | 100 | 4.000 ± 0.100 | 0.533 ± 0.058 |" in text
+    assert "**does it help**" in text and "python train.py --row ssm --seed 0" in text
+    for name in ("curves", "sheets"):
+        assert f"study_tiny_{name}.png" in text and (page.parent / f"study_tiny_{name}.png").exists()
+    assert "study_tiny_ssm.png" not in text and max(map(len, text.splitlines())) > 0
+    with pytest.raises(utils.UserError, match="holds no results"):
+        (study / "results.json").write_text(json.dumps({"results": []}))
+        write_study.main([str(study), str(page)])

@@ -1,0 +1,271 @@
+"""Run a table of experiments: rows of flags x data sets x seeds, one after the other, whatever has been done before.
+
+    bash scripts/study.sh                      the study of SSM; its table stands in that script
+    bash scripts/study.sh --list               which runs there are, and how far each is
+    bash scripts/study.sh --time               how long all of them take on this machine, by a few timed steps
+    bash scripts/study.sh --rows sagan_voxel --datasets digits --seeds 1
+
+A table is text, read from standard input, of lines `a | b | c` in sections:
+
+    [common]    flags of train.py for all runs
+    [data]      name | flags of make_hdf5.py, none: not made here | flags of train.py
+    [rows]      name | flags of train.py | a row that it shall cost as much as in multiply-adds, by its width; or none
+    [compare]   row | another | what their difference tells
+
+A run is an ordinary one of train.py, in <runs_root>/<name>/<data>/<row>_seed<k>, and goes on when it is started again.
+Its last checkpoint is then measured by evaluate.py. Its result.json holds the commands and all numbers;
+<runs_root>/<name>/results.json those of all runs, for tools/write_study.py.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+import train
+import utils
+from torch_utils import checkpoints
+from torch_utils.distributed import Ranks, resolve_device
+from training import match, run_folder
+from training.dry_run import step_seconds
+from training.logs import read_log
+from training.run_lock import locked
+
+ROOT = Path(__file__).resolve().parent.parent
+SECTIONS = {"common": 1, "data": 3, "rows": 3, "compare": 3}  # and how many columns each has
+RESULT, RESULTS = "result.json", "results.json"
+NOT_METRICS = {"event", "step", "time", "protocol"}
+
+
+@dataclass
+class Table:
+    """What is to be run; by name, in the order of the text. See the module's text."""
+
+    common: list[str] = field(default_factory=list)
+    data: dict[str, tuple[list, list]] = field(default_factory=dict)  # flags of make_hdf5.py and of train.py
+    rows: dict[str, tuple[list, str]] = field(default_factory=dict)  # flags, and the row to cost as much as, or ""
+    compare: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def read_table(text: str) -> Table:
+    """The Table of a text. Raises: utils.UserError that names the line that is wrong."""
+    table, section = Table(), None
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.partition("#")[0].strip()
+        if line.startswith("[") and line.endswith("]"):
+            section = line[1:-1]
+        if not line or line.startswith("["):
+            continue
+        columns = [column.strip() for column in line.split("|")]
+        if section not in SECTIONS or len(columns) > SECTIONS[section]:
+            raise utils.UserError(f"line {number} of the table, {line!r}: no line of a section ({', '.join(SECTIONS)})")
+        name, second, third = columns + [""] * (3 - len(columns))
+        if section == "common":
+            table.common += shlex.split(name)
+        elif section == "compare":
+            table.compare.append((name, second, third))
+        elif name in getattr(table, section) or not name.replace("_", "").isalnum():
+            raise utils.UserError(
+                f"line {number} of the table: {name!r} is there twice, or no name of letters and digits"
+            )
+        elif section == "data":
+            table.data[name] = shlex.split(second), shlex.split(third)
+        else:
+            table.rows[name] = shlex.split(second), third
+    named = [equal for _, equal in table.rows.values() if equal] + [row for pair in table.compare for row in pair[:2]]
+    if unknown := [name for name in named if name not in table.rows]:
+        raise utils.UserError(f"the table has no row {unknown[0]!r}")
+    return table
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its flags are all of train.py's."""
+
+    row: str
+    data: str
+    seed: int
+    folder: Path
+    flags: list[str]
+
+    @property
+    def command(self) -> list[str]:
+        return ["train.py", *self.flags]
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}/{self.row}_seed{self.seed}"
+
+    def options(self):
+        return train.parse_args(self.flags)[0]
+
+    def configuration(self) -> match.Configuration:
+        return match.configuration(self.options())
+
+    def step(self) -> int:
+        """That of its newest checkpoint, 0 where there is none."""
+        return max(map(checkpoints.step_of, checkpoints.of_kind(self.folder / "weights", "ckpt")), default=0)
+
+    def result(self) -> dict | None:
+        """Its result.json, if it is of this very command."""
+        path = self.folder / RESULT
+        found = utils.load_json(path) if path.exists() else None
+        return found if found and found["command"] == shlex.join(self.command) else None
+
+
+def runs(table: Table, name: str, runs_root: Path, rows: list, data: list, seeds: int, data_root: str) -> Iterator[Run]:
+    """All runs, seed by seed: the first seed of all rows is complete before the second begins."""
+    widths = {}
+    for seed in range(seeds):
+        for one in data:
+            for row in rows:
+                root = runs_root / name / one
+                common = ["--dataset", one, "--data_root", data_root, *table.common, *table.data[one][1]]
+                flags, equal = table.rows[row]
+                if equal and (one, row) not in widths:
+                    target = match.configuration(train.parse_args([*common, *table.rows[equal][0]])[0])
+                    own = match.configuration(train.parse_args([*common, *flags])[0])
+                    found = match.match_count(own, target, "multiply_adds").found.config
+                    widths[one, row] = match.width_flags(found, own.config)
+                flags = [*common, *flags, *widths.get((one, row), [])]
+                place = ["--seed", str(seed), "--runs_root", str(root), "--experiment_name", f"{row}_seed{seed}"]
+                yield Run(row, one, seed, root / f"{row}_seed{seed}", [*flags, *place])
+
+
+def call(*command: str, **options) -> subprocess.CompletedProcess:
+    """Run one of the project's scripts, told before. Raises: utils.UserError where it fails."""
+    print(f"$ python {shlex.join(command)}", flush=True)
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, **options)
+    if done.returncode:
+        raise utils.UserError(f"{command[0]} has ended with status {done.returncode}: python {shlex.join(command)}")
+    return done
+
+
+def prepare(table: Table, data: list[str], data_root: str) -> None:
+    """Make the data sets and their statistics, where they are not there yet."""
+    for name in data:
+        make, flags = table.data[name]
+        options, _ = train.parse_args(["--dataset", name, "--data_root", data_root, *table.common, *flags])
+        if make:
+            call("make_hdf5.py", *make, "--out", str(options.data.path))
+        network = options.metrics.feature_network
+        about = ["--dataset", options.data.dataset, "--data_root", data_root, "--feature_network", network]
+        call("calculate_inception_moments.py", *about)
+
+
+def carry_out(run: Run) -> dict:
+    """Train a run to its end, measure its last checkpoint, and write its result, which is returned."""
+    call(*run.command)
+    checkpoint = max(checkpoints.of_kind(run.folder / "weights", "ckpt"), key=checkpoints.step_of)
+    evaluate = ["evaluate.py", str(checkpoint), "--json"]
+    final = json.loads(call(*evaluate, stdout=subprocess.PIPE, text=True).stdout)
+    configuration = run.configuration()
+    result = {
+        "row": run.row,
+        "data": run.data,
+        "seed": run.seed,
+        "command": shlex.join(run.command),
+        "evaluate": shlex.join(evaluate),
+        "folder": str(run.folder),
+        "step": checkpoints.step_of(checkpoint),
+        "multiply_adds": configuration.multiply_adds,  # a step
+        "parameters": configuration.parameters,  # of G and D
+        "G_ch": configuration.config.G_ch,
+        "G_widths": list(configuration.config.G_widths),
+        "evaluations": [
+            {"step": event["step"], **{k: v for k, v in event.items() if k not in NOT_METRICS}}
+            for event in read_log(run.folder / "log.jsonl")
+            if event["event"] == "eval"
+        ],
+        "final": final,
+    }
+    utils.save_json(result, run.folder / RESULT)
+    return result
+
+
+def collect(table: Table, all_runs: list[Run], path: Path) -> None:
+    """Write the results of all runs that are complete."""
+    results = [result for run in all_runs if (result := run.result())]
+    rows = {name: {"flags": shlex.join(flags), "equal": equal} for name, (flags, equal) in table.rows.items()}
+    about = {"rows": rows, "compare": table.compare, "threads": torch.get_num_threads()}
+    about |= run_folder.provenance(Ranks(0, 1, torch.device("cpu")))
+    utils.save_json({**about, "planned": len(all_runs), "results": results}, path)
+
+
+def show(all_runs: list[Run]) -> None:
+    """Which runs are complete, and how far the others are."""
+    for run in all_runs:
+        print(f"{run.name}: {'complete' if run.result() else f'step {run.step()}'}")
+    print(f"{sum(run.result() is not None for run in all_runs)} of {len(all_runs)} are complete")
+
+
+def estimate(all_runs: list[Run]) -> None:
+    """How long training takes, by timing a step of each row on each data set."""
+    total, timed = 0.0, {}
+    for run in all_runs:
+        if (run.row, run.data) not in timed:
+            configuration = run.configuration()
+            options = configuration.options
+            seconds, _ = step_seconds(options, configuration.config, resolve_device(options.run.device))
+            timed[run.row, run.data] = seconds * options.length.num_iters
+            print(f"{run.data}/{run.row}: {seconds:.3g} s a step, {utils.duration(timed[run.row, run.data])} a run")
+        total += timed[run.row, run.data]
+    print(f"{utils.counted(len(all_runs), 'run')}: {utils.duration(total)} of training, evaluations come on top")
+
+
+def make_parser() -> utils.ArgumentParser:
+    parser = utils.ArgumentParser(__doc__.splitlines()[0], "NAME")
+    parser.add_argument("name", metavar="NAME", help="of the experiments: their folder under --runs_root")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="these rows only")
+    parser.add_argument("--datasets", nargs="+", metavar="DATA", help="these data sets only")
+    parser.add_argument("--seeds", type=utils.positive_int, default=3, help="how many")
+    parser.add_argument("--runs_root", default="runs", help="where run folders are")
+    parser.add_argument("--data_root", default="data", help="folder of the data sets")
+    parser.add_argument("--list", action="store_true", help="say which runs are complete, and stop")
+    parser.add_argument("--time", action="store_true", help="time a few steps of each row, say what all take, and stop")
+    return parser
+
+
+def chosen(names: list[str] | None, known: dict, flag: str) -> list[str]:
+    """The names of a flag, all without it. Raises: utils.UserError for one that the table lacks."""
+    if unknown := [name for name in names or () if name not in known]:
+        raise utils.UserError(f"--{flag} {unknown[0]}: the table has {', '.join(known)}")
+    return names or list(known)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_intermixed_args(argv)
+    table = read_table(sys.stdin.read())
+    rows, data = chosen(args.rows, table.rows, "rows"), chosen(args.datasets, table.data, "datasets")
+    folder, failed = Path(args.runs_root) / args.name, []
+    with locked(folder, Ranks(0, 1, torch.device("cpu"))):
+        if not args.list:
+            prepare(table, data, args.data_root)
+        all_runs = list(runs(table, args.name, Path(args.runs_root), rows, data, args.seeds, args.data_root))
+        if args.list or args.time:
+            show(all_runs) if args.list else estimate(all_runs)
+            return
+        for i, run in enumerate(all_runs, 1):
+            print(f"[{i} of {len(all_runs)}] {run.name}{': complete' if run.result() else ''}", flush=True)
+            if run.result() is None:
+                try:
+                    carry_out(run)
+                except utils.UserError as error:
+                    print(f"error: {error}", file=sys.stderr)
+                    failed.append(run.name)
+                collect(table, all_runs, folder / RESULTS)
+        collect(table, all_runs, folder / RESULTS)
+        print(f"wrote {folder / RESULTS}")
+    if failed:
+        raise utils.UserError(f"{len(failed)} of {len(all_runs)} runs have failed, the others are complete: {failed}")
+
+
+if __name__ == "__main__":
+    utils.run_main(main)
