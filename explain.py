@@ -263,14 +263,14 @@ def draw_ssm(G, samples, args, points, D):
         "magnitude of gain and bias, by stage",
     )
     for stage in stages:
-        side = stage.gain.shape[-1]
+        size = f"{stage.side}x{stage.side}"
         sheet = modulation.channels_sheet(samples.images, stage, samples.names, args.channels)
-        yield f"ssm_{side}x{side}", sheet, f"the channels of the {side}x{side} stage that vary most"
+        yield f"ssm_{size}", sheet, f"the channels of the {size} stage that vary most"
 
 
 def draw_identity(G, samples, args, points, D):
     without = modulation.without_stages(G, samples.z, samples.y)
-    sides = G.config.stage_resolutions("G")
+    sides = [G.config.stage_resolutions("G")[i] for i in G.ssm.modulating]
     sheet = modulation.without_sheet(samples.images, without, sides, samples.names)
     yield "ssm_without", sheet, "one stage's gain 1 and bias 0 at a time; what normalises stays"
 

@@ -20,8 +20,12 @@ EXCHANGES = ("z", "class")  # what the second stream can have of another sample
 
 
 class StageMaps(NamedTuple):
-    """Gain (beyond 1) and bias of a stage, (N,C,H,H) each; gain's C may be less (group_gain), bias None (gain)."""
+    """Gain (beyond 1) and bias of a stage, (N,C,H,H) each; gain's C may be less (group_gain), bias None (gain).
 
+    side: of the main stream's maps there; H itself is 1 of a second stream without space.
+    """
+
+    side: int
     gain: Tensor
     bias: Tensor | None
 
@@ -32,22 +36,22 @@ class StageMaps(NamedTuple):
 
 @torch.no_grad()
 def modulation_maps(G: nn.Module, z: Tensor, y: Tensor) -> list[StageMaps]:
-    """The maps of every stage of a generator with SSM, in one forward of z (N,dim_z) and y (N,), on the CPU.
+    """The maps of every stage of a generator that SSM modulates, in one forward of z (N,dim_z) and y (N,), on the CPU.
 
     Of `global_voxel` those of every position: what it does to whole channels before is not among them.
     """
     found = []
 
     def look(stage, args, outputs):
-        s = outputs[0]
+        s, h = outputs
         gain, bias = (
             stage.scaled(head(s)).float().cpu() if head else None for head in (stage.gain, getattr(stage, "bias", None))
         )
-        found.append(StageMaps(gain, bias))
+        found.append(StageMaps(h.shape[-1], gain, bias))
 
     device = next(G.parameters()).device
     with contextlib.ExitStack() as stack:
-        for stage in G.ssm.stages:
+        for stage in G.ssm.modulating.values():
             stack.enter_context(stage.register_forward_hook(look))
         G(z.to(device), y.to(device))
     return found
@@ -81,8 +85,8 @@ def second_stream_of(ssm: SpatialSelfModulation, z: Tensor | None = None, y: Ten
 
 
 def without_stages(G: nn.Module, z: Tensor, y: Tensor) -> list[Tensor]:
-    """The images of z and y, uint8 (N,3,R,R), with each stage unmodulated in turn, and at last with all of them."""
-    stages = list(G.ssm.stages)
+    """The images of z and y, uint8 (N,3,R,R), with each modulating stage unmodulated in turn, and at last all of them."""
+    stages = list(G.ssm.modulating.values())
     images = []
     for chosen in [*([stage] for stage in stages), stages]:
         with unmodulated(*chosen):
@@ -120,9 +124,9 @@ def overview_sheet(images: Tensor, stages: Sequence[StageMaps], rows: Sequence[s
     for maps in stages:
         for kind, values in maps.named.items():
             magnitude = values.abs().mean(dim=1)  # (N,H,H)
-            top, side = magnitude.max().item(), magnitude.shape[-1]
+            top = magnitude.max().item()
             columns.append(coloured(magnitude, 0, top, tiles.shape[-1]))
-            names.append(f"{side}x{side}: |{kind}| to {top:.3g}")
+            names.append(f"{maps.side}x{maps.side}: |{kind}| to {top:.3g}")
     sheet = image_grid(interleaved(columns), len(names), names, scale=1, left=rows)
     return with_scale(sheet, "magnitude 0", "the largest of the column")
 

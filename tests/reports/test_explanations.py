@@ -169,6 +169,15 @@ def test_all_pictures_of_a_model_that_has_everything(tmp_path, capsys):
         assert min(Image.open(path).size) > 200 and f"wrote {path}" in out
 
 
+@pytest.mark.parametrize("width", [0, 0.5])
+def test_pictures_of_a_narrow_stream_that_modulates_one_stage(tmp_path, capsys, width):
+    """Without space (0) the maps are points, which the names of the stages do not follow."""
+    flags = ["--num_samples", "2", "--only", "ssm", "identity", "exchange"]
+    folder, _ = explained(tmp_path, capsys, *flags, ssm="voxel", ssm_width=width, ssm_stages=(2,))
+    names = {"ssm", "ssm_16x16", "ssm_without", *(f"ssm_exchange_{what}" for what in modulation.EXCHANGES)}
+    assert {path.stem for path in folder.iterdir()} == names
+
+
 def test_what_a_model_lacks_is_told(tmp_path, capsys):
     folder, out = explained(tmp_path, capsys, "--directions", "2", "--format", "pdf")
     assert [path.name for path in folder.iterdir()] == ["directions.pdf"]
