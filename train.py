@@ -165,9 +165,9 @@ def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps:
             draws = itertools.count()  # a number of its own for each pass within the step
             for _ in range(steps.num_D_steps):
                 passes = batches.D_passes(step, islice(draws, steps.num_D_accumulations))
-                terms = d_step(G, D, forward_D, state.opt_D, passes, *steps.of_D, state.scaler_D)
+                terms = d_step(G, D, forward_D, state.opt_D, passes, *steps.of_D, *state.of_D)
             passes = batches.G_passes(step, islice(draws, steps.num_G_accumulations))
-            terms |= g_step(G, D, forward_G, state.opt_G, passes, *steps.of_G, state.scaler_G)
+            terms |= g_step(G, D, forward_G, state.opt_G, passes, *steps.of_G, *state.of_G)
             state.finish_step(step)
             bar.update()
 
@@ -202,7 +202,8 @@ def make_batches(run: Run, plan: Plan, state: TrainingState, reals: ImageSet) ->
         pin_memory=ranks.device.type == "cuda",
     )
     rollbacks = len(state.watchdog.memory.rollbacks)
-    return Batches(options.batches, plan.config, options.data.crop_size, options.run.seed, ranks, loader, rollbacks)
+    which = options.batches, plan.config, options.data.crop_size, options.run.seed, ranks, loader, rollbacks
+    return Batches(*which, regularised=state.regularisation is not None, paired=options.steps.paired)
 
 
 def make_deterministic() -> None:

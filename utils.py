@@ -496,6 +496,10 @@ STREAMS = {
     "crop": (9, ...),  # of the real images of a pass: step, pass
     "standing_z": (10, ...),  # noise behind standing statistics: number of the image
     "standing_y": (10, ..., 1),  # their classes: number of the image
+    "augment": (40, ...),  # of what D sees: step, pass, reals or fakes, kind of number
+    "consistency": (41, ...),  # how far images move for --cr and --bcr: as augment
+    "near_z": (42, ...),  # z near those of a pass: as augment
+    "difference": (43, ...),  # images near those of a pass, for --r1_approx: as augment
 }
 
 

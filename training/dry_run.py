@@ -3,6 +3,7 @@
 What can be wrong with a command is found by the functions that `train.py` itself calls (`check_command`, `begin`).
 """
 
+import math
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from metrics.reference import load_reference
 from model_config import ModelConfig
 from torch_utils.distributed import Ranks, device_name, resolve_device
 from training import finetune, model_size, run_folder
+from training.batches import Draw
 from training.logs import change_text
 from training.messages import notes, steps_text
 from training.options import TrainOptions
@@ -176,17 +178,28 @@ def step_multiply_adds(options: TrainOptions, macs: tuple[int, int]) -> int:
     """Multiply-adds of a step of G with its steps of D; macs: of a forward (of G, of D) for one image.
 
     A backward costs twice its forward. D's step: G forward, D on a real and a fake; G's step: both networks, of D the
-    gradients of its input only.
+    gradients of its input only. Techniques show them more images, and want second derivatives.
     """
     G_images = options.batches.G_images * options.steps.num_G_accumulations
-    return options.images_per_step * (macs[0] + 6 * macs[1]) + G_images * (3 * macs[0] + 2 * macs[1])
+    asked = options.techniques
+    fakes = 2 if asked.penalties.zcr else 1
+    D_step = fakes * macs[0] + 3 * (asked.D_images() + asked.derivatives()) * macs[1]
+    return round(options.images_per_step * D_step + G_images * (3 * fakes * macs[0] + (2 + asked.paired) * macs[1]))
 
 
 def training_memory(options: TrainOptions, config: ModelConfig, num_processes: int = 1) -> float:
     """GiB that each of so many processes needs: the state, and what autograd keeps for the larger pass."""
-    state, D_image, G_image = model_size.training_bytes(config, options.ema.ema)
+    state, D_image, G_image = _training_bytes(options, config)
     largest = max(options.batches.batch_size * D_image, options.batches.G_images * G_image)
     return (state + largest / num_processes) / 2**30
+
+
+def _training_bytes(options, config):
+    """As `model_size.training_bytes`, with all images that techniques show; a gradient keeps what its forward does."""
+    state, D_image, G_image = model_size.training_bytes(config, options.ema.ema)
+    asked = options.techniques
+    images = math.ceil(asked.D_images()) + len(asked.penalties.exact)
+    return state, D_image * images // 2, G_image * (2 if asked.penalties.zcr else 1)
 
 
 def _num_steps(options, num_images):
@@ -220,7 +233,7 @@ def time_passes(options: TrainOptions, config: ModelConfig, device: torch.device
     Returns: images of the largest batch that was timed, seconds of a step of D and of G on it, why it was no larger.
     Raises: utils.UserError if not even one image fits.
     """
-    state, *per_image = model_size.training_bytes(config, options.ema.ema)
+    state, *per_image = _training_bytes(options, config)
     time_pass = _pass_timer(options, config, device)
     largest = options.batches.batch_size
     batch, timed, reason = 1, None, "the whole batch"
@@ -249,17 +262,30 @@ def _pass_timer(options, config, device):
     _, *D_how = options.steps.of_D
     _, *G_how = options.steps.of_G
 
+    asked = options.techniques
+    lazy = [getattr(asked.penalties, f"{name}_every") for name in asked.lazy]
+    share = sum(1 / every for every in lazy) / len(lazy) if lazy else 1.0  # of the updates in which penalties are due
+
     def time_pass(batch):
         x = torch.rand(batch, 3, config.resolution, config.resolution, device=device) * 2 - 1
         z = torch.randn(batch, config.dim_z, device=device)
         y = torch.arange(batch, device=device) % config.n_classes
-        for _ in range(2):  # the first also chooses algorithms and fills the allocator
-            start = _now(device)
-            d_step(G, D, D, state.opt_D, [(x, y, z, y)], 1, *D_how)
-            middle = _now(device)
-            g_step(G, D, G, state.opt_G, [(z, y)], 1, *G_how)
-            end = _now(device)
-        return middle - start, end - middle
+
+        def seconds(step, *networks_and_passes, how):
+            for _ in range(2):  # the first also chooses algorithms and fills the allocator
+                start = _now(device)
+                step(*networks_and_passes, 1, *how, None, state.regularisation)
+            return _now(device) - start
+
+        def of_D(update):
+            draw = Draw(options.run.seed, Ranks(0, 1, device), 1, update * asked.passes, batch)
+            one = (x, y, z, y, *([draw] if asked.on else []))
+            return seconds(d_step, G, D, D, state.opt_D, [one], how=D_how)
+
+        draw = Draw(options.run.seed, Ranks(0, 1, device), 1, 0, batch)
+        one = (z, y, *([x, draw] if asked.on else []))
+        D_seconds = share * of_D(0) + ((1 - share) * of_D(1) if share < 1 else 0)
+        return D_seconds, seconds(g_step, G, D, G, state.opt_G, [one], how=G_how)
 
     return time_pass
 

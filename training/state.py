@@ -15,10 +15,12 @@ from training import finetune
 from training.ema import MovingAverage
 from training.optimizers import make_optimizers
 from training.options import EVALUATION, TrainOptions
+from training.regularisation import Regularisation
 from training.watchdog import Watchdog
 
 # Of an optimizer, what the command says and not the checkpoint, which may be older, or of before --allow_change.
 OF_THE_COMMAND = ("betas", "eps", "fused")
+SMALL_PARTS = ("scaler_G", "scaler_D", "regularisation")  # of few numbers, which only some runs have
 
 
 class TrainingState:
@@ -36,6 +38,8 @@ class TrainingState:
         options.precision.apply(self.G, self.D)
         self.opt_G, self.opt_D = make_optimizers(self.G, self.D, options.optimizers)
         self.scaler_G, self.scaler_D = (options.precision.scaler(device) for _ in range(2))
+        techniques = options.techniques
+        self.regularisation = Regularisation(techniques, device) if techniques.on else None
         ema = options.ema
         self.average = MovingAverage(self.G, ema.ema_decay, ema.ema_start) if ema.ema else None
         self.images_per_step = options.images_per_step
@@ -53,11 +57,21 @@ class TrainingState:
             network.compile(fullgraph=True)
 
     @property
-    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | LossScaler | None]:
+    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | LossScaler | Regularisation | None]:
         """By their name in a checkpoint; None for what this run does without."""
         G_ema = self.average and self.average.module
-        scalers = {"scaler_G": self.scaler_G, "scaler_D": self.scaler_D}
-        return {"G": self.G, "D": self.D, "G_ema": G_ema, "opt_G": self.opt_G, "opt_D": self.opt_D, **scalers}
+        small = {name: getattr(self, name) for name in SMALL_PARTS}
+        return {"G": self.G, "D": self.D, "G_ema": G_ema, "opt_G": self.opt_G, "opt_D": self.opt_D, **small}
+
+    @property
+    def of_D(self) -> tuple:
+        """The last arguments of `d_step`."""
+        return self.scaler_D, self.regularisation
+
+    @property
+    def of_G(self) -> tuple:
+        """The last arguments of `g_step`."""
+        return self.scaler_G, self.regularisation
 
     @property
     def scalers(self) -> dict[str, LossScaler]:
@@ -78,7 +92,7 @@ class TrainingState:
 
     def state_dict(self) -> dict:
         parts = {name: None if part is None else part.state_dict() for name, part in self.parts.items()}
-        parts = {name: state for name, state in parts.items() if state is not None or not name.startswith("scaler")}
+        parts = {name: state for name, state in parts.items() if state is not None or name not in SMALL_PARTS}
         about = {"watchdog": self.watchdog.state_dict(), "evaluating": self.evaluating}
         return {"step": self.step, "images_seen": self.images_seen, "best": self.best, **about, **parts}
 
@@ -90,7 +104,7 @@ class TrainingState:
     def load_state_dict(self, checkpoint: dict, path: Path) -> None:
         """Go on from a full checkpoint of the run folder `path`. Raises: utils.UserError if it does not fit."""
         for name, part in self.parts.items():
-            if part is None or (isinstance(part, LossScaler) and name not in checkpoint):  # --allow_change amp
+            if part is None or (name in SMALL_PARTS and name not in checkpoint):  # --allow_change amp
                 continue
             if checkpoint.get(name) is None:
                 raise utils.UserError(f"the newest checkpoint of {path} holds no {name}")
@@ -157,8 +171,8 @@ def begin(
 
 
 def _load_others(part, state):
-    """Load the state dict of an optimizer or a LossScaler. Raises: what these do, and ValueError for other shapes."""
-    if isinstance(part, LossScaler):
+    """Load the state dict of an optimizer or of another part. Raises: what these do, ValueError for other shapes."""
+    if not isinstance(part, torch.optim.Optimizer):
         part.load_state_dict(state)
         return
     own = [{key: group[key] for key in OF_THE_COMMAND} for group in part.param_groups]
@@ -174,7 +188,7 @@ def _load_others(part, state):
 def _num_bytes(part):
     if isinstance(part, nn.Module):
         return sum(t.numel() * t.element_size() for t in part.state_dict().values())
-    if isinstance(part, LossScaler):
+    if not isinstance(part, torch.optim.Optimizer):
         return 0
     # Adam's two moments
     return sum(2 * p.numel() * p.element_size() for group in part.param_groups for p in group["params"])
