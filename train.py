@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import utils
 from image_datasets import doctor
-from image_datasets.image_sets import ImageSet
+from image_datasets.image_sets import ImageSet, fraction_of
 from image_datasets.loading import BatchLoader
 from selection.selection import select
 from torch_utils import distributed
@@ -59,7 +59,11 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, l
     model_size.check_fits(plan.config, largest // ranks.world_size, ranks.device)
     content = on_ranks(ranks, lambda: doctor.introduce(plan.dataset))["content"]
     selection = select(options.selection, options.metrics, options.data.data_root, plan.dataset, content, ranks)
-    reals = selection.subset if selection else plan.dataset  # what D sees; the metrics compare with the whole data set
+    kept = selection.subset if selection else plan.dataset
+    # What D sees; the metrics compare with the whole data set.
+    reals = fraction_of(kept, options.batches.data_fraction, options.run.seed)
+    if ranks.is_main and len(reals) < len(kept):
+        print(f"--data_fraction: training on {len(reals):,} of {utils.counted(len(kept), 'image')}")
     about = about_run(options, plan, measure, len(reals), content, selection and selection.record(), ranks)
 
     # Build; go on from the run's newest checkpoint, or start from another run's weights.

@@ -14,7 +14,7 @@ import utils
 from model_config import ModelConfig
 from torch_utils.distributed import Ranks
 from torch_utils.images import to_float
-from utils import Options, option
+from utils import Check, Options, option
 
 CIFAR_RESOLUTION, CIFAR_PADDING = 32, 4  # files of this resolution are padded by so much where --augment crops them
 
@@ -39,6 +39,11 @@ class BatchOptions(Options):
         "the image padded by 4 black pixels",
     )
     dequantise: bool = option(False, "uniform noise of one grey level on real images: 2 (x/256 - 1/2) + U(0, 1/128)")
+    data_fraction: float = option(
+        1.0,
+        "share of each class's images that D sees, drawn by --seed, of those that --retention_ratio keeps",
+        check=Check(lambda x: 0 < x <= 1, "be above 0 and at most 1"),
+    )
     unconditional: bool = option(False, "ignore labels: one class, and a D without class", switch=True)
 
     @property

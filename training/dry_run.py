@@ -114,7 +114,9 @@ def _print_disk(options, command, config):
 def _try_start(options, source, command, ranks):
     """Start as the real command does, and say from where. Raises: utils.UserError where it could not."""
     plan, checkpoint = command.plan, command.checkpoint
-    whole = options.selection.keeps_all  # else which images are seen is not known here
+    whole = (
+        options.selection.keeps_all and options.batches.data_fraction == 1
+    )  # else which images are seen is not known here
     known = (len(plan.dataset) if whole else None, _kept_content(plan.dataset), None)
     about = about_run(options, plan, command.measure, *known, ranks)
     state = TrainingState(plan.config, options, ranks.device)
@@ -137,7 +139,8 @@ def _kept_content(dataset):
 
 def _num_images(options, plan):
     """How many images training will see, as near as can be told without their scores."""
-    return max(round(len(plan.dataset) * options.selection.retention_ratio / 100), 1)
+    share = options.selection.retention_ratio / 100 * options.batches.data_fraction
+    return max(round(len(plan.dataset) * share), 1)
 
 
 def assumed_config(options: TrainOptions) -> ModelConfig:

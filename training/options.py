@@ -136,7 +136,7 @@ EVALUATION = (MetricOptions, BatchNormMode)
 OF_TRAINING = (BatchOptions, BatchStatistics, StepOptions, EMAOptions, OptimizerOptions, PrecisionOptions)
 OF_REGULARISATION = (PenaltyOptions, AugmentationOptions, AuxiliaryOptions)
 CHANGEABLE_BY_NAME = (*OF_TRAINING, *OF_REGULARISATION, ReportOptions, *EVALUATION)
-NEVER_CHANGEABLE = {"unconditional", "ema"}
+NEVER_CHANGEABLE = {"unconditional", "data_fraction", "ema"}
 
 
 @dataclass(frozen=True)
@@ -308,6 +308,7 @@ class TrainOptions:
             *([self.steps.loss] if self.steps.loss != "hinge" else []),
             *self._regularisation_parts(),
             *([f"rr{ratio:g}"] if ratio < 100 else []),
+            *([f"data{self.batches.data_fraction:g}"] if self.batches.data_fraction < 1 else []),
             f"bs{self.images_per_D_step}",
             f"Dsteps{self.steps.num_D_steps}",
             f"lr{self.optimizers.G_lr:g}-{self.optimizers.D_lr:g}",

@@ -79,9 +79,9 @@ class Techniques:
 class Regularisation:
     """Techniques with what they remember, all of which is moved once an update of D and the same on all ranks.
 
-    strength: ADA's p; signs: the sum of the signs of D's logits of reals since it was moved, of `num_signs` images in
-    `num_updates`; averages: LeCam's, of the logits of reals and of fakes; last: penalties that are not due in each
-    update, as they were last, without the factor that makes up for it.
+    strength: ADA's p; signs: the sum of the signs of D's logits of reals (for a loss of pairs, less the fakes') since
+    it was moved, of `num_signs` images in `num_updates`; averages: LeCam's, of the logits of reals and of fakes; last:
+    penalties that are not due in each update, as they were last, without the factor that makes up for it.
     """
 
     def __init__(self, techniques: Techniques, device: torch.device):
@@ -226,7 +226,8 @@ class Regularisation:
 
     def _note(self, real_logits, fake_logits, draw):
         real, fake = real_logits.detach().double(), fake_logits.detach().double()
-        signs = (real > 0).double() - (real < 0).double()  # of what is not a number: 0
+        above = real - fake if self.techniques.paired else real  # a loss of pairs leaves open where 0 is
+        signs = (above > 0).double() - (above < 0).double()  # of what is not a number: 0
         self._sums += torch.stack([signs.sum(), real.sum(), fake.sum()])
         self._num_images, self._draw = self._num_images + draw.size, draw
 
