@@ -19,17 +19,17 @@ SHIFT, CUTOUT = 1 / 8, 1 / 2  # of the side
 ADA_UPDATES = 4  # of D, from one change of ADA's strength to the next
 
 
-def _of(policies):
+def _of(policies, others=()):
     def holds(text):
-        words = text.split("_") if text else []
-        return set(words) <= set(policies) and len(set(words)) == len(words)
+        words = text.split("_")
+        return text in others or (set(words) <= set(policies) and len(set(words)) == len(words))
 
     return Check(holds, f"be of {', '.join(policies)}, each once, joined by _")
 
 
 def _policies(text: str) -> str:
-    """argparse type: with either spelling of colour; none for the empty list."""
-    return "" if text == "none" else text.replace("colour", "color")
+    """argparse type: with either spelling of colour."""
+    return text.replace("colour", "color")
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class AugmentationOptions(Options):
     title = "augmentation of what D sees"
 
     diffaug: str = option(
-        "",
+        "none",
         "DiffAugment: color_translation_cutout, or some of these; published: CIFAR translation_cutout, "
         "ImageNet-128 translation",
         kind=_policies,
-        check=_of(POLICIES),
+        check=_of(POLICIES, ["none"]),
     )
     ada_target: float = option(
         0.0, "ADA: the mean sign of D's logits of reals that its strength holds; published: 0.6; 0: off", check=BELOW_1
@@ -55,14 +55,15 @@ class AugmentationOptions(Options):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.diffaug and self.ada_target:
+        if self.diffaug != "none" and self.ada_target:
             raise utils.UserError("--diffaug and --ada_target are two ways to the same: give one of them")
-        if not self.ada_policy:
-            raise utils.UserError(f"--ada_policy: name some of {', '.join(ADA_POLICIES)}")
+        for name in ("ada_kimg", "ada_policy"):
+            if not self.ada_target and getattr(self, name) != getattr(AugmentationOptions, name):
+                raise utils.UserError(f"--{name} goes with --ada_target")
 
     @property
     def on(self) -> bool:
-        return bool(self.diffaug or self.ada_target)
+        return self.diffaug != "none" or self.ada_target > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

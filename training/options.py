@@ -207,6 +207,8 @@ class TrainOptions:
                 f"--loss {self.steps.loss} pairs each fake with a real image: --G_batch_size "
                 f"{self.batches.G_batch_size} must be --batch_size {self.batches.batch_size}"
             )
+        if self.model["D_aux"] == "none" and self.auxiliary != AuxiliaryOptions():
+            raise utils.UserError("--D_aux_weight, --D_aux_margin and --D_aux_temperature go with --D_aux d2dce")
         for name in self.penalties.exact:
             if self.precision.compile:
                 raise utils.UserError(
@@ -249,7 +251,13 @@ class TrainOptions:
         return names - NEVER_CHANGEABLE - cls.changeable()
 
     def changes_since(self, checkpoint: dict, about: dict) -> dict[str, list]:
-        """Flags that differ from the run's checkpoint and may, by --allow_change: see `run_folder.check_same_run`."""
+        """Flags that differ from the run's checkpoint and may, by --allow_change: see `run_folder.check_same_run`.
+
+        Flags that an older checkpoint does not know had their defaults.
+        """
+        fields = [field for kind in (ModelConfig, *self.concerns().values()) for field in kind.fields()]
+        defaults = utils.plain({field.name: field.default for field in fields})
+        checkpoint = checkpoint | {"args": defaults | checkpoint["args"]}
         which = self.changeable(), self.changeable_by_name(), self.run.allow_change
         return run_folder.check_same_run(checkpoint, about, *which)
 
@@ -292,7 +300,7 @@ class TrainOptions:
         values |= {"ada": self.augmentation.ada_target}
         named = [f"{name.removesuffix('_gamma')}-{value:g}" for name, value in values.items() if value]
         others = self.augmentation.diffaug.replace("_", "-"), self.model["D_aux"]
-        return [*named, *(name for name in others if name not in ("", "none"))]
+        return [*named, *(name for name in others if name != "none")]
 
     @property
     def run_name(self) -> str:

@@ -7,6 +7,7 @@ for each pass, over all images that any of them wants to see, and one backward. 
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +77,17 @@ class Techniques:
         return [n for n in ("r1", "r2") if getattr(chosen, f"{n}_gamma") and getattr(chosen, f"{n}_every") > 1]
 
 
+class Kind(NamedTuple):
+    """Reals or fakes of a pass of D. penalty: on D's gradient at them; part: whose random numbers; images: as they are
+    before augmentation."""
+
+    name: str
+    penalty: str
+    part: int
+    images: Tensor
+    y: Tensor
+
+
 class Regularisation:
     """Techniques with what they remember, all of which is moved once an update of D and the same on all ranks.
 
@@ -109,49 +121,59 @@ class Regularisation:
     ) -> dict[str, Tensor]:
         """The terms of a pass of D, which add up to its loss; arguments as a pass of `steps.d_step`."""
         chosen, D = self.techniques.penalties, getattr(forward_D, "module", forward_D)
-        gammas = {name: self.techniques.gamma(name, draw) for name in ("r1", "r2")}
-        exact = [name for name in chosen.exact if gammas[name]]
+        gammas = {name: gamma for name in ("r1", "r2") if (gamma := self.techniques.gamma(name, draw))}
+        exact = set(chosen.exact) & gammas.keys()
         with torch.no_grad():
             fakes, near_fakes = self._fakes(G, z, y_fake, draw)
-        images = {"r1": x.detach().requires_grad_("r1" in exact), "r2": fakes.detach().requires_grad_("r2" in exact)}
-        classes = {"r1": y, "r2": y_fake}
-
-        seen = {"real": (self._augmented(images["r1"], draw, REAL), y)}
-        seen["fake"] = self._augmented(images["r2"], draw, FAKE), y_fake
-        for kind, name, part in (("real", "r1", REAL), ("fake", "r2", FAKE)):
-            if chosen.bcr or (chosen.cr and kind == "real"):
-                u = draw.uniform("consistency", part, augmentation.CONSISTENCY_NUMBERS)
-                seen[f"{kind} moved"] = augmentation.flip_and_shift(seen[kind][0], u), seen[kind][1]
-            if gammas[name] and name not in exact:
-                rows, noise = draw.share("difference", part, SHARE, images[name].shape[1:])
-                moved = images[name][rows] + DIFFERENCE * noise.to(x.dtype)
-                seen[f"{kind} near"] = self._augmented(moved, draw, part, rows), classes[name][rows]
+        kinds = [
+            Kind("real", "r1", REAL, x.detach().requires_grad_("r1" in exact), y),
+            Kind("fake", "r2", FAKE, fakes.detach().requires_grad_("r2" in exact), y_fake),
+        ]
+        seen = self._seen(kinds, gammas.keys() - exact, draw)
         if near_fakes is not None:
             seen["fake of near z"] = self._augmented(near_fakes, draw, FAKE), y_fake
-        with _for_derivatives(D, any(gammas.values())):
+        with _for_derivatives(D, bool(gammas), bool(exact)):
             logits, embeddings = self._forward(forward_D, seen)
-
             terms = dict(loss(logits["real"], logits["fake"]))
-            for kind, name in (("real", "r1"), ("fake", "r2")):
-                if gammas[name]:
-                    square = (
-                        penalties.squared_gradient(logits[kind], images[name])
-                        if name in exact
-                        else self._squared_difference(logits, kind, draw)
-                    )
-                    terms[f"D_{name}"] = gammas[name] / 2 * square
+            for name, images, kind in ((kind.penalty, kind.images, kind.name) for kind in kinds):
+                if name in exact:
+                    terms[f"D_{name}"] = gammas[name] / 2 * penalties.squared_gradient(logits[kind], images)
+                elif name in gammas:
+                    terms[f"D_{name}"] = gammas[name] / 2 * self._squared_difference(logits, kind, draw)
+        terms |= self._terms_of_logits(logits, draw)
+        if self.techniques.auxiliary:
+            terms["D_d2dce"] = self._d2dce(*(t["real"] for t in embeddings), y, draw)
+        self._note(logits["real"], logits["fake"], draw)
+        return terms
+
+    def _seen(self, kinds, approximated, draw):
+        """What D is to see of reals and fakes, and their classes, by name: augmented, moved for consistency, and with
+        noise for the penalties that are `approximated`."""
+        chosen, seen = self.techniques.penalties, {}
+        for kind in kinds:
+            seen[kind.name] = self._augmented(kind.images, draw, kind.part), kind.y
+        for kind in kinds:
+            if chosen.bcr or (chosen.cr and kind.name == "real"):
+                u = draw.uniform("consistency", kind.part, augmentation.CONSISTENCY_NUMBERS)
+                seen[f"{kind.name} moved"] = augmentation.flip_and_shift(seen[kind.name][0], u), kind.y
+            if kind.penalty in approximated:
+                rows, noise = draw.share("difference", kind.part, SHARE, kind.images.shape[1:])
+                near = kind.images[rows] + DIFFERENCE * noise.to(kind.images.dtype)
+                seen[f"{kind.name} near"] = self._augmented(near, draw, kind.part, rows), kind.y[rows]
+        return seen
+
+    def _terms_of_logits(self, logits, draw):
+        """LeCam and consistency, of logits by what D has seen."""
+        chosen, terms = self.techniques.penalties, {}
         if chosen.lecam and draw.step > chosen.lecam_start:
-            averages = self.averages.to(x.dtype)
+            averages = self.averages.to(logits["real"].dtype)
             terms["D_lecam"] = chosen.lecam * penalties.lecam(logits["real"], logits["fake"], *averages)
         for kind in ("real", "fake"):
             if f"{kind} moved" in logits:
                 name, strength = (f"D_bcr_{kind}", chosen.bcr) if chosen.bcr else ("D_cr", chosen.cr)
                 terms[name] = strength * penalties.consistency(logits[kind], logits[f"{kind} moved"])
-        if near_fakes is not None:
+        if chosen.zcr:
             terms["D_zcr"] = chosen.zcr * penalties.consistency(logits["fake"], logits["fake of near z"])
-        if self.techniques.auxiliary:
-            terms["D_d2dce"] = self._d2dce(*(t["real"] for t in embeddings), y, draw)
-        self._note(logits["real"], logits["fake"], draw)
         return terms
 
     def g_terms(
@@ -190,7 +212,7 @@ class Regularisation:
     def _augmented(self, images, draw, part, rows=slice(None)):
         """As D sees them; rows: which images of the pass these are."""
         chosen = self.techniques.augmentation
-        if chosen.diffaug:
+        if chosen.diffaug != "none":
             u = draw.uniform("augment", part, augmentation.DIFFAUG_NUMBERS)[rows]
             return augmentation.diffaugment(images, u, chosen.diffaug)
         if chosen.ada_target:
@@ -294,16 +316,16 @@ def _finite(values, before):
 
 
 @contextlib.contextmanager
-def _for_derivatives(D, wanted):
-    """Where D's gradient or finite difference is wanted, D computes in float32 whatever --amp says, and its attention
-    by the kernel that can be differentiated twice."""
+def _for_derivatives(D, wanted, second):
+    """Where D's gradient or finite difference is wanted, D computes in float32 whatever --amp says; where it is to be
+    differentiated once more (`second`), attention takes the kernel that can be."""
     if not wanted:
         yield
         return
     amp, device_type = D.amp, next(D.parameters()).device.type
     D.amp = None
     try:
-        with full_precision(device_type), sdpa_kernel(SDPBackend.MATH):
+        with full_precision(device_type), sdpa_kernel(SDPBackend.MATH) if second else contextlib.nullcontext():
             yield
     finally:
         D.amp = amp

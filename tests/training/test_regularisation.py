@@ -62,7 +62,7 @@ def direct_terms(options, G, D, x, y, z, y_fake, draw, memory):
             u, e = draw.uniform("augment", part, 21), draw.normal("augment", part, 7)
             return augmentation.ada(images, u[rows], e[rows], memory.strength, how.ada_policy)
         u = draw.uniform("augment", part, 7)
-        return augmentation.diffaugment(images, u[rows], how.diffaug) if how.diffaug else images
+        return augmentation.diffaugment(images, u[rows], how.diffaug) if how.diffaug != "none" else images
 
     fakes = G(z, y_fake).detach()
     terms = dict(losses.LOSSES[options.steps.loss][0](D(seen(x, 0), y), D(seen(fakes, 1), y_fake)))
@@ -443,6 +443,7 @@ def test_a_dry_run_times_the_techniques(monkeypatch):
         ("--r1_gamma 1 --r1_approx --r2_gamma 1 --compile", "--r2_gamma does not go with --compile"),
         ("--r1_gamma 1 --r1_gamma_to 0.1", "--r1_gamma_to goes with --lr_decay_end"),
         ("--D_aux_temperature 0", "--D_aux_temperature 0.0: must be positive"),
+        ("--D_aux_weight 1", "--D_aux_weight.* go with --D_aux d2dce"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(flags, line):

@@ -80,6 +80,25 @@ def test_what_allow_change_names_counts_from_the_checkpoint_on():
     assert list(changes) == ["bn_mode"] and made.best is None
 
 
+def test_an_older_run_does_not_get_what_it_did_not_know_unasked():
+    saved = state()
+    train(saved, 1)
+    args = options_of().record()
+    del args["diffaug"]
+    flags, about = ["--diffaug", "color"], {"model_config": {}, "data": {}}
+    for permission, outcome in (
+        ([], "--diffaug was none and is now color. Add --allow_change diffaug"),
+        (["diffaug"], None),
+    ):
+        options = options_of(*flags, *(["--allow_change", *permission] if permission else []))
+        checkpoint, now = saved.state_dict() | about | {"args": args}, about | {"args": options.record()}
+        if outcome:
+            with pytest.raises(utils.UserError, match=outcome):
+                options.changes_since(checkpoint, now)
+        else:
+            assert options.changes_since(checkpoint, now) == {"diffaug": ["none", "color"]}
+
+
 def test_a_checkpoint_without_a_part_is_one_line(tmp_path):
     made = state("--ema")
     with pytest.raises(utils.UserError, match="holds no G_ema"):
