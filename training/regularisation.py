@@ -272,7 +272,9 @@ class Regularisation:
             self._move_strength(signs)
             shown["ada_p"] = self.strength.float()
         self._begin_update()
-        return terms | {name: value.float() for name, value in self.last.items()} | shown
+        # Not those of a checkpoint of before --allow_change.
+        last = {key: self.last[key].float() for name in self.techniques.lazy if (key := f"D_{name}") in self.last}
+        return terms | last | shown
 
     def _move_averages(self, means, step):
         chosen = self.techniques.penalties

@@ -162,6 +162,10 @@ def test_a_lazy_penalty_is_as_strong_on_average_and_shown_as_it_is():
     assert all(
         one["D_r1"].item() == pytest.approx(terms[0][0]["D_r1"].item(), rel=1e-6) for two in terms for one in two
     )
+    changed = Regularisation(every, CPU)  # --allow_change r1_every: what was last is not what is now
+    changed.load_state_dict(memory.state_dict() | {"last": {"D_r1": 99.0, "D_r2": 1.0}})
+    changed._note(torch.zeros(BATCH), torch.zeros(BATCH), Draw(0, ALONE, 1, 0, BATCH))
+    assert changed.finish_update({"D_r1": torch.ones(())}) == {"D_r1": 1}
 
 
 def test_runs_that_differ_in_techniques_have_other_names():
