@@ -98,7 +98,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images and class to a logit each (Miyato et al. 2018; Miyato & Koyama 2018; Brock et al. 2019, appendix B).
 
-    The class comes in by projection, or as an embedded label joined to the first stage's features, or not at all.
+    The class comes in by projection, or as an embedded label joined to the first stage's features, or not at all. With
+    `D_aux` a head maps the last features to an embedding, beside which each class has one of its own.
     """
 
     amp: torch.dtype | None = None  # as Generator.amp
@@ -128,6 +129,10 @@ class Discriminator(nn.Module):
         elif config.D_cond == "concat":
             self.label_embedding = layers.Embedding(config.n_classes, config.D_label_dim)
             self.label_linear = layers.Linear(config.D_label_dim, config.D_label_ch, **sn)
+        self.to_embedding = self.proxies = None
+        if config.D_aux != "none":
+            self.to_embedding = layers.Linear(features, config.D_embed_dim, **sn)
+            self.proxies = layers.Embedding(config.n_classes, config.D_embed_dim)
         layers.init_weights(self, config.D_init)
 
     def freeze(self, number: int) -> None:
@@ -155,14 +160,17 @@ class Discriminator(nn.Module):
             part.eval()
         return self
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # x (N,3,R,R) in [-1,1], y (N,) int64
+    def forward(self, x: Tensor, y: Tensor, embed: bool = False) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """x (N,3,R,R) in [-1,1] and y (N,) int64 to logits (N,); with `embed`, of a D with an auxiliary classifier, the
+        embeddings (N,E) of the images and those of their classes too.
+        """
         with precision.autocast(x.device.type, self.amp):
             h = F.relu(self._last_map(x, y)).to(x.dtype)  # (N,C,h,w)
         h = h.mean(dim=(2, 3)) if self.config.D_pool == "mean" else h.sum(dim=(2, 3))  # (N,C)
         logits = self.linear(h).squeeze(1)  # (N,)
         if self.embed:
             logits = logits + (self.embed(y) * h).sum(dim=1)
-        return logits
+        return (logits, self.to_embedding(h), self.proxies(y)) if embed else logits
 
     def _last_map(self, x, y):
         h = self.input_conv(x) if self.input_conv else x

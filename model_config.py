@@ -123,6 +123,10 @@ class ModelConfig(Options):
         128, "D_cond concat: channels that it is mapped to, joined to the first stage's", check=AT_LEAST_1
     )
     D_pool: str = option("sum", "how D's last features become a vector", choices=("sum", "mean"))
+    D_aux: str = option(
+        "none", "d2dce: an embedding head, taught by ReACGAN's data-to-data cross-entropy", choices=("none", "d2dce")
+    )
+    D_embed_dim: int = option(512, "D_aux: dimension of the embedding", check=AT_LEAST_1)
     D_relu_shortcut: bool = option(False, "shortcuts of D's blocks see relu(x), not x (in-place ReLU of other code)")
 
     BN_eps: float = option(1e-5, "epsilon of batch norm in G's blocks", check=EPSILON)
@@ -181,6 +185,8 @@ class ModelConfig(Options):
         self._check_ssm()
         if self.D_cond == "concat" and len(self.D_stages) < 2:
             raise utils.UserError("--D_cond concat needs a second stage in D; see --D_ch_mult")
+        if self.D_aux != "none" and self.n_classes == 1:
+            raise utils.UserError(f"--D_aux {self.D_aux} tells classes apart, and the data have one class")
         if self.deep and self.deep_style == "biggan":
             if sorted(self.G_widths, reverse=True) != list(self.G_widths):
                 raise utils.UserError("--G_ch_mult: BigGANdeep's shortcuts can only narrow towards the image")

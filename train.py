@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import utils
 from image_datasets import doctor
-from image_datasets.image_sets import ImageSet
+from image_datasets.image_sets import ImageSet, fraction_of
 from image_datasets.loading import BatchLoader
 from reports.events import change_text
 from selection.selection import select
@@ -72,7 +72,11 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, l
     options.batch_norm.check_fits(plan.config, ranks.device)
     content = on_ranks(ranks, lambda: doctor.introduce(plan.dataset))["content"]
     selection = select(options.selection, options.metrics, options.data.data_root, plan.dataset, content, ranks)
-    reals = selection.subset if selection else plan.dataset  # what D sees; the metrics compare with the whole data set
+    kept = selection.subset if selection else plan.dataset
+    # What D sees; the metrics compare with the whole data set.
+    reals = fraction_of(kept, options.batches.data_fraction, options.run.seed)
+    if ranks.is_main and len(reals) < len(kept):
+        print(f"--data_fraction: training on {len(reals):,} of {utils.counted(len(kept), 'image')}")
     about = about_run(options, plan, measure, len(reals), content, selection and selection.record(), ranks)
 
     # Build; go on from the run's newest checkpoint, or start from another run's weights.
@@ -188,9 +192,9 @@ def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps:
             draws = itertools.count()  # a number of its own for each pass within the step
             for _ in range(steps.num_D_steps):
                 passes = batches.D_passes(step, islice(draws, steps.num_D_accumulations))
-                terms = d_step(G, D, forward_D, state.opt_D, passes, *steps.of_D, state.scaler_D)
+                terms = d_step(G, D, forward_D, state.opt_D, passes, *steps.of_D, *state.of_D)
             passes = batches.G_passes(step, islice(draws, steps.num_G_accumulations))
-            terms |= g_step(G, D, forward_G, state.opt_G, passes, *steps.of_G, state.scaler_G)
+            terms |= g_step(G, D, forward_G, state.opt_G, passes, *steps.of_G, *state.of_G)
             state.finish_step(step)
             bar.update()
 
@@ -227,7 +231,8 @@ def make_batches(run: Run, plan: Plan, state: TrainingState, reals: ImageSet) ->
         pin_memory=ranks.device.type == "cuda",
     )
     rollbacks = len(state.watchdog.memory.rollbacks)
-    return Batches(options.batches, plan.config, options.data.crop_size, options.run.seed, ranks, loader, rollbacks)
+    which = options.batches, plan.config, options.data.crop_size, options.run.seed, ranks, loader, rollbacks
+    return Batches(*which, regularised=state.regularisation is not None, paired=options.steps.paired)
 
 
 def make_deterministic() -> None:

@@ -513,6 +513,11 @@ STREAMS = {
     "standing_z": (10, ...),  # noise behind standing statistics: number of the image
     "standing_y": (10, ..., 1),  # their classes: number of the image
     "shapes": (30, ...),  # what an image of the data set of shapes shows: its number
+    "augment": (40, ...),  # of what D sees: step, pass, reals or fakes, kind of number
+    "consistency": (41, ...),  # how far images move for --cr and --bcr: as augment
+    "near_z": (42, ...),  # z near those of a pass: as augment
+    "data_fraction": (44, ...),  # which images of a class are trained on: class
+    "difference": (43, ...),  # images near those of a pass, for --r1_approx: as augment
 }
 
 

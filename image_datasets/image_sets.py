@@ -77,6 +77,18 @@ class Subset(ImageSet):
         return self.images.read(self.indices[np.asarray(indices, dtype=np.int64)], pin_memory)
 
 
+def fraction_of(images: ImageSet, fraction: float, seed: int) -> ImageSet:
+    """So large a random share of each class, of at least one image; the set itself where that is all."""
+    if fraction == 1:
+        return images
+    chosen = []
+    for number in np.unique(images.labels):
+        of_class = np.flatnonzero(images.labels == number)
+        count = max(round(fraction * len(of_class)), 1)
+        chosen.append(utils.rng(seed, "data_fraction", number).permutation(of_class)[:count])
+    return Subset(images, np.sort(np.concatenate(chosen)))
+
+
 class CentreCrop(ImageSet):
     """The centres of a set's images: what statistics are computed on where training crops at random.
 

@@ -12,7 +12,10 @@ from reports.events import Mark, curve, marks
 
 # Curves that share a panel; a panel whose numbers the run does not have is left out.
 PANELS = {
-    "losses": ("D_loss_real", "D_loss_fake", "G_loss"),
+    "losses": ("D_loss_real", "D_loss_fake", "D_loss", "G_loss"),
+    "penalties": ("D_r1", "D_r2", "D_lecam", "D_cr", "D_bcr_real", "D_bcr_fake", "D_zcr", "G_zcr"),
+    "auxiliary classifier": ("D_d2dce", "G_d2dce"),
+    "strength of augmentation": ("ada_p",),
     "Frechet distance": ("fid", "fd"),
     "Inception score": ("is_mean",),
     "kernel distance": ("kid_mean",),

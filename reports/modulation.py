@@ -85,7 +85,7 @@ def second_stream_of(ssm: SpatialSelfModulation, z: Tensor | None = None, y: Ten
 
 
 def without_stages(G: nn.Module, z: Tensor, y: Tensor) -> list[Tensor]:
-    """The images of z and y, uint8 (N,3,R,R), with each modulating stage unmodulated in turn, and at last all of them."""
+    """The images of z and y, uint8 (N,3,R,R), with each stage that modulates taken out in turn, and at last all."""
     stages = list(G.ssm.modulating.values())
     images = []
     for chosen in [*([stage] for stage in stages), stages]:

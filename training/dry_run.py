@@ -3,6 +3,7 @@
 What can be wrong with a command is found by the functions that `train.py` itself calls (`check_command`, `begin`).
 """
 
+import math
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from model_config import ModelConfig
 from reports.events import change_text
 from torch_utils.distributed import Ranks, device_name, resolve_device
 from training import finetune, model_size, run_folder
+from training.batches import Draw
 from training.messages import notes, steps_text
 from training.options import TrainOptions
 from training.plan import about_run, assumed_config, check_command
@@ -120,7 +122,9 @@ def _print_disk(options, command, config, num_images):
 def _try_start(options, source, command, ranks):
     """Start as the real command does, and say from where. Raises: utils.UserError where it could not."""
     plan, checkpoint = command.plan, command.checkpoint
-    whole = options.selection.keeps_all  # else which images are seen is not known here
+    whole = (
+        options.selection.keeps_all and options.batches.data_fraction == 1
+    )  # else which images are seen is not known here
     known = (len(plan.dataset) if whole else None, _kept_content(plan.dataset), None)
     about = about_run(options, plan, command.measure, *known, ranks)
     state = TrainingState(plan.config, options, ranks.device)
@@ -143,7 +147,8 @@ def _kept_content(dataset):
 
 def _num_images(options, plan):
     """How many images training will see, as near as can be told without their scores."""
-    return max(round(len(plan.dataset) * options.selection.retention_ratio / 100), 1)
+    share = options.selection.retention_ratio / 100 * options.batches.data_fraction
+    return max(round(len(plan.dataset) * share), 1)
 
 
 def _print_sizes(options, config, num_images):
@@ -171,9 +176,17 @@ def _print_sizes(options, config, num_images):
 
 def training_memory(options: TrainOptions, config: ModelConfig, num_processes: int = 1) -> float:
     """GiB that each of so many processes needs: the state, and what autograd keeps for the larger pass."""
-    state, D_image, G_image = model_size.training_bytes(config, options.ema.number)
+    state, D_image, G_image = _training_bytes(options, config)
     largest = max(options.batches.batch_size * D_image, options.batches.G_images * G_image)
     return (state + largest / num_processes) / 2**30
+
+
+def _training_bytes(options, config):
+    """As `model_size.training_bytes`, with all images that techniques show; a gradient keeps what its forward does."""
+    state, D_image, G_image = model_size.training_bytes(config, options.ema.number)
+    asked = options.techniques
+    images = math.ceil(asked.D_images()) + len(asked.penalties.exact)
+    return state, D_image * images // 2, G_image * (2 if asked.penalties.zcr else 1)
 
 
 def _num_steps(options, num_images):
@@ -213,7 +226,7 @@ def time_passes(options: TrainOptions, config: ModelConfig, device: torch.device
     Returns: images of the largest batch that was timed, seconds of a step of D and of G on it, why it was no larger.
     Raises: utils.UserError if not even one image fits.
     """
-    state, *per_image = model_size.training_bytes(config, options.ema.number)
+    state, *per_image = _training_bytes(options, config)
     time_pass = _pass_timer(options, config, device)
     largest = options.batches.batch_size
     batch, timed, reason = 1, None, "the whole batch"
@@ -242,17 +255,30 @@ def _pass_timer(options, config, device):
     _, *D_how = options.steps.of_D
     _, *G_how = options.steps.of_G
 
+    asked = options.techniques
+    lazy = [getattr(asked.penalties, f"{name}_every") for name in asked.lazy]
+    share = sum(1 / every for every in lazy) / len(lazy) if lazy else 1.0  # of the updates in which penalties are due
+
     def time_pass(batch):
         x = torch.rand(batch, 3, config.resolution, config.resolution, device=device) * 2 - 1
         z = torch.randn(batch, config.dim_z, device=device)
         y = torch.arange(batch, device=device) % config.n_classes
-        for _ in range(2):  # the first also chooses algorithms and fills the allocator
-            start = _now(device)
-            d_step(G, D, D, state.opt_D, [(x, y, z, y)], 1, *D_how)
-            middle = _now(device)
-            g_step(G, D, G, state.opt_G, [(z, y)], 1, *G_how)
-            end = _now(device)
-        return middle - start, end - middle
+
+        def seconds(step, *networks_and_passes, how):
+            for _ in range(2):  # the first also chooses algorithms and fills the allocator
+                start = _now(device)
+                step(*networks_and_passes, 1, *how, None, state.regularisation)
+            return _now(device) - start
+
+        def of_D(update):
+            draw = Draw(options.run.seed, Ranks(0, 1, device), 1, update * asked.passes, batch)
+            one = (x, y, z, y, *([draw] if asked.on else []))
+            return seconds(d_step, G, D, D, state.opt_D, [one], how=D_how)
+
+        draw = Draw(options.run.seed, Ranks(0, 1, device), 1, 0, batch)
+        one = (z, y, *([x, draw] if asked.on else []))
+        D_seconds = share * of_D(0) + ((1 - share) * of_D(1) if share < 1 else 0)
+        return D_seconds, seconds(g_step, G, D, G, state.opt_G, [one], how=G_how)
 
     return time_pass
 

@@ -91,7 +91,7 @@ def watch(run: Run, state: TrainingState, terms: dict[str, torch.Tensor]) -> Non
 
 def _sound(state, terms):
     """The losses, but those of a step that float16's loss scale left out, which may have overflowed."""
-    skipped = [f"{name}_loss" for name, scaler in state.scalers.items() if scaler.in_a_row]
+    skipped = [f"{name}_" for name, scaler in state.scalers.items() if scaler.in_a_row]
     return {name: value for name, value in terms.items() if not name.startswith(tuple(skipped))}
 
 

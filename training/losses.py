@@ -35,13 +35,27 @@ def d_wasserstein(real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]
     return {"D_loss_real": -real_logits.mean(), "D_loss_fake": fake_logits.mean()}
 
 
-# --loss -> the loss of D from (real logits, fake logits), and that of G from the fakes' logits
+def d_relativistic(real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
+    """Relativistic pairing loss of D (Jolicoeur-Martineau 2019; Huang et al. 2024, equation 2): logits of pairs."""
+    return {"D_loss": F.softplus(fake_logits - real_logits).mean()}
+
+
+def g_relativistic(fake_logits: Tensor, real_logits: Tensor) -> dict[str, Tensor]:
+    """The same of G, which sees the reals beside the fakes too."""
+    return {"G_loss": F.softplus(real_logits - fake_logits).mean()}
+
+
+# --loss -> the loss of D from (real logits, fake logits), and that of G from the fakes' logits, and for those of PAIRED
+# from the reals' as well: real image i and fake i, of the same class, are a pair
 LOSSES = {
     "hinge": (d_hinge, g_hinge),
     "non_saturating": (d_non_saturating, g_non_saturating),
     "wasserstein": (d_wasserstein, g_hinge),  # G's is the same as the hinge's
+    "relativistic": (d_relativistic, g_relativistic),
 }
-WITH_FLOOR = ("hinge", "non_saturating")  # whose D has a loss of 0 where it tells all real images from generated ones
+PAIRED = ("relativistic",)
+# Whose D has a loss of 0 where it tells all real images from generated ones.
+WITH_FLOOR = ("hinge", "non_saturating", "relativistic")
 
 
 def orthogonal_penalty(parameters: Iterable[Tensor], strength: float) -> Tensor:

@@ -18,12 +18,16 @@ from selection.scores import SelectionOptions
 from torch_utils.distributed import TIMEOUT_MINUTES, device_option
 from torch_utils.mixed_precision import PrecisionOptions
 from training import run_folder
+from training.augmentation import AugmentationOptions
+from training.auxiliary import AuxiliaryOptions
 from training.batch_statistics import BatchStatistics
 from training.batches import BatchOptions
 from training.ema import EMAOptions
 from training.finetune import FinetuneOptions
 from training.legacy_flags import add_legacy_args
 from training.optimizers import OptimizerOptions
+from training.penalties import PenaltyOptions
+from training.regularisation import Techniques
 from training.steps import StepOptions
 from training.wandb_run import check_wandb
 from training.watchdog import WatchOptions
@@ -161,8 +165,9 @@ class ReportOptions(Options):
 # The concerns whose options may change where --allow_change names them, but for those that decide what the state is.
 EVALUATION = (MetricOptions, BatchNormMode)
 OF_TRAINING = (BatchOptions, BatchStatistics, StepOptions, EMAOptions, OptimizerOptions, PrecisionOptions)
-CHANGEABLE_BY_NAME = (*OF_TRAINING, ReportOptions, *EVALUATION)
-NEVER_CHANGEABLE = {"unconditional", "ema", "ema_power"}
+OF_REGULARISATION = (PenaltyOptions, AugmentationOptions, AuxiliaryOptions)
+CHANGEABLE_BY_NAME = (*OF_TRAINING, *OF_REGULARISATION, ReportOptions, *EVALUATION)
+NEVER_CHANGEABLE = {"unconditional", "data_fraction", "ema", "ema_power"}
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,9 @@ class TrainOptions:
     dry_run: DryRunOptions
     length: LengthOptions
     steps: StepOptions
+    penalties: PenaltyOptions
+    augmentation: AugmentationOptions
+    auxiliary: AuxiliaryOptions
     ema: EMAOptions
     optimizers: OptimizerOptions
     selection: SelectionOptions
@@ -222,7 +230,34 @@ class TrainOptions:
             raise utils.UserError("--crop_size goes with --augment: training crops at random, statistics at the centre")
         batches = {"batch_size": self.batches.batch_size, "G_batch_size": self.batches.G_images}
         self.batch_statistics.check(self.precision.compile, **batches)
+        self._check_regularisation()
         self._check_allowed()
+
+    def _check_regularisation(self):
+        """Raise utils.UserError for what of it does not go with the rest."""
+        if self.steps.paired and self.batches.G_images != self.batches.batch_size:
+            raise utils.UserError(
+                f"--loss {self.steps.loss} pairs each fake with a real image: --G_batch_size "
+                f"{self.batches.G_batch_size} must be --batch_size {self.batches.batch_size}"
+            )
+        if self.model["D_aux"] == "none" and self.auxiliary != AuxiliaryOptions():
+            raise utils.UserError("--D_aux_weight, --D_aux_margin and --D_aux_temperature go with --D_aux d2dce")
+        for name in self.penalties.exact:
+            if self.precision.compile:
+                raise utils.UserError(
+                    f"--{name}_gamma does not go with --compile, which has no second derivatives: add --{name}_approx"
+                )
+        for name in ("r1_gamma_to", "r2_gamma_to"):
+            if getattr(self.penalties, name) is not None and not self.optimizers.lr_decay_end:
+                raise utils.UserError(f"--{name} goes with --lr_decay_end, the step from which it holds")
+
+    @property
+    def techniques(self) -> Techniques:
+        """What is asked for beyond the plain adversarial loss."""
+        auxiliary = self.auxiliary if self.model["D_aux"] != "none" else None
+        steps, schedule = self.steps, self.optimizers
+        passes = steps.num_D_accumulations, steps.num_D_steps
+        return Techniques(self.penalties, self.augmentation, auxiliary, steps.paired, schedule, *passes)
 
     def _check_allowed(self):
         """Raise utils.UserError where --allow_change names what is no flag, or one that cannot change."""
@@ -291,10 +326,13 @@ class TrainOptions:
         """Multiply-adds of a step of G with its steps of D; macs: of a forward (of G, of D) for one image.
 
         A backward costs twice its forward. D's step: G forward, D on a real and a fake; G's step: both networks, of D
-        the gradients of its input only.
+        the gradients of its input only. Techniques show them more images, and want second derivatives.
         """
-        G_images = self.batches.G_images * self.steps.num_G_accumulations
-        return self.images_per_step * (macs[0] + 6 * macs[1]) + G_images * (3 * macs[0] + 2 * macs[1])
+        G_images, asked = self.batches.G_images * self.steps.num_G_accumulations, self.techniques
+        fakes = 2 if asked.penalties.zcr else 1
+        D_step = fakes * macs[0] + 3 * (asked.D_images() + asked.derivatives()) * macs[1]
+        G_step = 3 * fakes * macs[0] + (2 + asked.paired) * macs[1]
+        return round(self.images_per_step * D_step + G_images * G_step)
 
     def run_length(self, num_images: int, step: int = 0, images_seen: int = 0) -> int:
         """The step at which the run ends, on so many images: the first of --num_iters and --num_epochs.
@@ -304,6 +342,14 @@ class TrainOptions:
         num_iters = self.length.num_iters or math.inf
         num_epochs = self.length.num_epochs or (math.inf if self.length.num_iters else 100)
         return int(min(num_iters, step - (images_seen - num_epochs * num_images) // self.images_per_step))
+
+    def _regularisation_parts(self):
+        strengths = ("r1_gamma", "r2_gamma", "lecam", "cr", "bcr", "zcr")
+        values = {name: getattr(self.penalties, name) for name in strengths}
+        values |= {"ada": self.augmentation.ada_target}
+        named = [f"{name.removesuffix('_gamma')}-{value:g}" for name, value in values.items() if value]
+        others = self.augmentation.diffaug.replace("_", "-"), self.model["D_aux"]
+        return [*named, *(name for name in others if name != "none")]
 
     @property
     def run_name(self) -> str:
@@ -320,7 +366,9 @@ class TrainOptions:
             *(["shared"] if model["G_shared"] else []),
             *(["hier"] if model["hier"] else []),
             *([self.steps.loss] if self.steps.loss != "hinge" else []),
+            *self._regularisation_parts(),
             *([f"rr{ratio:g}"] if ratio < 100 else []),
+            *([f"data{self.batches.data_fraction:g}"] if self.batches.data_fraction < 1 else []),
             f"bs{self.images_per_D_step}",
             f"Dsteps{self.steps.num_D_steps}",
             f"lr{self.optimizers.G_lr:g}-{self.optimizers.D_lr:g}",

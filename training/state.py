@@ -1,7 +1,7 @@
 """What changes while a run trains (networks, moving average, optimizers, step, best evaluation), and how it begins."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,12 +15,14 @@ from training import finetune
 from training.ema import MovingAverage, PowerAverages
 from training.optimizers import make_optimizers
 from training.options import EVALUATION, TrainOptions
+from training.regularisation import Regularisation
 from training.watchdog import Watchdog
 
 # Of an optimizer, what the command says and not the checkpoint, which may be older, or of before --allow_change.
 OF_THE_COMMAND = ("betas", "eps", "fused")
 # Parts that a checkpoint has no entry for where a run does without them.
-ONLY_WHERE_USED = ("scaler_G", "scaler_D", "G_power")
+ONLY_WHERE_USED = ("scaler_G", "scaler_D", "regularisation", "G_power")
+SMALL = ("scaler_G", "scaler_D", "regularisation")  # of few numbers: --allow_change can ask for them on the way
 
 
 class TrainingState:
@@ -39,6 +41,8 @@ class TrainingState:
         options.precision.apply(self.G, self.D)
         self.opt_G, self.opt_D = make_optimizers(self.G, self.D, options.optimizers)
         self.scaler_G, self.scaler_D = (options.precision.scaler(device) for _ in range(2))
+        techniques = options.techniques
+        self.regularisation = Regularisation(techniques, device) if techniques.on else None
         ema = options.ema
         self.average = MovingAverage(self.G, ema.ema_decay, ema.ema_start, ema.ema_ramp) if ema.ema else None
         self.power = PowerAverages(self.G, ema.ema_power) if ema.ema_power else None
@@ -57,12 +61,22 @@ class TrainingState:
             network.compile(fullgraph=True)
 
     @property
-    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | LossScaler | PowerAverages | None]:
-        """By their name in a checkpoint; None for what this run does without."""
+    def parts(self) -> dict[str, Any]:
+        """Networks, optimizers and what else has a state dict, by its name in a checkpoint; None: not in this run."""
         G_ema = self.average and self.average.module
-        scalers = {"scaler_G": self.scaler_G, "scaler_D": self.scaler_D}
         networks = {"G": self.G, "D": self.D, "G_ema": G_ema, "opt_G": self.opt_G, "opt_D": self.opt_D}
-        return {**networks, **scalers, "G_power": self.power}
+        others = {name: getattr(self, name) for name in SMALL}
+        return {**networks, **others, "G_power": self.power}
+
+    @property
+    def of_D(self) -> tuple:
+        """The last arguments of `d_step`."""
+        return self.scaler_D, self.regularisation
+
+    @property
+    def of_G(self) -> tuple:
+        """The last arguments of `g_step`."""
+        return self.scaler_G, self.regularisation
 
     @property
     def scalers(self) -> dict[str, LossScaler]:
@@ -104,7 +118,7 @@ class TrainingState:
     def load_state_dict(self, checkpoint: dict, path: Path) -> None:
         """Go on from a full checkpoint of the run folder `path`. Raises: utils.UserError if it does not fit."""
         for name, part in self.parts.items():
-            if part is None or (isinstance(part, LossScaler) and name not in checkpoint):  # --allow_change amp
+            if part is None or (name in SMALL and name not in checkpoint):
                 continue
             if checkpoint.get(name) is None:
                 raise utils.UserError(f"the newest checkpoint of {path} holds no {name}")
@@ -166,8 +180,8 @@ def begin(
 
 
 def _load_others(part, state):
-    """Load the state dict of another part than a network. Raises: what these do, and ValueError for other shapes."""
-    if isinstance(part, (LossScaler, PowerAverages)):
+    """Load the state dict of an optimizer or of another part. Raises: what these do, ValueError for other shapes."""
+    if not isinstance(part, torch.optim.Optimizer):
         part.load_state_dict(state)
         return
     own = [{key: group[key] for key in OF_THE_COMMAND} for group in part.param_groups]
@@ -183,9 +197,9 @@ def _load_others(part, state):
 def _num_bytes(part):
     if isinstance(part, nn.Module):
         return sum(t.numel() * t.element_size() for t in part.state_dict().values())
-    if isinstance(part, LossScaler):
-        return 0
     if isinstance(part, PowerAverages):
         return sum(t.numel() * t.element_size() for average in part.averages.values() for t in average.values())
+    if not isinstance(part, torch.optim.Optimizer):
+        return 0
     # Adam's two moments
     return sum(2 * p.numel() * p.element_size() for group in part.param_groups for p in group["params"])

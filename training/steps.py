@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 import utils
 from torch_utils.mixed_precision import LossScaler
 from training import losses
+from training.regularisation import Regularisation
 from utils import NOT_NEGATIVE, Options, option
 
 
@@ -42,6 +43,11 @@ class StepOptions(Options):
         return self.num_G_accumulations, self.G_ortho, losses.LOSSES[self.loss][1]
 
     @property
+    def paired(self) -> bool:
+        """Whether the loss compares the logits of reals and fakes, in G's steps too."""
+        return self.loss in losses.PAIRED
+
+    @property
     def D_passes(self) -> int:
         """Passes of D for each step of G."""
         return self.num_D_steps * self.num_D_accumulations
@@ -57,23 +63,29 @@ def d_step(
     ortho: float,
     loss=losses.d_hinge,
     scaler: LossScaler | None = None,
+    regularisation: Regularisation | None = None,
 ) -> dict:
     """One optimizer step of D over accumulated passes; returns the mean of each loss term (0-dim tensors).
 
     passes: (x (N,3,R,R) in [-1,1], y (N,), z (N,dim_z), fake y (N,)). Real and fake images share a forward,
-    so that DistributedDataParallel and spectral norm see one per pass.
+    so that DistributedDataParallel and spectral norm see one per pass. With a `regularisation` passes end in a Draw.
     """
     D.requires_grad_(True)
     optimizer.zero_grad(set_to_none=True)
     means = {}
-    for i, (x, y, z, y_fake) in enumerate(passes):
-        with torch.no_grad():
-            fakes = G(z, y_fake)
+    terms_of = regularisation.d_terms if regularisation else _d_terms
+    for i, one in enumerate(passes):
         with _reduction(forward_D, i == num_passes - 1):
-            logits = forward_D(torch.cat([x, fakes]), torch.cat([y, y_fake]))
-            _backward(loss(*logits.split([len(x), len(fakes)])), num_passes, means, scaler)
+            _backward(terms_of(G, forward_D, loss, *one), num_passes, means, scaler)
     _update(optimizer, D.parameters(), ortho, scaler)
-    return means
+    return regularisation.finish_update(means) if regularisation else means
+
+
+def _d_terms(G, forward_D, loss, x, y, z, y_fake):
+    with torch.no_grad():
+        fakes = G(z, y_fake)
+    logits = forward_D(torch.cat([x, fakes]), torch.cat([y, y_fake]))
+    return loss(*logits.split([len(x), len(fakes)]))
 
 
 def g_step(
@@ -86,17 +98,26 @@ def g_step(
     ortho: float,
     loss=losses.g_hinge,
     scaler: LossScaler | None = None,
+    regularisation: Regularisation | None = None,
 ) -> dict:
-    """One optimizer step of G over accumulated passes of (z (N,dim_z), y (N,)); returns as `d_step`."""
+    """One optimizer step of G over accumulated passes of (z (N,dim_z), y (N,)); returns as `d_step`.
+
+    With a `regularisation` passes go on with x (N,3,R,R) of the classes y, which losses of pairs want, and a Draw.
+    """
     D.requires_grad_(False)
     optimizer.zero_grad(set_to_none=True)
     means = {}
-    for i, (z, y) in enumerate(passes):
+    terms_of = regularisation.g_terms if regularisation else _g_terms
+    for i, one in enumerate(passes):
         with _reduction(forward_G, i == num_passes - 1):
-            _backward(loss(D(forward_G(z, y), y)), num_passes, means, scaler)
+            _backward(terms_of(forward_G, D, loss, *one), num_passes, means, scaler)
     # As in BigGAN-PyTorch, the shared class embedding is not regularised.
     _update(optimizer, (p for name, p in G.named_parameters() if not name.startswith("shared.")), ortho, scaler)
     return means
+
+
+def _g_terms(forward_G, D, loss, z, y):
+    return loss(D(forward_G(z, y), y))
 
 
 def _reduction(forward, last):

@@ -11,7 +11,11 @@ from whole_steps import ATTENTION, BIGGAN, MODELS, assert_near, batch, networks,
 
 import BigGAN
 import layers
+import train
+from torch_utils.distributed import Ranks
 from torch_utils.mixed_precision import LossScaler, PrecisionOptions
+from training.batches import Draw
+from training.regularisation import Regularisation
 from training.steps import d_step, g_step
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -53,6 +57,26 @@ def test_a_training_step_is_that_of_the_cpu(model, device):
     for (losses, state), (theirs, their_state) in ((of_device, of_cpu),):
         assert_near([t.cpu() for t in losses[0].values()], theirs[0].values(), 1e-8)
         assert_near([t.detach().cpu() for t in state], [t.detach() for t in their_state], 1e-7)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("approx", [[], ["--r1_approx", "--r2_approx"]])
+@pytest.mark.parametrize("augmentation", [["--diffaug", "color_translation_cutout"], ["--ada_target", "0.6"]])
+def test_regularised_steps_are_those_of_the_cpu(augmentation, approx, device):
+    """Second derivatives through attention, and all that D's images go through."""
+    flags = "--loss relativistic --r1_gamma 1 --r2_gamma 1 --bcr 10 --zcr 20 --lecam 0.3".split()
+    options, _ = train.parse_args(["--dataset", "x", *flags, *approx, *augmentation])
+    pair, results = networks(ssm="voxel", **ATTENTION), []
+    for where in ("cpu", device):
+        (G, D), memory = on(where, pair), Regularisation(options.techniques, torch.device(where))
+        memory.strength.fill_(0.7)
+        x, z, y = (t.to(where) for t in batch(G))
+        draw = Draw(0, Ranks(0, 1, torch.device(where)), 1, 0, len(x))
+        optimizers = [torch.optim.SGD(net.parameters(), lr=1e-3) for net in (G, D)]
+        terms = d_step(G, D, D, optimizers[1], [(x, y, z, y, draw)], *options.steps.of_D, None, memory)
+        terms |= g_step(G, D, G, optimizers[0], [(z, y, x, draw)], *options.steps.of_G, None, memory)
+        results.append([t.detach().cpu() for t in (*terms.values(), *G.parameters(), *D.parameters())])
+    assert_near(results[1], results[0], 1e-8)
 
 
 @pytest.mark.parametrize("device", DEVICES)

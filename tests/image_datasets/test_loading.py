@@ -11,7 +11,7 @@ from family_files import N, R, random_images, write
 
 import utils
 from image_datasets import loading, writing
-from image_datasets.image_sets import CentreCrop, Subset
+from image_datasets.image_sets import CentreCrop, ImageSet, Subset, fraction_of
 
 # Names and files
 
@@ -261,3 +261,12 @@ def test_flags():
     args = loading.DataOptions.of(parser.parse_args([]))
     assert (args.dataset, args.data_root, args.load_in_mem, args.num_workers) == (None, "data", False, 1)
     assert parser.parse_args(["--load_in_mem", "--num_workers", "0"]).load_in_mem
+
+
+def test_a_fraction_is_of_each_class_and_drawn_by_the_seed():
+    labels = np.repeat([0, 1, 3], [100, 41, 2])
+    images = ImageSet("x", "x", 8, labels, ["a", "b", "none", "d"])
+    part, again, other = (fraction_of(images, 0.1, seed) for seed in (0, 0, 1))
+    assert part.class_counts == other.class_counts == [10, 4, 0, 1]
+    assert np.array_equal(part.indices, again.indices) and not np.array_equal(part.indices, other.indices)
+    assert (np.diff(part.indices) > 0).all() and fraction_of(images, 1.0, 0) is images
