@@ -3,7 +3,7 @@
 #
 # Source     PyTorch-StudioGAN's src/configs (MIT licence), src/config.py (what they leave out: random flips, Adam's epsilon
 #            1e-6), src/models/resnet.py and big_resnet.py (widths; ReLU in place, which D's shortcuts see). It changed its
-#            configurations over time: which of them made the benchmark's numbers is not recorded, each script names its own.
+#            configurations over time; which of them made the numbers is not recorded, each script names its own.
 # Needs      the TensorFlow Inception's statistics: python calculate_inception_moments.py --dataset C10 --feature_network
 #            inception_tf (ImageNet: --dataset I128_hdf5)
 # shellcheck shell=bash
@@ -36,6 +36,11 @@ cifar10_BigGAN() {
     cifar10 "${big[@]}" --ema_start 1000 --dim_z 80 --G_attn_after 2 --D_attn_after 1 "${ssm[@]}" "$@"
 }
 
+cifar10_ReACGAN() {
+    cifar10_BigGAN --D_cond none --D_aux d2dce --D_aux_margin 0.98 --D_aux_temperature 0.5 --D_aux_weight 0.5 \
+        --batch_size 128 --G_lr 2.8284271e-4 --D_lr 2.8284271e-4 "$@"
+}
+
 imagenet() {
     launch "${common[@]}" --dataset I128_hdf5 --parallel --num_workers 8 --cross_replica \
         --batch_size 256 --num_D_steps 2 --G_lr 5e-5 --D_lr 2e-4 --G_B1 0.0 --D_B1 0.0 \
@@ -48,4 +53,8 @@ imagenet_SNGAN() {
 
 imagenet_BigGAN() {
     imagenet "${big[@]}" --ema_start 20000 --dim_z 120 --G_attn 64 --D_attn 64 "${ssm[@]}" "$@"
+}
+
+imagenet_ReACGAN() {
+    imagenet_BigGAN --D_cond none --D_aux d2dce "$@"
 }
