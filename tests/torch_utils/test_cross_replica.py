@@ -1,8 +1,8 @@
 """Batch norm over all ranks: one process, two and four train alike; groups of images, whoever holds them."""
 
-import multiprocessing
 from contextlib import nullcontext
 
+import clean_forks
 import pytest
 import torch
 from small_models import CLASSES, DIM_Z, small_generator
@@ -27,11 +27,8 @@ from training.batch_statistics import BatchStatistics
     ids=["2 ranks, few steps", "2 ranks", "4 ranks, few steps", "4 ranks"],
 )
 def test_any_number_of_ranks_trains_the_same(world_size, steps, names, tmp_path):
-    # Forks of a process that has the slow imports but has never run a backward, which autograd would not survive.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train_on_ranks"])
     processes = [
-        context.Process(target=trained_as_rank, args=(rank, world_size, steps, names, tmp_path))
+        clean_forks.context().Process(target=trained_as_rank, args=(rank, world_size, steps, names, tmp_path))
         for rank in range(world_size)
     ]
     for process in processes:
