@@ -1,6 +1,7 @@
 """Run a table of experiments: rows of flags x data sets x seeds, one after the other, whatever has been done before.
 
     bash scripts/study.sh                      the study of SSM; its table stands in that script
+    bash scripts/recipes.sh                    that of regularisers
     bash scripts/study.sh --list               which runs there are, and how far each is
     bash scripts/study.sh --time               how long all of them take on this machine, by a few timed steps
     bash scripts/study.sh --rows sagan_voxel --datasets digits --seeds 1
@@ -19,6 +20,7 @@ Its last checkpoint is then measured by evaluate.py. Its result.json holds the c
 
 import json
 import shlex
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -166,7 +168,8 @@ def carry_out(run: Run) -> dict:
     checkpoint = max(checkpoints.of_kind(run.folder / "weights", "ckpt"), key=checkpoints.step_of)
     evaluate = ["evaluate.py", str(checkpoint), "--json"]
     final = json.loads(call(*evaluate, stdout=subprocess.PIPE, text=True).stdout)
-    configuration = run.configuration()
+    configuration, log = run.configuration(), read_log(run.folder / "log.jsonl")
+    speeds = [event["images_per_s"] for event in log if event["event"] == "train"]
     result = {
         "row": run.row,
         "data": run.data,
@@ -177,11 +180,12 @@ def carry_out(run: Run) -> dict:
         "step": checkpoints.step_of(checkpoint),
         "multiply_adds": configuration.multiply_adds,  # a step
         "parameters": configuration.parameters,  # of G and D
+        "seconds": configuration.options.images_per_step / statistics.median(speeds),  # a step, as the log has it
         "G_ch": configuration.config.G_ch,
         "G_widths": list(configuration.config.G_widths),
         "evaluations": [
             {"step": event["step"], **{k: v for k, v in event.items() if k not in NOT_METRICS}}
-            for event in read_log(run.folder / "log.jsonl")
+            for event in log
             if event["event"] == "eval"
         ],
         "final": final,

@@ -49,6 +49,14 @@ class Results:
         """The rows of a data set of which there is a run, in the order of the table."""
         return [row for row in self.about["rows"] if row in self.runs[data]]
 
+    def families(self, data: str) -> dict[str, list[str]]:
+        """Rows whose names begin alike, by that beginning; those that are alone in this are together."""
+        found: dict = {}
+        for row in self.rows(data):
+            found.setdefault(row.split("_")[0], []).append(row)
+        alone = [rows[0] for rows in found.values() if len(rows) == 1]
+        return ({"others": alone} if alone else {}) | {name: rows for name, rows in found.items() if len(rows) > 1}
+
 
 def read_results(path: Path) -> Results:
     """Raises: utils.UserError where there are none."""
@@ -144,6 +152,7 @@ def configurations(results: Results, data: str) -> list[str]:
         about = results.about["rows"][row]
         flags = f"`{about['flags']}`" + (f", as costly as {about['equal']}" if about["equal"] else "")
         cost = f"{run['multiply_adds'] / 1e9:.3g}", f"{run['multiply_adds'] / cheapest:.2f}"
+        cost = *cost, f"{np.median([other['seconds'] for other in runs[row]]):.3g}"
         lines.append([row, flags, f"{run['G_ch']:g}", f"{run['parameters']:,}", *cost, str(len(runs[row]))])
     header = [
         "row",
@@ -152,6 +161,7 @@ def configurations(results: Results, data: str) -> list[str]:
         "parameters of G and D",
         "multiply-adds an iteration, 10⁹",
         "ratio",
+        "seconds an iteration",
         "seeds",
     ]
     return table(header, lines, 2)
@@ -161,7 +171,7 @@ def values_table(results: Results, data: str, equal_compute: bool) -> list[str]:
     """Mean ± standard deviation of every row; at equal compute among rows whose names begin alike."""
     runs, metrics, lines = results.runs[data], metrics_of(results.runs[data]), []
     for row in results.rows(data):
-        family = [run for other in runs if other.split("_")[0] == row.split("_")[0] for run in runs[other]]
+        family = [run for rows in results.families(data).values() if row in rows for it in rows for run in runs[it]]
         budget, cells = min(map(total, family)), []
         for metric in metrics:
             values = [at_budget(run, metric, budget) if equal_compute else at_end(run, metric) for run in runs[row]]
@@ -211,13 +221,11 @@ def comparisons(results: Results, data: str) -> list[str]:
 def draw_curves(results: Results, data: str, path: Path) -> None:
     """The distance against multiply-adds: a line is the mean over seeds, its band from the least to the most."""
     metric = metrics_of(results.runs[data])[0]
-    families = list(dict.fromkeys(row.split("_")[0] for row in results.rows(data)))
+    families = results.families(data)
     figure, axes = plt.subplots(1, len(families), figsize=(6 * len(families), 4.2), squeeze=False)
-    for ax, family in zip(axes[0], families, strict=True):
-        for row in results.rows(data):
+    for ax, (family, rows) in zip(axes[0], families.items(), strict=True):
+        for row in rows:
             group = results.runs[data][row]
-            if row.split("_")[0] != family:
-                continue
             steps = sorted(set.intersection(*({it["step"] for it in run["evaluations"]} for run in group)))
             values = np.array([[it[metric] for it in run["evaluations"] if it["step"] in steps] for run in group])
             compute = np.array(steps) * group[0]["multiply_adds"] / 1e12
@@ -284,7 +292,8 @@ def section(results: Results, data: str, page: Path) -> list[str]:
     lines += [
         "### At equal compute",
         "",
-        "Within a family (rows whose names begin alike), where each has cost what the cheapest run costs in all; "
+        "Within a family (rows whose names begin alike, or all that share no beginning), where each has cost what the "
+        "cheapest run costs in all; "
         "linear between the evaluations of the runs' logs.",
     ]
     lines += values_table(results, data, equal_compute=True)

@@ -102,15 +102,18 @@ def test_a_wrong_line_is_named(line, message):
         experiments.read_table(text)
 
 
-@pytest.mark.parametrize("data, resolution", [("digits", 32), ("shapes64", 64)])
-def test_every_row_of_the_study_is_a_model(data, resolution):
-    script = (experiments.ROOT / "scripts" / "study.sh").read_text()
-    table = experiments.read_table(script.partition("table='")[2].partition("\n'")[0])
-    assert len(table.rows) == 15 and all(row in table.rows for pair in table.compare for row in pair[:2])
+@pytest.mark.parametrize(
+    "script, data, resolution, num_rows, steps",
+    [("study", "digits", 32, 15, 700), ("study", "shapes64", 64, 15, 700), ("recipes", "digits_tenth", 32, 16, 600)],
+)
+def test_every_row_of_a_script_is_a_model(script, data, resolution, num_rows, steps):
+    text = (experiments.ROOT / "scripts" / f"{script}.sh").read_text()
+    table = experiments.read_table(text.partition("table='")[2].partition("\n'")[0])
+    assert len(table.rows) == num_rows and all(row in table.rows for pair in table.compare for row in pair[:2])
     for flags, _ in table.rows.values():
         options = train.parse_args(["--dataset", data, *table.common, *table.data[data][1], *flags])[0]
         config = make_config(options, resolution, 10)
-        assert config.notes() == [] and options.run_length(20000) == 700
+        assert config.notes() == [] and options.run_length(20000) == steps
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,7 +126,7 @@ def made_run(row, seed, fd, multiply_adds, folder):
     return {
         "row": row, "data": "tiny", "seed": seed, "command": f"train.py --row {row} --seed {seed}",
         "evaluate": "evaluate.py x --json", "folder": str(folder), "step": 100, "multiply_adds": multiply_adds,
-        "parameters": 1000, "G_ch": 5, "G_widths": [5], "evaluations": evaluations,
+        "parameters": 1000, "seconds": 0.25, "G_ch": 5, "G_widths": [5], "evaluations": evaluations,
         "final": {"fd": fd, "coverage": 0.5 + 0.1 * (seed % 2)},
     }  # fmt: skip
 
