@@ -1,13 +1,10 @@
 """evaluate.py: metrics that depend on neither batch size nor ranks, of checkpoints and of files."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from unittest import mock
 
+import clean_forks
 import numpy as np
 import pytest
 import torch
@@ -261,34 +258,18 @@ def test_flags_of_another_network_or_data_set_are_not_taken_over(run, G, capsys,
 
 
 # Evaluates each of the command lines in sys.argv[1], a JSON list, in one process group, and prints a JSON list.
-ON_RANKS = """
-import contextlib, json, sys
-import evaluate
-from torch_utils import distributed
-with distributed.process_group("cpu") as ranks:
-    with contextlib.redirect_stdout(sys.stderr):
-        results = [evaluate._evaluate(*evaluate.parse_args(argv), ranks) for argv in json.loads(sys.argv[1])]
-    if ranks.is_main:
-        print(json.dumps(results))
-"""
-
-
 @pytest.mark.slow
 def test_ranks_give_the_metrics_of_one_process(run, samples, files, tmp_path, capsys):
     """Two processes, batches of 7 and 64: running, batch and standing statistics, a folder, a reference from files."""
-    (tmp_path / "on_ranks.py").write_text(ON_RANKS)
     npz, folder = str(samples / "samples.npz"), str(samples / "images")
     checkpoint = [str(run), "--seed", "0", "--bn_batch_size", "20"]
     commands = [[*checkpoint, "--num_inception_images", "149", "--bn_mode", mode.bn_mode] for mode in MODES]
     commands += [[folder, *files], [npz, folder, *files, "--num_inception_images", "121"]]
     commands += [[*checkpoint, "--intra_fid"]]
     single = [evaluated(capsys, *command, "--metric_batch_size", 64) for command in commands]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "on_ranks.py")]
-    argv = json.dumps([[*command, "--metric_batch_size", "7", "--device", "cpu"] for command in commands])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(evaluate.__file__).parent)}
-    ranks = subprocess.run([sys.executable, *launcher, argv], env=environment, capture_output=True, text=True)
-    assert ranks.returncode == 0, ranks.stderr
-    for one, two in zip(single, json.loads(ranks.stdout), strict=True):
+    of_ranks = [[*command, "--metric_batch_size", "7", "--device", "cpu"] for command in commands]
+    clean_forks.run_ranks(tmp_path, "evaluate_on_ranks", "evaluate_all", of_ranks, str(tmp_path / "results.json"))
+    for one, two in zip(single, json.loads((tmp_path / "results.json").read_text()), strict=True):
         close(one, two, without=() if "accuracy" in one else ("accuracy",))
         assert one.get("intra_fd_per_class", {}) == pytest.approx(two.get("intra_fd_per_class", {}), rel=1e-4)
 

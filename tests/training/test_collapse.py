@@ -2,11 +2,9 @@
 
 import itertools
 import math
-import os
 import signal
-import subprocess
-import sys
 
+import clean_forks
 import numpy as np
 import pytest
 import torch
@@ -322,10 +320,6 @@ def test_a_learning_rate_that_is_too_high_is_found_and_lowered(where, tmp_path, 
 def test_two_processes_go_back_together(where, tmp_path):
     command = [*FLAGS, *where, "run", "--on_collapse", "rollback"]
     train.main([*command, "--num_iters", "4"])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     too_high = ["--D_lr", "0.5", "--allow_change", "D_lr", "--rollback_lr", "1e-3", "--num_iters", "8"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [*torchrun, str(utils.ROOT / "train.py"), *command, *too_high]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("rollback 1 to step") >= 1 and newest(tmp_path / "run")["step"] == 8
+    said, _ = clean_forks.run_ranks(tmp_path, "train", "main", [*command, *too_high])
+    assert said.count("rollback 1 to step") >= 1 and newest(tmp_path / "run")["step"] == 8
