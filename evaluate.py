@@ -33,13 +33,13 @@ from inception_utils import (
     reference_protocol,
 )
 from metrics import ema_sweep, tables, truncation_sweep
-from metrics.images import FolderImages, GeneratedImages, Source
+from metrics.images import GeneratedImages, Source, class_warning, know_classes
 from metrics.protocol import MetricOptions
 from metrics.reference import load_reference, with_moments_of_file
 from sampling import batch_norm
 from sampling.averages import StoredAverages
 from sampling.batch_norm import BatchNormMode
-from sampling.class_sampling import ClassSampling, is_balanced
+from sampling.class_sampling import ClassSampling
 from sampling.generate import SamplingOptions, describe
 from sampling.latents import Truncation
 from torch_utils import checkpoints, distributed, schema
@@ -309,29 +309,12 @@ def _evaluate_files(defaults, given, source, second, ranks):
             f"--num_inception_images {number}: {source.path} has {utils.counted(len(images), 'image')}"
         )
     measure = _load_measure(args, images.resolution, source, second, ranks)
-    _know_classes(images, measure.reference.class_names, measure.network)
+    know_classes(images, measure.reference.class_names, measure.network.num_classes)
     if ranks.is_main:
         print(f"{source.path}: {number:,} of {utils.counted(len(images), 'image')}, on {ranks.device}")
-        _warn_of_classes(images, measure.reference.class_counts, source)
+        if warning := class_warning(images, measure.reference.class_counts):
+            print(f"warning: {source.path} {warning}", file=sys.stderr)
     return {"images": str(source.path)} | evaluate_images(images, measure, number, args.seed)
-
-
-def _know_classes(images, class_names, network):
-    """Take the sub-folders of images in a folder for classes of the data set (`FolderImages.know_classes`)."""
-    if isinstance(images, FolderImages):
-        images.know_classes(class_names, len(class_names) if class_names else network.num_classes)
-
-
-def _warn_of_classes(images, real_counts, source):
-    """Say where images are of each class as often as of any other, but the real ones are not."""
-    counts = images.class_counts or ()
-    known = real_counts and len(counts) == len(real_counts)
-    if known and is_balanced(counts) and not is_balanced(real_counts):
-        print(
-            f"warning: {source.path} has about as many images of each class, the real images have not: distances and "
-            "coverage suffer; sample.py --class_sampling data draws classes as in the data",
-            file=sys.stderr,
-        )
 
 
 def _load_measure(args, resolution, source, second, ranks):
@@ -363,7 +346,7 @@ def _load_measure(args, resolution, source, second, ranks):
         reference = _reference_of_checkpoint(args, options, second, network, ranks)
     elif second:
         _check_resolution(network, real_images.resolution, second)
-        _know_classes(real_images, network.fitted.get("class_names"), network)
+        know_classes(real_images, network.fitted.get("class_names"), network.num_classes)
         reference = _reference_of(args, options, real_images, network, ranks)
         if second.kind == "npz":
             reference = with_moments_of_file(reference, second.path)

@@ -39,9 +39,17 @@ SSM_VARIANTS = ("none", "voxel", "gain", "group_gain", "global_voxel")
 
 def _stages(text):
     """argparse type: '1_2_3' to numbers, 'all' to (), which stands for all of them."""
-    numbers = () if text == "all" else utils.number_list(text)
-    if text != "all" and not numbers:
-        raise argparse.ArgumentTypeError(f"{text!r}: name stages, as 1_2_3, or all; --ssm none modulates none")
+    if text == "all":
+        return ()
+    wrong = argparse.ArgumentTypeError(
+        f"{text!r}: name stages, counted from 1, as 1_2_3, or all; --ssm none modulates none"
+    )
+    try:
+        numbers = utils.number_list(text)
+    except argparse.ArgumentTypeError:
+        raise wrong from None
+    if not numbers or text.lstrip().startswith("-"):  # -1: not the last, nor the first
+        raise wrong
     return numbers
 
 

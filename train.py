@@ -12,8 +12,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable
-from contextlib import closing, nullcontext
-from dataclasses import replace
+from contextlib import closing
 from itertools import islice
 
 import torch
@@ -23,24 +22,21 @@ import utils
 from image_datasets import doctor
 from image_datasets.image_sets import ImageSet, fraction_of
 from image_datasets.loading import BatchLoader
-from reports.events import change_text
 from selection.selection import select
 from torch_utils import distributed
 from torch_utils.distributed import Ranks, on_ranks
 from torch_utils.memory import keep_freed_blocks
 from torch_utils.mixed_precision import compilation
-from training import finetune, intervals, match, messages, model_size, rollback, run_folder
+from training import finetune, intervals, match, messages, model_size, run_folder, session
 from training.batches import Batches
 from training.dry_run import dry_run, step_seconds
-from training.intervals import Run
-from training.logs import RunLog, Speedometer
+from training.logs import Speedometer
 from training.optimizers import set_learning_rates
 from training.options import TrainOptions
 from training.plan import Command, Plan, about_run, begun_model, check_command
 from training.run_lock import locked
-from training.state import Beginning, TrainingState, begin
+from training.state import Run, TrainingState, begin
 from training.steps import d_step, g_step
-from training.watchdog import Collapse
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[TrainOptions, finetune.Source | None]:
@@ -96,7 +92,14 @@ def train(options: TrainOptions, source: finetune.Source | None, ranks: Ranks, l
         if ranks.is_main:
             utils.save_json(about, folder / "config.json")
         run = Run(options, folder, about, measure, ranks)
-        signal = to_end(run, command, source, state, beginning, reals, num_steps)
+        started = session.Start(beginning, command.checkpoint, source, plan.class_rows)
+        signal = session.to_end(
+            run,
+            state,
+            started,
+            lambda logged: loop(logged, plan, state, reals, num_steps),
+            lambda logged: intervals.save(logged, state, None),
+        )
     if ranks.is_main and state.step < num_steps:
         print(stopped := f"stopped at step {state.step}; the same command goes on from there")
         utils.say_last(stopped)
@@ -117,60 +120,6 @@ def prepare(
     for line in command.notes:
         print(f"note: {line}")
     run_folder.prepare(command.folder, from_scratch, state.step, command.passed_over, lock)
-
-
-def to_end(
-    run: Run,
-    command: Command,
-    source: finetune.Source | None,
-    state: TrainingState,
-    beginning: Beginning,
-    reals: ImageSet,
-    num_steps: int,
-) -> int | None:
-    """The loop; where it ends in a collapse that is to be undone, again from an earlier checkpoint on."""
-    checkpoint, watch = command.checkpoint, run.options.watch
-    while True:
-        log = run_log(run, command, source, state, beginning, checkpoint is not None)
-        with closing(log) if log else nullcontext():
-            logged = replace(run, log=log)
-            if watch.on_collapse == "rollback" and checkpoint is None:
-                intervals.save(logged, state, None)  # what there is to go back to, until the next one
-            try:
-                return loop(logged, command.plan, state, reals, num_steps)
-            except Collapse as collapse:
-                finding = collapse.finding
-        checkpoint = rollback.go_back(run.folder, state.step, state.watchdog, finding, watch.rollback_lr, run.ranks)
-        beginning = begin(state, run.options, run.about, run.folder, checkpoint, None, None)
-
-
-def run_log(
-    run: Run,
-    command: Command,
-    source: finetune.Source | None,
-    state: TrainingState,
-    beginning: Beginning,
-    resumed: bool,
-) -> RunLog | None:
-    """The log, open where the state goes on, with what has led there; None but on rank 0."""
-    told = run.about if run.options.reports.wandb else None
-    opened, how = [], (state.step if resumed else None, not state.evaluating, told)
-    on_ranks(run.ranks, lambda: opened.append(RunLog(run.folder, *how)))
-    if not opened:
-        return None
-    (log,) = opened
-    report, changes = beginning
-    if report:
-        rows = command.plan.class_rows
-        log.write("init_from", 0, {"checkpoint": source.path, "class_rows": rows.rows, **report})
-        print("\n".join(finetune.describe(source, report, rows)))
-    if changes:
-        log.write("change", state.step, {"flags": changes})
-        print(f"changed from step {state.step} on: {change_text(changes)}")
-    for event in rollback.events(state.watchdog, state.step):
-        log.write("rollback", state.step, event)
-        print(rollback.text(state.step, event))
-    return log
 
 
 def loop(run: Run, plan: Plan, state: TrainingState, reals: ImageSet, num_steps: int) -> int | None:

@@ -25,6 +25,7 @@ from image_datasets.image_sets import ImageSet
 from metrics.array_files import NpyImages, NpzImages, image_name, npz_headers, what_npz_holds
 from metrics.tar_files import TarTree, is_tar
 from sampling.batch_norm import BatchNormMode
+from sampling.class_sampling import is_balanced
 from sampling.generate import make_images
 from sampling.latents import Truncation, balanced_labels, latents, shuffled_labels
 from torch_utils import checkpoints
@@ -218,6 +219,27 @@ class FolderImages(ImageSet):
         pixels = list(self.threads.map(_read_image, files))
         self._check_sizes(files, [image.shape[:2] for image in pixels])
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+
+
+def know_classes(images: ImageSet, class_names: Sequence[str] | None, num_classes: int) -> None:
+    """Take the sub-folders of images in a folder for classes of a data set, see `FolderImages.know_classes`.
+
+    Args: num_classes: where no class_names are known.
+    """
+    if isinstance(images, FolderImages):
+        images.know_classes(class_names, len(class_names) if class_names else num_classes)
+
+
+def class_warning(images: ImageSet, real_counts: Sequence[int] | None) -> str | None:
+    """What to say where images are of each class as often as of any other, but the real ones (K,) are not."""
+    counts = images.class_counts or ()
+    known = real_counts and len(counts) == len(real_counts)
+    if not (known and is_balanced(counts) and not is_balanced(real_counts)):
+        return None
+    return (
+        "has about as many images of each class, the real images have not: distances and coverage suffer; "
+        "sample.py --class_sampling data draws classes as in the data"
+    )
 
 
 def class_ids(folders: Sequence[str], class_names: Sequence[str] | None, num_classes: int) -> list[int] | None:

@@ -120,3 +120,7 @@ def test_flags_of_ssm(capsys):
         with pytest.raises(SystemExit):
             parse(*bad)
         assert bad[0] in capsys.readouterr().err
+    for bad in ("none", "", "0", "-1", "1.5", "last"):
+        with pytest.raises(SystemExit):
+            parse("--ssm_stages=" + bad)
+        assert "name stages, counted from 1, as 1_2_3, or all" in capsys.readouterr().err

@@ -6,8 +6,6 @@ Each is one function of the run and of its state; all ranks call it, rank 0 writ
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,26 +19,14 @@ from reports.page import write_page
 from sampling import batch_norm
 from sampling.sheets import class_sheet
 from torch_utils import checkpoints, distributed
-from torch_utils.distributed import Ranks, StopSignal, mean_over_ranks, on_ranks
+from torch_utils.distributed import StopSignal, mean_over_ranks, on_ranks
 from torch_utils.images import save_image
 from training import rollback, run_folder
-from training.logs import RunLog, Speedometer, peak_memory_mb, read_log, warn
-from training.options import ReportOptions, TrainOptions
+from training.logs import Speedometer, peak_memory_mb, read_log, warn
+from training.options import ReportOptions
 from training.report import make_report
-from training.state import TrainingState
+from training.state import Run, TrainingState
 from training.watchdog import Collapse, Finding
-
-
-@dataclass(frozen=True)
-class Run:
-    """What stays the same while a run trains. `about`: what every checkpoint says of it; `log`: None but on rank 0."""
-
-    options: TrainOptions
-    folder: Path
-    about: dict
-    measure: Measure | None
-    ranks: Ranks
-    log: RunLog | None = None
 
 
 class Due(NamedTuple):

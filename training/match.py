@@ -143,8 +143,13 @@ def _of_flags(text, argv):
         if Path(word).name == "train.py":  # a whole launch line
             words = words[i + 1 :]
             break
-    options = TrainOptions.of(_parsed(without(argv, keep_G_ch=True)) | _parsed(words, defaults=False))
-    return configuration(options)
+    given = _parsed(words, defaults=False)
+    for name in ("match", "by"):
+        if given.get(name) is not None:
+            raise utils.UserError(f"--match {text}: --{name} belongs outside of the quotes")
+    if begun := given.get("init_from"):
+        raise utils.UserError(f"--match {text}: the model is that of --init_from; name it itself, --match {begun}")
+    return configuration(TrainOptions.of(_parsed(without(argv, keep_G_ch=True)) | given))
 
 
 def _of_run(path, dataset):

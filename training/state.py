@@ -1,5 +1,9 @@
-"""What changes while a run trains (networks, moving average, optimizers, step, best evaluation), and how it begins."""
+"""What a run is: what stays the same while it trains, and what changes, and how that begins.
 
+That is networks, moving average, optimizers, step and best evaluation.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +13,13 @@ from torch import nn
 import BigGAN
 import layers
 import utils
+from inception_utils import Measure
 from model_config import ModelConfig
+from torch_utils.distributed import Ranks
 from torch_utils.mixed_precision import LossScaler
 from training import finetune
 from training.ema import MovingAverage, PowerAverages
+from training.logs import RunLog
 from training.optimizers import make_optimizers
 from training.options import EVALUATION, TrainOptions
 from training.regularisation import Regularisation
@@ -23,6 +30,18 @@ OF_THE_COMMAND = ("betas", "eps", "fused")
 # Parts that a checkpoint has no entry for where a run does without them.
 ONLY_WHERE_USED = ("scaler_G", "scaler_D", "regularisation", "G_power")
 SMALL = ("scaler_G", "scaler_D", "regularisation")  # of few numbers: --allow_change can ask for them on the way
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same while a run trains. `about`: what every checkpoint says of it; `log`: None but on rank 0."""
+
+    options: TrainOptions
+    folder: Path
+    about: dict
+    measure: Measure | None
+    ranks: Ranks
+    log: RunLog | None = None
 
 
 class TrainingState:

@@ -15,7 +15,7 @@ import train
 import utils
 from reports import curves
 from torch_utils import checkpoints
-from training import intervals, logs
+from training import intervals, logs, session
 from training.watchdog import Watchdog
 
 MODEL = "--G_ch 8 --D_ch 8 --G_ch_mult 2-1-1 --D_ch_mult 1-2-2 --G_attn 0 --D_attn 0 --dim_z 8 --batch_size 8".split()
@@ -110,7 +110,10 @@ def test_a_collapse_is_undone_and_that_is_resumed_exactly(where, tmp_path, poiso
     def killed():
         raise KeyboardInterrupt
 
-    for name, owner, function, last in (("as_it_began", train, "run_log", 2), ("later", intervals, "draw_curves", 3)):
+    for name, owner, function, last in (
+        ("as_it_began", session, "open_log", 2),
+        ("later", intervals, "draw_curves", 3),
+    ):
         poison(5)
         original, calls = getattr(owner, function), itertools.count(1)
 

@@ -83,6 +83,9 @@ def test_a_run_and_a_checkpoint_are_targets(ask, data_root, tmp_path):
         ("--ssm 'voxel", "not flags as a shell reads them"),
         ("--D_ch 1 --G_ch 1", "D and the batches stay as they are"),
         ("", "no such run folder"),
+        ("--ssm gain --init_from some/run", "name it itself, --match some/run"),
+        ("--ssm gain --match x", "--match belongs outside"),
+        ("--ssm gain --by seconds", "--by belongs outside"),
     ],
 )
 def test_what_cannot_be_matched_is_told(ask, target, message):
