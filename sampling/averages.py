@@ -103,4 +103,6 @@ def _read(path):
         raise utils.UserError(f"{error}; without it (move it away) averages are made of the others") from error
     if wrong := checkpoints.problem(content, checkpoints.AVERAGES):
         raise checkpoints.Damaged(f"{path} holds no averages as train.py writes them: {wrong}")
+    if content["step"] != checkpoints.step_of(path):  # a copy: its weights would count for another time
+        raise utils.UserError(f"{path} holds averages of step {content['step']}, not of its name's: move it away")
     return content

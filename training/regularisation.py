@@ -167,7 +167,9 @@ class Regularisation:
         chosen, terms = self.techniques.penalties, {}
         if chosen.lecam and draw.step > chosen.lecam_start:
             averages = self.averages.to(logits["real"].dtype)
-            terms["D_lecam"] = chosen.lecam * penalties.lecam(logits["real"], logits["fake"], *averages)
+            term = penalties.lecam(logits["real"], logits["fake"], *averages)
+            # The first update after --allow_change lecam has no averages yet.
+            terms["D_lecam"] = chosen.lecam * self.averages.any() * term
         for kind in ("real", "fake"):
             if f"{kind} moved" in logits:
                 name, strength = (f"D_bcr_{kind}", chosen.bcr) if chosen.bcr else ("D_cr", chosen.cr)

@@ -140,6 +140,7 @@ def test_what_cannot_be_summed_is_named(run, tmp_path):
         ({"averages": {"0.2": content["averages"]["0.1"]}}, "is of another run"),
         ({"averages": {key: {"x": torch.zeros(1)} for key in content["averages"]}}, "is not of the generator"),
         ({"averages": 1}, "holds no averages as train.py writes them"),
+        ({"step": 7}, "holds averages of step 7, not of its name's: move it away"),
     ):
         checkpoints.save(content | change, one)
         with pytest.raises(utils.UserError, match=words) as error:

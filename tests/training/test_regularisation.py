@@ -194,6 +194,17 @@ def test_lecams_averages_follow_the_logits_of_an_update():
     torch.testing.assert_close(memory.averages, expected)
 
 
+def test_lecam_asked_for_on_the_way_waits_for_its_averages():
+    options = options_of("--lecam", "1", "--lecam_start", "2")
+    G, D = (network.eval() for network in pair(options))
+    memory, values = Regularisation(options.techniques, CPU), []
+    for step in (5, 6):  # of a run that has had none before
+        terms = memory.d_terms(G, D, losses.d_hinge, *a_pass(G), Draw(0, ALONE, step, 0, BATCH))
+        values.append(terms["D_lecam"].item())
+        memory.finish_update({})
+    assert values[0] == 0 < values[1]
+
+
 @pytest.mark.parametrize("approx", [[], ["--r1_approx"]])
 def test_penalties_are_float32_under_mixed_precision(approx):
     options = options_of("--r1_gamma", "1", *approx)
