@@ -198,3 +198,19 @@ def test_the_page_says_what_the_numbers_say(study):
     with pytest.raises(utils.UserError, match="holds no results"):
         (study / "results.json").write_text(json.dumps({"results": []}))
         write_study.main([str(study), str(page)])
+
+
+def test_rows_that_cost_the_same_are_compared_once_and_drawn_beside_their_rival(tmp_path):
+    rows = {"plain": 6.0, "r1": 4.5, "r1_lazy": 3.0}
+    results = [made_run(row, seed, fd + seed / 10, 10**9, tmp_path) for row, fd in rows.items() for seed in range(3)]
+    about = {"rows": {row: {"flags": "--x" if row != "plain" else "", "equal": ""} for row in rows}, "planned": 9}
+    about |= {"compare": [["r1", "plain", "it"], ["r1_lazy", "r1", "less often"]], "threads": 1, "results": results}
+    utils.save_json(about | {"commit": "0", "torch": "2.6", "device": "cpu"}, tmp_path / "results.json")
+    page = tmp_path / "recipes.md"
+    write_study.write_page(tmp_path, page)
+    text = page.read_text()
+    assert "| r1 | plain | equal steps and compute | FD | -1.500 |" in text and "`` |" not in text
+    assert "### At equal compute" not in text and "| equal compute |" not in text and "These are 4 intervals" in text
+    assert "The least mean FD is that of `r1_lazy`: 3.100, 0.51 of that of `plain`." in text
+    study = write_study.read_results(tmp_path / "results.json")
+    assert study.rivals("tiny", ["r1", "r1_lazy"]) == ["plain"] and study.rivals("tiny", ["plain"]) == []
