@@ -119,7 +119,8 @@ class Run:
         """Its result.json, if it is of this very command."""
         path = self.folder / RESULT
         found = utils.load_json(path) if path.exists() else None
-        return found if found and found["command"] == shlex.join(self.command) else None
+        ours = isinstance(found, dict) and found.get("command") == shlex.join(self.command)
+        return found if ours else None
 
 
 def runs(table: Table, name: str, runs_root: Path, rows: list, data: list, seeds: int, data_root: str) -> Iterator[Run]:

@@ -140,6 +140,10 @@ def test_what_cannot_be_summed_is_named(run, tmp_path):
         ({"averages": {"0.2": content["averages"]["0.1"]}}, "is of another run"),
         ({"averages": {key: {"x": torch.zeros(1)} for key in content["averages"]}}, "is not of the generator"),
         ({"averages": 1}, "holds no averages as train.py writes them"),
+        ({"averages": {}}, "holds no averages as train.py writes them: relative widths"),
+        ({"averages": {"wide": content["averages"]["0.1"]}}, "relative widths wide"),
+        ({"averages": {"0.9": content["averages"]["0.1"]}}, "relative widths 0.9"),
+        ({"averages": {"0.05": {"x": torch.tensor(torch.nan)}}}, "0.05.x holds values that are not finite"),
         ({"step": 7}, "holds averages of step 7, not of its name's: move it away"),
     ):
         checkpoints.save(content | change, one)

@@ -72,6 +72,7 @@ def test_what_is_complete_is_not_run_again(data_root, monkeypatch, capsys):
     monkeypatch.setattr(experiments.sys, "stdin", type("Text", (), {"read": staticmethod(lambda: TABLE)}))
     command = ["study", "--seeds", "1", "--runs_root", str(data_root / "runs"), "--data_root", str(data_root)]
     utils.save_json({"command": "train.py of another table", "row": "plain"}, runs[0].folder / "result.json")
+    utils.save_json(["no result"], runs[1].folder / "result.json")
     for expected in (["plain", "plain_wide", "plain_ssm"], ["plain_wide"]):
         with pytest.raises(utils.UserError, match="1 of 3 runs have failed"):
             experiments.main(command)
