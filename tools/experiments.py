@@ -199,7 +199,9 @@ def collect(table: Table, all_runs: list[Run], path: Path) -> None:
     """Write the results of all runs that are complete."""
     results = [result for run in all_runs if (result := run.result())]
     rows = {name: {"flags": shlex.join(flags), "equal": equal} for name, (flags, equal) in table.rows.items()}
-    about = {"rows": rows, "compare": table.compare, "threads": torch.get_num_threads()}
+    data = {name: shlex.join(flags) for name, (_, flags) in table.data.items()}
+    about = {"common": shlex.join(table.common), "data": data, "rows": rows, "compare": table.compare}
+    about |= {"threads": torch.get_num_threads()}
     about |= run_folder.provenance(Ranks(0, 1, torch.device("cpu")))
     utils.save_json({**about, "planned": len(all_runs), "results": results}, path)
 

@@ -125,6 +125,8 @@ def verdict(low: float, high: float, less_is_better: bool) -> str:
     """What an interval of differences says of the first of two."""
     if math.isinf(low):
         return "one seed: nothing can be said"
+    if low == high == 0:
+        return "the same in all pairs"
     if low <= 0 <= high:
         return f"no difference can be told; one of more than {max(-low, high):.3g} either way is unlikely"
     return "better" if (high < 0) == less_is_better else "worse"
@@ -312,7 +314,9 @@ def copy_maps(results: Results, data: str, path: Path) -> str | None:
 def section(results: Results, data: str, page: Path) -> list[str]:
     """All of one data set; writes its pictures beside the page."""
     name = f"{page.stem}_{data}"
-    lines = [f"## {data}", "", "### What was compared", *configurations(results, data)]
+    flags = results.about.get("data", {}).get(data)
+    lines = [f"## {data}", "", *([f"Rows here have `{flags}`, too.", ""] if flags else [])]
+    lines += ["### What was compared", *configurations(results, data)]
     lines += ["### At equal steps", "", "After all steps, by `evaluate.py`; mean ± standard deviation over the seeds."]
     lines += [*values_table(results, data, equal_compute=False), *least(results, data)]
     first, *others = [results.runs[data][row][0] for row in results.rows(data)]
@@ -356,6 +360,8 @@ def write_page(folder: Path, page: Path) -> None:
         f"{about['device']} with {utils.counted(about['threads'], 'thread')}. What made each number stands at the end.",
         "",
     ]
+    if about.get("common"):
+        lines += [f"All rows have `{about['common']}`.", ""]
     if done < about["planned"]:
         lines += ["**Not complete yet**: what follows is of the runs that are.", ""]
     for data in results.runs:

@@ -126,6 +126,12 @@ def test_flags_that_contradict_are_one_line(run, flags, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("folder", [".", "weights", "averages"])
+def test_a_folder_within_the_run_means_the_run(run, folder):
+    with pytest.raises(utils.UserError, match="--bn_mode running: an average"):  # which is found out after its averages
+        evaluate.main([str(run / folder), "--ema_sweep", "--bn_mode", "running", "--device", "cpu"])
+
+
 def test_what_cannot_be_summed_is_named(run, tmp_path):
     for folder, words in ((tmp_path, "averages holds none"), (run / "averages" / "x.pth", "averages holds none")):
         with pytest.raises(utils.UserError, match=words):
