@@ -132,6 +132,13 @@ def test_a_folder_within_the_run_means_the_run(run, folder):
         evaluate.main([str(run / folder), "--ema_sweep", "--bn_mode", "running", "--device", "cpu"])
 
 
+def test_a_file_of_averages_is_no_checkpoint(run):
+    path = checkpoints.averages_of(run)[-1]
+    for script in (evaluate, sample):
+        with pytest.raises(utils.UserError, match="holds power-law averages; evaluate.py .*run --ema_sweep --ema_out"):
+            script.main([str(path), "--device", "cpu"])
+
+
 def test_what_cannot_be_summed_is_named(run, tmp_path):
     for folder, words in ((tmp_path, "averages holds none"), (run / "averages" / "x.pth", "averages holds none")):
         with pytest.raises(utils.UserError, match=words):
