@@ -171,7 +171,7 @@ class Regularisation:
             averages = self.averages.to(logits["real"].dtype)
             term = penalties.lecam(logits["real"], logits["fake"], *averages)
             # The first update after --allow_change lecam has no averages yet.
-            terms["D_lecam"] = chosen.lecam * self.averages.any() * term
+            terms["D_lecam"] = chosen.lecam * term * self.averages.any()
         for kind in ("real", "fake"):
             if f"{kind} moved" in logits:
                 name, strength = (f"D_bcr_{kind}", chosen.bcr) if chosen.bcr else ("D_cr", chosen.cr)
