@@ -231,7 +231,7 @@ def _sweep_averages(defaults, given, source, second, ranks):
     for flag in ("truncation_sweep", "ema"):
         if flag in given:
             raise utils.UserError(f"--{flag} does not go with --ema_sweep, which makes averages of its own")
-    run = source.path.parent if source.path.name == "weights" else source.path
+    run = source.path.parent if source.path.name in ("weights", "averages") else source.path
     stored = StoredAverages.of_run(run)
     meta = stored.meta
     args = _args_of_run(meta, defaults, given, source)

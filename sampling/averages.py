@@ -101,6 +101,24 @@ def _read(path):
         content = checkpoints.load(path)
     except checkpoints.Damaged as error:
         raise utils.UserError(f"{error}; without it (move it away) averages are made of the others") from error
-    if wrong := checkpoints.problem(content, checkpoints.AVERAGES):
+    wrong = checkpoints.problem(content, checkpoints.AVERAGES)
+    if not wrong and not _are_widths(content["averages"]):
+        wrong = f"relative widths {utils.listed(list(content['averages']))}"
+    if wrong:
         raise checkpoints.Damaged(f"{path} holds no averages as train.py writes them: {wrong}")
+    if name := checkpoints.not_finite(content["averages"]):
+        raise utils.UserError(
+            f"{path}: {name} holds values that are not finite, as a diverged run leaves them; without it and later "
+            "ones (move them away) averages are made of the others"
+        )
+    if content["step"] != checkpoints.step_of(path):  # a copy: its weights would count for another time
+        raise utils.UserError(f"{path} holds averages of step {content['step']}, not of its name's: move it away")
     return content
+
+
+def _are_widths(names):
+    """Whether these, at least one, are what averages are named by."""
+    try:
+        return bool(names) and all(power_law.is_width(float(name)) for name in names)
+    except ValueError:
+        return False

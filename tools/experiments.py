@@ -119,7 +119,8 @@ class Run:
         """Its result.json, if it is of this very command."""
         path = self.folder / RESULT
         found = utils.load_json(path) if path.exists() else None
-        return found if found and found["command"] == shlex.join(self.command) else None
+        ours = isinstance(found, dict) and found.get("command") == shlex.join(self.command)
+        return found if ours else None
 
 
 def runs(table: Table, name: str, runs_root: Path, rows: list, data: list, seeds: int, data_root: str) -> Iterator[Run]:
@@ -198,7 +199,9 @@ def collect(table: Table, all_runs: list[Run], path: Path) -> None:
     """Write the results of all runs that are complete."""
     results = [result for run in all_runs if (result := run.result())]
     rows = {name: {"flags": shlex.join(flags), "equal": equal} for name, (flags, equal) in table.rows.items()}
-    about = {"rows": rows, "compare": table.compare, "threads": torch.get_num_threads()}
+    data = {name: shlex.join(flags) for name, (_, flags) in table.data.items()}
+    about = {"common": shlex.join(table.common), "data": data, "rows": rows, "compare": table.compare}
+    about |= {"threads": torch.get_num_threads()}
     about |= run_folder.provenance(Ranks(0, 1, torch.device("cpu")))
     utils.save_json({**about, "planned": len(all_runs), "results": results}, path)
 

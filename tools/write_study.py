@@ -57,6 +57,11 @@ class Results:
         alone = [rows[0] for rows in found.values() if len(rows) == 1]
         return ({"others": alone} if alone else {}) | {name: rows for name, rows in found.items() if len(rows) > 1}
 
+    def rivals(self, data: str, rows: list[str]) -> list[str]:
+        """What the table compares some rows with and is not one of them."""
+        named = {other for one, other, _ in self.about["compare"] if one in rows}
+        return [row for row in self.rows(data) if row in named and row not in rows]
+
 
 def read_results(path: Path) -> Results:
     """Raises: utils.UserError where there are none."""
@@ -91,6 +96,11 @@ def total(run: dict) -> float:
     return run["step"] * run["multiply_adds"]
 
 
+def costs_as_much(run: dict, other: dict) -> bool:
+    """Whether whole runs differ so little in multiply-adds that equal steps are equal compute."""
+    return math.isclose(total(run), total(other), rel_tol=0.01)
+
+
 def interval(differences: Sequence[float]) -> tuple[float, float, float]:
     """Mean of paired differences, and its confidence interval by Student's t; that of one difference is infinite."""
     mean, n = float(np.mean(differences)), len(differences)
@@ -115,6 +125,8 @@ def verdict(low: float, high: float, less_is_better: bool) -> str:
     """What an interval of differences says of the first of two."""
     if math.isinf(low):
         return "one seed: nothing can be said"
+    if low == high == 0:
+        return "the same in all pairs"
     if low <= 0 <= high:
         return f"no difference can be told; one of more than {max(-low, high):.3g} either way is unlikely"
     return "better" if (high < 0) == less_is_better else "worse"
@@ -150,7 +162,8 @@ def configurations(results: Results, data: str) -> list[str]:
     for row in rows:
         run = runs[row][0]
         about = results.about["rows"][row]
-        flags = f"`{about['flags']}`" + (f", as costly as {about['equal']}" if about["equal"] else "")
+        flags = f"`{about['flags']}`" if about["flags"] else "those of all rows"
+        flags += f", as costly as {about['equal']}" if about["equal"] else ""
         cost = f"{run['multiply_adds'] / 1e9:.3g}", f"{run['multiply_adds'] / cheapest:.2f}"
         cost = *cost, f"{np.median([other['seconds'] for other in runs[row]]):.3g}"
         lines.append([row, flags, f"{run['G_ch']:g}", f"{run['parameters']:,}", *cost, str(len(runs[row]))])
@@ -181,6 +194,17 @@ def values_table(results: Results, data: str, equal_compute: bool) -> list[str]:
     return table(["row", "steps", *(METRICS[name][0] for name in metrics)], lines)
 
 
+def least(results: Results, data: str) -> list[str]:
+    """A line on the row of the least mean distance after all steps, beside the table's first row."""
+    runs, rows, metric = results.runs[data], results.rows(data), metrics_of(results.runs[data])[0]
+    means = {row: float(np.mean([at_end(run, metric) for run in runs[row]])) for row in rows}
+    best, name = min(rows, key=means.get), METRICS[metric][0]
+    if not METRICS[metric][1] or best == rows[0]:
+        return []
+    share = f"{means[best] / means[rows[0]]:.2f} of that of `{rows[0]}`"
+    return [f"The least mean {name} is that of `{best}`: {means[best]:.3f}, {share}.", ""]
+
+
 def comparisons(results: Results, data: str) -> list[str]:
     """The comparisons that the table asks for: a table of intervals, and each in words."""
     runs, lines, words, told = results.runs[data], [], [], 0
@@ -189,13 +213,14 @@ def comparisons(results: Results, data: str) -> list[str]:
             continue
         for metric in metrics_of(runs):
             name, less = METRICS[metric]
-            for equal_compute in (True, False):
+            same = costs_as_much(runs[one][0], runs[other][0])
+            for equal_compute in (False,) if same else (True, False):
                 differences = paired(runs[one], runs[other], metric, equal_compute)
                 if not differences:
                     continue
                 mean, low, high = interval(differences)
                 said, told = verdict(low, high, less), told + math.isfinite(low)
-                where = "equal compute" if equal_compute else "equal steps"
+                where = "equal compute" if equal_compute else "equal steps and compute" if same else "equal steps"
                 within = "-" if math.isinf(low) else f"{low:+.3f} to {high:+.3f}"
                 lines.append(
                     [one, other, where, name, f"{mean:+.3f}", within, str(len(differences)), said.partition(";")[0]]
@@ -219,17 +244,20 @@ def comparisons(results: Results, data: str) -> list[str]:
 
 
 def draw_curves(results: Results, data: str, path: Path) -> None:
-    """The distance against multiply-adds: a line is the mean over seeds, its band from the least to the most."""
+    """The distance against multiply-adds: a line is the mean over seeds, its band from the least to the most.
+
+    A picture for each family; what its rows are compared with is dashed.
+    """
     metric = metrics_of(results.runs[data])[0]
     families = results.families(data)
     figure, axes = plt.subplots(1, len(families), figsize=(6 * len(families), 4.2), squeeze=False)
     for ax, (family, rows) in zip(axes[0], families.items(), strict=True):
-        for row in rows:
+        for row in [*(rivals := results.rivals(data, rows)), *rows]:
             group = results.runs[data][row]
             steps = sorted(set.intersection(*({it["step"] for it in run["evaluations"]} for run in group)))
             values = np.array([[it[metric] for it in run["evaluations"] if it["step"] in steps] for run in group])
             compute = np.array(steps) * group[0]["multiply_adds"] / 1e12
-            (line,) = ax.plot(compute, values.mean(0), label=row)
+            (line,) = ax.plot(compute, values.mean(0), "--" if row in rivals else "-", label=row)
             ax.fill_between(compute, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
         ax.set(
             title=f"{data}: {family}", xlabel="multiply-adds of training, 10¹²", ylabel=METRICS[metric][0], yscale="log"
@@ -286,17 +314,20 @@ def copy_maps(results: Results, data: str, path: Path) -> str | None:
 def section(results: Results, data: str, page: Path) -> list[str]:
     """All of one data set; writes its pictures beside the page."""
     name = f"{page.stem}_{data}"
-    lines = [f"## {data}", "", "### What was compared", *configurations(results, data)]
+    flags = results.about.get("data", {}).get(data)
+    lines = [f"## {data}", "", *([f"Rows here have `{flags}`, too.", ""] if flags else [])]
+    lines += ["### What was compared", *configurations(results, data)]
     lines += ["### At equal steps", "", "After all steps, by `evaluate.py`; mean ± standard deviation over the seeds."]
-    lines += values_table(results, data, equal_compute=False)
-    lines += [
-        "### At equal compute",
-        "",
-        "Within a family (rows whose names begin alike, or all that share no beginning), where each has cost what the "
-        "cheapest run costs in all; "
-        "linear between the evaluations of the runs' logs.",
-    ]
-    lines += values_table(results, data, equal_compute=True)
+    lines += [*values_table(results, data, equal_compute=False), *least(results, data)]
+    first, *others = [results.runs[data][row][0] for row in results.rows(data)]
+    if not all(costs_as_much(first, other) for other in others):
+        lines += [
+            "### At equal compute",
+            "",
+            "Within a family (rows whose names begin alike, or all that share no beginning), where each has cost what "
+            "the cheapest run costs in all; linear between the evaluations of the runs' logs.",
+        ]
+        lines += values_table(results, data, equal_compute=True)
     lines += [
         "### What can be concluded",
         "",
@@ -307,7 +338,7 @@ def section(results: Results, data: str, page: Path) -> list[str]:
     lines += [
         f"![Distance against compute on {data}]({name}_curves.png)",
         "",
-        "Bands go from the least to the most.",
+        "Bands go from the least to the most; dashed is what the others are compared with.",
         "",
     ]
     if draw_sheets(results, data, page.with_name(f"{name}_sheets.png")):
@@ -329,6 +360,8 @@ def write_page(folder: Path, page: Path) -> None:
         f"{about['device']} with {utils.counted(about['threads'], 'thread')}. What made each number stands at the end.",
         "",
     ]
+    if about.get("common"):
+        lines += [f"All rows have `{about['common']}`.", ""]
     if done < about["planned"]:
         lines += ["**Not complete yet**: what follows is of the runs that are.", ""]
     for data in results.runs:

@@ -224,6 +224,11 @@ def read_model(path: str | Path, kinds: tuple[str, ...] = KINDS) -> tuple[dict, 
             f"{path} is not a checkpoint of this project (it has no model_config); "
             "convert_weights.py makes one of another codebase's weights"
         )
+    if "averages" in checkpoint:
+        raise utils.UserError(
+            f"{path} holds power-law averages; evaluate.py {path.parent.parent} --ema_sweep --ema_out FILE makes a "
+            "checkpoint of the best of them"
+        )
     if wrong := problem(checkpoint, MODEL):
         raise Damaged(f"{path} is not a checkpoint as this project writes them: {wrong}")
     return checkpoint, path

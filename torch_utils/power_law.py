@@ -24,11 +24,16 @@ def widths(text: str) -> tuple[float, ...]:
     if not values:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of relative widths such as 0.05_0.10")
     for value in values:
-        if not SHORTEST <= value < LONGEST:
+        if not is_width(value):
             raise argparse.ArgumentTypeError(
                 f"{value:g}: a power-law average's relative width lies between {SHORTEST:g} and {LONGEST:.3f}"
             )
     return tuple(sorted(set(values)))
+
+
+def is_width(value: float) -> bool:
+    """Whether a power-law average can have this relative width."""
+    return SHORTEST <= value < LONGEST
 
 
 def exponent(sigma_rel: float) -> float:

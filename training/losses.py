@@ -54,6 +54,8 @@ LOSSES = {
     "relativistic": (d_relativistic, g_relativistic),
 }
 PAIRED = ("relativistic",)
+# Those that leave open where 0 is: what is added to all logits changes nothing.
+RELATIVE = ("relativistic", "wasserstein")
 # Whose D has a loss of 0 where it tells all real images from generated ones.
 WITH_FLOOR = ("hinge", "non_saturating", "relativistic")
 

@@ -256,8 +256,8 @@ class TrainOptions:
         """What is asked for beyond the plain adversarial loss."""
         auxiliary = self.auxiliary if self.model["D_aux"] != "none" else None
         steps, schedule = self.steps, self.optimizers
-        passes = steps.num_D_accumulations, steps.num_D_steps
-        return Techniques(self.penalties, self.augmentation, auxiliary, steps.paired, schedule, *passes)
+        of_loss, passes = (steps.paired, steps.relative), (steps.num_D_accumulations, steps.num_D_steps)
+        return Techniques(self.penalties, self.augmentation, auxiliary, *of_loss, schedule, *passes)
 
     def _check_allowed(self):
         """Raise utils.UserError where --allow_change names what is no flag, or one that cannot change."""

@@ -29,14 +29,16 @@ REAL, FAKE = 0, 1  # whose random numbers
 class Techniques:
     """What is asked for, by the flags of each concern.
 
-    paired: whether the loss compares reals with fakes; auxiliary: None without --D_aux; schedule: the steps between
-    which the penalties' gammas change; passes, updates: of D, in an update and in a step.
+    paired: whether the loss compares reals with fakes; relative: whether it leaves open which logit is 0; auxiliary:
+    None without --D_aux; schedule: the steps between which the penalties' gammas change; passes, updates: of D, in an
+    update and in a step.
     """
 
     penalties: PenaltyOptions
     augmentation: AugmentationOptions
     auxiliary: AuxiliaryOptions | None
     paired: bool
+    relative: bool
     schedule: OptimizerOptions
     passes: int
     updates: int
@@ -91,7 +93,7 @@ class Kind(NamedTuple):
 class Regularisation:
     """Techniques with what they remember, all of which is moved once an update of D and the same on all ranks.
 
-    strength: ADA's p; signs: the sum of the signs of D's logits of reals (for a loss of pairs, less the fakes') since
+    strength: ADA's p; signs: the sum of the signs of D's logits of reals (of a relative loss: less the fakes') since
     it was moved, of `num_signs` images in `num_updates`; averages: LeCam's, of the logits of reals and of fakes; last:
     penalties that are not due in each update, as they were last, without the factor that makes up for it.
     """
@@ -167,7 +169,9 @@ class Regularisation:
         chosen, terms = self.techniques.penalties, {}
         if chosen.lecam and draw.step > chosen.lecam_start:
             averages = self.averages.to(logits["real"].dtype)
-            terms["D_lecam"] = chosen.lecam * penalties.lecam(logits["real"], logits["fake"], *averages)
+            term = penalties.lecam(logits["real"], logits["fake"], *averages)
+            # The first update after --allow_change lecam has no averages yet.
+            terms["D_lecam"] = chosen.lecam * term * self.averages.any()
         for kind in ("real", "fake"):
             if f"{kind} moved" in logits:
                 name, strength = (f"D_bcr_{kind}", chosen.bcr) if chosen.bcr else ("D_cr", chosen.cr)
@@ -248,7 +252,7 @@ class Regularisation:
 
     def _note(self, real_logits, fake_logits, draw):
         real, fake = real_logits.detach().double(), fake_logits.detach().double()
-        above = real - fake if self.techniques.paired else real  # a loss of pairs leaves open where 0 is
+        above = real - fake if self.techniques.relative else real
         signs = (above > 0).double() - (above < 0).double()  # of what is not a number: 0
         self._sums += torch.stack([signs.sum(), real.sum(), fake.sum()])
         self._num_images, self._draw = self._num_images + draw.size, draw

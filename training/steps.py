@@ -48,6 +48,11 @@ class StepOptions(Options):
         return self.loss in losses.PAIRED
 
     @property
+    def relative(self) -> bool:
+        """Whether the loss leaves open which logit is 0."""
+        return self.loss in losses.RELATIVE
+
+    @property
     def D_passes(self) -> int:
         """Passes of D for each step of G."""
         return self.num_D_steps * self.num_D_accumulations

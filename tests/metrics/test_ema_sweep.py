@@ -126,6 +126,19 @@ def test_flags_that_contradict_are_one_line(run, flags, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("folder", [".", "weights", "averages"])
+def test_a_folder_within_the_run_means_the_run(run, folder):
+    with pytest.raises(utils.UserError, match="--bn_mode running: an average"):  # which is found out after its averages
+        evaluate.main([str(run / folder), "--ema_sweep", "--bn_mode", "running", "--device", "cpu"])
+
+
+def test_a_file_of_averages_is_no_checkpoint(run):
+    path = checkpoints.averages_of(run)[-1]
+    for script in (evaluate, sample):
+        with pytest.raises(utils.UserError, match="holds power-law averages; evaluate.py .*run --ema_sweep --ema_out"):
+            script.main([str(path), "--device", "cpu"])
+
+
 def test_what_cannot_be_summed_is_named(run, tmp_path):
     for folder, words in ((tmp_path, "averages holds none"), (run / "averages" / "x.pth", "averages holds none")):
         with pytest.raises(utils.UserError, match=words):
@@ -140,6 +153,11 @@ def test_what_cannot_be_summed_is_named(run, tmp_path):
         ({"averages": {"0.2": content["averages"]["0.1"]}}, "is of another run"),
         ({"averages": {key: {"x": torch.zeros(1)} for key in content["averages"]}}, "is not of the generator"),
         ({"averages": 1}, "holds no averages as train.py writes them"),
+        ({"averages": {}}, "holds no averages as train.py writes them: relative widths"),
+        ({"averages": {"wide": content["averages"]["0.1"]}}, "relative widths wide"),
+        ({"averages": {"0.9": content["averages"]["0.1"]}}, "relative widths 0.9"),
+        ({"averages": {"0.05": {"x": torch.tensor(torch.nan)}}}, "0.05.x holds values that are not finite"),
+        ({"step": 7}, "holds averages of step 7, not of its name's: move it away"),
     ):
         checkpoints.save(content | change, one)
         with pytest.raises(utils.UserError, match=words) as error:

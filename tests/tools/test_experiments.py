@@ -58,7 +58,7 @@ def test_a_table_is_rows_by_data_by_seeds(data_root):
 
 def test_what_is_complete_is_not_run_again(data_root, monkeypatch, capsys):
     """A result of other flags is none; what fails leaves the others to be run, and the status says so."""
-    _, runs = planned(data_root, seeds=1)
+    table, runs = planned(data_root, seeds=1)
     carried_out = []
 
     def carry_out(run):
@@ -72,12 +72,14 @@ def test_what_is_complete_is_not_run_again(data_root, monkeypatch, capsys):
     monkeypatch.setattr(experiments.sys, "stdin", type("Text", (), {"read": staticmethod(lambda: TABLE)}))
     command = ["study", "--seeds", "1", "--runs_root", str(data_root / "runs"), "--data_root", str(data_root)]
     utils.save_json({"command": "train.py of another table", "row": "plain"}, runs[0].folder / "result.json")
+    utils.save_json(["no result"], runs[1].folder / "result.json")
     for expected in (["plain", "plain_wide", "plain_ssm"], ["plain_wide"]):
         with pytest.raises(utils.UserError, match="1 of 3 runs have failed"):
             experiments.main(command)
         assert carried_out == expected
         carried_out.clear()
     results = utils.load_json(data_root / "runs" / "study" / "results.json")
+    assert results["common"] == shlex.join(table.common) and results["data"] == {"tiny": "--num_inception_images 7"}
     assert [result["row"] for result in results["results"]] == ["plain", "plain_ssm"] and results["planned"] == 3
     experiments.main([*command, "--list"])
     assert "2 of 3 are complete" in capsys.readouterr().out and not carried_out
@@ -176,6 +178,7 @@ def test_intervals_are_students(study):
         (1, 3, True, "worse"),
         (1, 3, False, "better"),
         (-1, 3, True, "no difference can be told; one of more than 3 either way is unlikely"),
+        (-0.0, 0.0, True, "the same in all pairs"),
         (-math.inf, math.inf, True, "one seed: nothing can be said"),
     ],
 )
@@ -198,3 +201,21 @@ def test_the_page_says_what_the_numbers_say(study):
     with pytest.raises(utils.UserError, match="holds no results"):
         (study / "results.json").write_text(json.dumps({"results": []}))
         write_study.main([str(study), str(page)])
+
+
+def test_rows_that_cost_the_same_are_compared_once_and_drawn_beside_their_rival(tmp_path):
+    rows = {"plain": 6.0, "r1": 4.5, "r1_lazy": 3.0}
+    results = [made_run(row, seed, fd + seed / 10, 10**9, tmp_path) for row, fd in rows.items() for seed in range(3)]
+    about = {"rows": {row: {"flags": "--x" if row != "plain" else "", "equal": ""} for row in rows}, "planned": 9}
+    about |= {"compare": [["r1", "plain", "it"], ["r1_lazy", "r1", "less often"]], "threads": 1, "results": results}
+    about |= {"common": "--batch_size 8", "data": {"tiny": "--data_fraction 0.1"}}
+    utils.save_json(about | {"commit": "0", "torch": "2.6", "device": "cpu"}, tmp_path / "results.json")
+    page = tmp_path / "recipes.md"
+    write_study.write_page(tmp_path, page)
+    text = page.read_text()
+    assert "| r1 | plain | equal steps and compute | FD | -1.500 |" in text and "`` |" not in text
+    assert "### At equal compute" not in text and "| equal compute |" not in text and "These are 4 intervals" in text
+    assert "All rows have `--batch_size 8`." in text and "Rows here have `--data_fraction 0.1`, too." in text
+    assert "The least mean FD is that of `r1_lazy`: 3.100, 0.51 of that of `plain`." in text
+    study = write_study.read_results(tmp_path / "results.json")
+    assert study.rivals("tiny", ["r1", "r1_lazy"]) == ["plain"] and study.rivals("tiny", ["plain"]) == []

@@ -168,9 +168,10 @@ def test_ada_moves_its_strength_by_the_sign_every_4_updates():
         memory._note(logits, logits, Draw(0, ALONE, update, 0, BATCH))
         shown = memory.finish_update({})["ada_p"].item()
         assert shown == pytest.approx({4: 0.32, 8: 0.64, 12: 0.32, 16: 0}.get(update // 4 * 4, 0))
-    paired = Regularisation(options_of("--ada_target", "0.5", "--loss", "relativistic").techniques, CPU)
-    paired._note(torch.full((BATCH,), -3.0), torch.full((BATCH,), -4.0), Draw(0, ALONE, 1, 0, BATCH))
-    assert paired._sums[0] == BATCH  # reals above fakes, wherever 0 is
+    for loss, sign in (("relativistic", 1), ("wasserstein", 1), ("hinge", -1), ("non_saturating", -1)):
+        other = Regularisation(options_of("--ada_target", "0.5", "--loss", loss).techniques, CPU)
+        other._note(torch.full((BATCH,), -3.0), torch.full((BATCH,), -4.0), Draw(0, ALONE, 1, 0, BATCH))
+        assert other._sums[0] == sign * BATCH  # relative losses: reals above fakes, wherever 0 is
     memory.strength.fill_(0.9)
     for update in range(4):
         memory._note(torch.ones(BATCH), -torch.ones(BATCH), Draw(0, ALONE, update, 0, BATCH))
@@ -192,6 +193,17 @@ def test_lecams_averages_follow_the_logits_of_an_update():
     memory._note(torch.full((BATCH,), torch.inf), torch.full((BATCH,), torch.nan), Draw(0, ALONE, 6, 0, BATCH))
     memory.finish_update({})  # of a step that float16's loss scale leaves out
     torch.testing.assert_close(memory.averages, expected)
+
+
+def test_lecam_asked_for_on_the_way_waits_for_its_averages():
+    options = options_of("--lecam", "1", "--lecam_start", "2")
+    G, D = (network.eval() for network in pair(options))
+    memory, values = Regularisation(options.techniques, CPU), []
+    for step in (5, 6):  # of a run that has had none before
+        terms = memory.d_terms(G, D, losses.d_hinge, *a_pass(G), Draw(0, ALONE, step, 0, BATCH))
+        values.append(terms["D_lecam"].item())
+        memory.finish_update({})
+    assert values[0] == 0 < values[1]
 
 
 @pytest.mark.parametrize("approx", [[], ["--r1_approx"]])
