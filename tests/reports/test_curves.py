@@ -188,6 +188,10 @@ def test_names():
     ("flags", "said"),
     [
         ("missing", "missing: no such run folder"),
+        ("a/log.jsonl", "a file; name the run folder"),
+        ("a x=./a", "a: named twice"),
+        ("endless", "no numbers yet that can be drawn"),
+        ("odd --against images", "--against images: .*odd"),
         ("empty", "no log.jsonl"),
         ("begun", "no numbers yet"),
         ("a --metrics nonsense", "nonsense: not in these logs, which have D_loss_real, .*fd"),
@@ -201,6 +205,9 @@ def test_errors_are_one_line(tmp_path, monkeypatch, flags, said):
     (tmp_path / "empty").mkdir()
     run_folder(tmp_path / "begun", [])
     run_folder(tmp_path / "a", log_of([1, 2]))
+    run_folder(tmp_path / "endless", [{"event": "eval", "step": 1, "time": 1, "fd": float("nan")}])
+    odd = [{"images_seen": "many", "images_per_s": 1.0}, {"images_seen": 1, "images_per_s": 0}]
+    run_folder(tmp_path / "odd", [{"event": "train", "step": 1, "time": 1, "G_loss": 1.0, **more} for more in odd])
     run_folder(tmp_path / "bare", [line for line in log_of([1, 2]) if line["event"] == "eval"])
     with pytest.raises(utils.UserError, match=said):
         plot_runs.main(flags.split())
@@ -213,3 +220,6 @@ def test_numbers_of_other_protocols_are_warned_of(tmp_path, capsys):
     assert "not comparable: network" in capsys.readouterr().err
     names = {row["name"] for row in csv.DictReader((tmp_path / "runs.csv").read_text().splitlines())}
     assert names == {"a", "b"}
+    bare = [line | {"protocol": {"network": "y"}} for line in lines if "fd" in line]  # of another program
+    plot_runs.main([str(tmp_path / "a"), run_folder(tmp_path / "bare", lines + bare)])
+    assert "bare are not comparable: network" in capsys.readouterr().err
