@@ -10,6 +10,7 @@ from pathlib import Path
 
 import utils
 from metrics import tables
+from reports.events import training_seconds
 from reports.runs import AXES, RunCurves, compared, draw, metrics_of, name_of, write_csv
 from training.logs import read_log
 
@@ -36,6 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     runs = [read_run(text, args.against) for text in args.runs]
+    check_different(runs)
     out = Path(args.out) if args.out else runs[0].path.resolve().parent / "runs.png"
     if out.suffix not in SUFFIXES:
         raise utils.UserError(f"--out {out}: a picture ends in {', '.join(SUFFIXES)}")
@@ -64,14 +66,23 @@ def read_run(text: str, against: str) -> RunCurves:
     path = Path(folder)
     log = path / "log.jsonl"
     if not log.is_file():
-        what = "no such run folder" if not path.exists() else "holds no log.jsonl: not a run folder"
-        raise utils.UserError(f"{path}: {what}")
+        what = "holds no log.jsonl: not a run folder" if path.exists() else "no such run folder"
+        raise utils.UserError(f"{path}: {'a file; name the run folder that it lies in' if path.is_file() else what}")
     events = read_log(log)
     if not metrics_of(events):
-        raise utils.UserError(f"{log}: no numbers yet")
-    if against != "steps" and not any("images_seen" in event for event in events):
+        raise utils.UserError(f"{log}: no numbers yet that can be drawn")
+    if against != "steps" and len(training_seconds(events)) == 1:
         raise utils.UserError(f"--against {against}: {log} does not say how many images were seen at which step")
     return RunCurves(name, path, events)
+
+
+def check_different(runs: list[RunCurves]) -> None:
+    """Raises: utils.UserError for a run named twice, which would count as two seeds that agree."""
+    seen = {}
+    for run in runs:
+        other = seen.setdefault(run.path.resolve(), run.path)
+        if other is not run.path:
+            raise utils.UserError(f"{run.path}: named twice, which makes no two seeds of it; name each run once")
 
 
 def incomparable(runs: list[RunCurves]) -> list[str]:

@@ -95,6 +95,9 @@ def main(argv: list[str] | None = None) -> None:
     options = SamplingOptions.of(args)
     if not args.sheets and not args.num_samples:
         raise utils.UserError("--no-sheets without --num_samples N: there is nothing to write")
+    for_sheets = [name for name in ("interpolation", "fix_z", "fix_y", "truncations") if getattr(args, name)]
+    if for_sheets and not args.sheets:
+        raise utils.UserError(f"--{for_sheets[0]} is of sheets alone: leave it out, or --no-sheets")
     if args.num_samples:  # a sheet's few images do not pay for what it costs
         keep_freed_blocks()
     device = distributed.resolve_device(options.device)

@@ -77,7 +77,7 @@ def incomparable(one: dict, other: dict) -> list[str]:
 
     Of images from files nobody knows batch norm and classes; the order decides only which split of IS has which image.
     """
-    if None in (one["bn_mode"], other["bn_mode"]):
+    if None in (one.get("bn_mode"), other.get("bn_mode")):
         keys = one.keys() & other.keys() - {"order", "bn_mode", "class_sampling"}
     else:  # results of before do not record how classes were drawn: evenly
         one, other = ({"class_sampling": "uniform"} | protocol for protocol in (one, other))

@@ -25,7 +25,8 @@ PANELS = {
 }
 SPREADS = {"is_mean": "is_std", "kid_mean": "kid_std"}  # what is drawn as a band around a curve: one to either side
 FALLING = ("fid", "fd", "kid_mean")  # by orders of magnitude: on a logarithmic axis
-MANY = 1000  # points of a curve: more hide one another
+MANY = 300  # points of a curve: more hide one another
+ROOM = 0.05  # of a panel's width, that the number of a mark takes
 COLUMNS = 3  # of panels, at most
 # Okabe and Ito's colours, which the colour-blind can tell apart; with the dashes they can be told apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -44,7 +45,7 @@ def plot_curves(events: Sequence[dict], path: Path, real: dict[str, float] | Non
     if not panels:
         return
     figure, every = panel_figure(len(panels))
-    happened = marks(events)
+    happened = sorted(marks(events, most=90), key=lambda mark: mark.step)
     for axes, (title, names) in zip(every, panels.items(), strict=True):
         for number, name in enumerate(names):
             steps, values = zip(*curves[name], strict=True)
@@ -52,22 +53,49 @@ def plot_curves(events: Sequence[dict], path: Path, real: dict[str, float] | Non
             draw_band(axes, events, name, number)
             if name in (real or {}):
                 axes.axhline(real[name], color="0.35", linestyle=":", linewidth=1, label=f"{name} of real images")
-        set_ticks(axes, logarithmic=title == "Frechet distance")
+        set_ticks(axes, logarithmic=any(name in FALLING for name in names))
         finish_panel(axes, title, "generator step")
         draw_marks(axes, happened)
         if len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend(fontsize=8)
+    tell_marks(figure, happened)
     with utils.atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 
 
 def draw_marks(axes, happened: Sequence[Mark]) -> None:
-    """A line across at each step where something happened, and beside it what."""
-    for step, text, alarm in happened:
-        colour = ALARM if alarm else "0.4"
-        axes.axvline(step, color=colour, linestyle="-" if alarm else "--", linewidth=1)
-        place = {"xycoords": axes.get_xaxis_transform(), "xytext": (3, 0), "textcoords": "offset points"}
-        axes.annotate(utils.printable(text), (step, 0.03), **place, rotation=90, fontsize=6, color=colour)
+    """A line across at each step where something happened, and above it its number, of those that `tell_marks` tells.
+
+    Numbers for which there is no room side by side are one: 2-4.
+    """
+    for step, _, alarm in happened:
+        axes.axvline(step, color=_mark_colour(alarm), linestyle="-" if alarm else "--", linewidth=1)
+    low, high = axes.get_xlim()
+    groups = []
+    for number, (step, _, alarm) in enumerate(happened, 1):
+        if not groups or step - groups[-1][0] > ROOM * (high - low):
+            groups.append((step, []))
+        groups[-1][1].append((number, alarm))
+    for step, members in groups:
+        (first, _), (last, _) = members[0], members[-1]
+        text = f"{first}" if first == last else f"{first}-{last}"
+        place = {"xycoords": axes.get_xaxis_transform(), "xytext": (0, 1), "textcoords": "offset points"}
+        colour = _mark_colour(any(alarm for _, alarm in members))
+        axes.annotate(text, (step, 1), **place, ha="center", va="bottom", fontsize=7, color=colour)
+    if happened:
+        axes.set_title(axes.get_title(), fontsize=10, pad=14)  # above the numbers
+
+
+def tell_marks(figure, happened: Sequence[Mark]) -> None:
+    """Below all panels a line for each mark: its number, its step, and what happened."""
+    lines = [f"{i}  step {step:,}: {utils.printable(text)}" for i, (step, text, _) in enumerate(happened, 1)]
+    if lines:  # a label of the whole figure, for which the layout makes room
+        figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + 0.15 * len(lines))
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, parse_math=False)
+
+
+def _mark_colour(alarm):
+    return ALARM if alarm else "0.4"
 
 
 def panel_figure(number: int) -> tuple:
@@ -113,10 +141,13 @@ def draw_band(axes, events: Sequence[dict], name: str, number: int = 0) -> None:
     """The spread around a curve, one standard deviation to either side, where the log has one."""
     spread = SPREADS.get(name)
     points = [(e["step"], e[name], e[spread]) for e in events if spread and {name, spread} <= e.keys()]
-    if points:
+    colour = COLOURS[number % len(COLOURS)]
+    if len(points) == 1:  # of which a band would show nothing
+        axes.errorbar(*points[0], capsize=3, linewidth=1, color=colour)
+    elif points:
         steps, values, spreads = (np.array(column) for column in zip(*points, strict=True))
         low, high = values - spreads, values + spreads
-        axes.fill_between(steps, low, high, alpha=0.2, color=COLOURS[number % len(COLOURS)], linewidth=0)
+        axes.fill_between(steps, low, high, alpha=0.2, color=colour, linewidth=0)
 
 
 def set_ticks(axes, logarithmic: bool) -> None:

@@ -4,6 +4,7 @@ An event is a line of log.jsonl, a dict (docs/architecture.md).
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -73,7 +74,9 @@ def training_seconds(events: Sequence[dict]) -> list[tuple[int, float, int]]:
     The seconds are those of training alone, by the logged speed: without evaluations, sheets, and the time between two
     commands.
     """
-    logged = [event for event in events if {"images_seen", "images_per_s"} <= event.keys() and event["images_per_s"]]
+    about = ("images_seen", "images_per_s")
+    logged = [event for event in events if all(schema.problem(event.get(name), float) is None for name in about)]
+    logged = [event for event in logged if 0 < event["images_per_s"] < math.inf]
     seconds, points = 0.0, [(0, 0.0, 0)]
     for before, event in itertools.pairwise([{"images_seen": 0}, *logged]):
         seconds += max(0, event["images_seen"] - before["images_seen"]) / event["images_per_s"]

@@ -4,6 +4,7 @@ Symbols: n runs of a name, X places on the axis.
 """
 
 import csv
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,10 +59,14 @@ def name_of(folder: str) -> str:
 
 
 def metrics_of(events: Sequence[dict]) -> list[str]:
-    """Names of the numbers of evaluations in a log, or where there are none of its losses; in the panels' order."""
-    known = [name for names in curves.PANELS.values() for name in names]
+    """Names of the numbers of evaluations in a log, or where there are none of its losses; in the panels' order.
+
+    Numbers that are nowhere finite are none: no picture can show them.
+    """
+    names = [name for names in curves.PANELS.values() for name in names]
+    known = [name for name in names if any(math.isfinite(value) for _, value in curve(events, name))]
     evaluated = {name for event in events if event["event"] == "eval" for name in event}
-    return [name for name in known if name in evaluated] or [name for name in known if curve(events, name)]
+    return [name for name in known if name in evaluated] or known
 
 
 def averaged(runs: Sequence[RunCurves], metric: str, against: str) -> Curve | None:

@@ -55,9 +55,14 @@ class SheetOptions(Options):
         return (ends[:1].expand(rows), ends[1:2].expand(rows)) if self.fix_y else (ends[:-1], ends[1:])
 
 
+def few(G: nn.Module) -> int:
+    """How many images of G are made at a time where memory matters more than speed."""
+    return max(1, min(SHEET_BATCH, SHEET_PIXELS // G.config.resolution**2))
+
+
 def render(G: nn.Module, z: Tensor, y: Tensor) -> Tensor:
     """Images of z (N,dim_z) and y, ids (N,) or weights (N,K): uint8 (N,3,R,R), a few at a time."""
-    number = max(1, min(SHEET_BATCH, SHEET_PIXELS // G.config.resolution**2))
+    number = few(G)
     batches = zip(z.split(number), y.split(number), strict=True)
     return torch.cat([make_images(G, z_batch, y_batch) for z_batch, y_batch in batches])
 
@@ -112,7 +117,9 @@ def truncation_sheet(
     columns = blocks[0].shape[1]
     labels = [label for title in titles for label in (title, *[""] * (columns - 1))]
     names = [numbered(c, class_names) for c in classes]
-    return image_grid(torch.cat(blocks, dim=1).flatten(0, 1), columns * len(blocks), labels, left=names)
+    return image_grid(
+        torch.cat(blocks, dim=1).flatten(0, 1), columns * len(blocks), labels, left=names, blocks=len(blocks)
+    )
 
 
 def truncation_samples(

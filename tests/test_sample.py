@@ -37,14 +37,19 @@ def run(tmp_path, G):
     return tmp_path / "run"
 
 
-def tiles(sheet, rows, columns, header=0, left=(), right=()):
-    """The images of a sheet: uint8 (rows, columns, R, R, 3). header: lines above the columns; left, right: of a row."""
+def tiles(sheet, rows, columns, header=0, left=(), right=(), blocks=1):
+    """The images of a sheet: uint8 (rows, columns, R, R, 3). header: lines above the columns; left, right: of a row;
+    blocks: of columns, with a white gap between them."""
     scale, pad = 64 // RESOLUTION, 2
     cell = RESOLUTION * scale + pad
     top = 3 + 13 * header if header else 0
     before, after = (max((text.fit(name, 150, 5).width + 8 for name in side), default=0) for side in (left, right))
-    assert sheet.size == (before + columns * cell + pad + after, rows * cell + pad + top)
-    pixels = np.asarray(sheet)[top + pad :, before + pad : before + pad + columns * cell]
+    gap, width = 10, columns // blocks * cell
+    assert sheet.size == (before + columns * cell + pad + after + (blocks - 1) * gap, rows * cell + pad + top)
+    pixels = np.asarray(sheet)[top + pad :, before + pad :]
+    starts = [block * (width + gap) for block in range(blocks)]
+    assert all((pixels[:, start - pad - gap : start] == 255).all() for start in starts[1:])
+    pixels = np.concatenate([pixels[:, start : start + width] for start in starts], axis=1)
     cells = pixels.reshape(rows, cell, columns, cell, 3).swapaxes(1, 2)
     return cells[:, :, : scale * RESOLUTION : scale, : scale * RESOLUTION : scale]
 
@@ -413,7 +418,7 @@ def test_truncations_side_by_side_share_their_z(run, tmp_path, G):
     flags = [str(run), "--device", "cpu", "--rows", "2", "--bn_mode", "running", "--out"]
     sample.main([*flags, str(tmp_path / "a"), "--truncations", *points])
     sheet = Image.open(tmp_path / "a" / "truncation_sheet.png")
-    found = tiles(sheet, 2, 12, header=1, left=["1 dog/wolf"])
+    found = tiles(sheet, 2, 12, header=1, left=["1 dog/wolf"], blocks=3)
     for block, limit in enumerate((0.3, None, 1.5)):
         z = latents(0, range(4), DIM_Z, limit and Truncation(limit))
         for row in range(2):
@@ -423,6 +428,13 @@ def test_truncations_side_by_side_share_their_z(run, tmp_path, G):
     assert {path.suffix for path in (tmp_path / "b").iterdir()} == {".pdf"}
     same = [path for path in (tmp_path / "a").iterdir() if path.name != "truncation_sheet.png"]
     assert {path.stem for path in same} == {path.stem for path in (tmp_path / "b").iterdir()}
+
+
+@pytest.mark.parametrize("flag", ["--fix_z", "--fix_y", "--interpolation linear", "--truncations 0.5"])
+def test_flags_of_sheets_without_sheets_are_one_line(run, flag):
+    with pytest.raises(utils.UserError, match=f"{flag.split()[0]} is of sheets alone"):
+        sample.main([str(run), "--no-sheets", "--num_samples", "2", *flag.split()])
+    assert not (run / "samples").exists()
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "x"])

@@ -16,6 +16,7 @@ import utils
 from torch_utils import text
 
 HEADER_LINES = 4  # above a column, at most
+BLOCK_GAP = 10  # pixels between blocks of columns
 SIDE_WIDTH = 150  # pixels beside a row, at most
 FORMATS = ("png", "pdf")  # of sheets
 
@@ -38,12 +39,14 @@ def image_grid(
     pad: int = 2,
     left: Sequence[str] = (),
     right: Sequence[str] = (),
+    blocks: int = 1,
 ) -> Image.Image:
     """One picture, RGB, of many, with text around them that is wrapped, and at last cut off, where it is long.
 
     Args: images: uint8 (N,3,R,R), row by row; columns: images in a row; labels: text above each column, which may
         reach over the columns behind it whose label is empty; scale: whole-number enlargement, or None for about 64
-        pixels an image; pad: pixels between images; left, right: text beside each row.
+        pixels an image; pad: pixels between images; left, right: text beside each row; blocks: equal
+        parts that the columns stand in, with a gap of BLOCK_GAP pixels between them.
     """
     n, _, height, width = images.shape
     scale = scale or max(1, 64 // max(height, width))
@@ -52,13 +55,14 @@ def image_grid(
     beside = [[text.fit(label, SIDE_WIDTH, max(1, cell_h // text.LINE)) for label in side] for side in (left, right)]
     header = max((lines.height + 3 for _, lines in above), default=0)
     margins = [max((lines.width + 8 for lines in side), default=0) for side in beside]
-    grid_w, grid_h = columns * cell_w + pad, math.ceil(n / columns) * cell_h + pad
+    lefts = [margins[0] + pad + column * cell_w + column * blocks // columns * BLOCK_GAP for column in range(columns)]
+    grid_w, grid_h = columns * cell_w + pad + (blocks - 1) * BLOCK_GAP, math.ceil(n / columns) * cell_h + pad
     sheet = Image.new("RGB", (sum(margins) + grid_w, header + grid_h), "white")
     for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
         tile = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        sheet.paste(tile, (margins[0] + i % columns * cell_w + pad, header + i // columns * cell_h + pad))
+        sheet.paste(tile, (lefts[i % columns], header + i // columns * cell_h + pad))
     for column, lines in above:
-        lines.draw(sheet, (margins[0] + column * cell_w + pad, 2))
+        lines.draw(sheet, (lefts[column], 2))
     for side, x in zip(beside, (4, margins[0] + grid_w + 4), strict=True):
         for row, lines in enumerate(side):
             lines.draw(sheet, (x, header + pad + row * cell_h + (cell_h - pad - lines.height) // 2))

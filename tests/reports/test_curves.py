@@ -65,8 +65,44 @@ def test_spread_ceiling_and_events_are_in_the_panels(tmp_path, monkeypatch):
     band = panels["Inception score"].collections[0].get_paths()[0].vertices
     assert {(10.0, 9.5), (10.0, 10.5), (30.0, 30.5)} <= {tuple(point) for point in band.tolist()}
     assert set(drawn(panels["density and coverage"])["coverage of real images"][1]) == {0.9}
-    texts = [text.get_text() for text in panels["losses"].texts]
-    assert texts == ["G_lr 0.0004 → 0.0002"]  # what happens all the time is no mark
+    assert [text.get_text() for text in panels["losses"].texts] == ["1"]
+    told = kept[0][0].get_supxlabel()
+    assert told == "1  step 20: G_lr 0.0004 → 0.0002"  # what happens all the time is no mark
+
+
+def test_marks_near_each_other_can_be_read(tmp_path, monkeypatch):
+    kept = []
+    make = curves.panel_figure
+    monkeypatch.setattr(curves, "panel_figure", lambda number: kept.append(make(number)) or kept[0])
+    lines = log_of([10, 5000, 10_000])
+    for step in (4990, 5000, 9000):
+        text = "a long text about the losses, which stands nowhere across a panel"
+        lines.append({"event": "collapse", "step": step, "time": 0, "action": "warn", "text": text, "rollbacks": 0})
+    lines.append({"event": "rollback", "step": 4980, "time": 0, "number": 1, "noticed": 9000})
+    curves.plot_curves(lines, tmp_path / "curves.png")
+    figure, panels = kept[0]
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for panel in panels for text in (*panel.texts, panel.title)]
+    assert [text.get_text() for text in panels[0].texts] == ["1-3", "4"]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    told = figure.get_supxlabel().splitlines()
+    assert told[0] == "1  step 4,980: rollback 1 from step 9000" and len(told) == 4
+
+
+def test_the_spread_of_one_evaluation_is_seen():
+    axes = Figure().subplots()
+    curves.draw_band(axes, log_of([10]), "is_mean")
+    (bar,) = axes.collections[0].get_segments()
+    assert bar.tolist() == [[10, 9.5], [10, 10.5]]
+
+
+def test_kernel_distances_are_drawn_by_orders_of_magnitude(tmp_path, monkeypatch):
+    kept = []
+    make = curves.panel_figure
+    monkeypatch.setattr(curves, "panel_figure", lambda number: kept.append(make(number)) or kept[0])
+    lines = [{"event": "eval", "step": step, "kid_mean": 1 / step, "precision": 1 / step} for step in (1, 100)]
+    curves.plot_curves(lines, tmp_path / "curves.png")
+    assert [axes.get_yscale() for axes in kept[0][1]] == ["log", "linear"]
 
 
 def test_events_in_words():
@@ -152,6 +188,10 @@ def test_names():
     ("flags", "said"),
     [
         ("missing", "missing: no such run folder"),
+        ("a/log.jsonl", "a file; name the run folder"),
+        ("a x=./a", "a: named twice"),
+        ("endless", "no numbers yet that can be drawn"),
+        ("odd --against images", "--against images: .*odd"),
         ("empty", "no log.jsonl"),
         ("begun", "no numbers yet"),
         ("a --metrics nonsense", "nonsense: not in these logs, which have D_loss_real, .*fd"),
@@ -165,6 +205,9 @@ def test_errors_are_one_line(tmp_path, monkeypatch, flags, said):
     (tmp_path / "empty").mkdir()
     run_folder(tmp_path / "begun", [])
     run_folder(tmp_path / "a", log_of([1, 2]))
+    run_folder(tmp_path / "endless", [{"event": "eval", "step": 1, "time": 1, "fd": float("nan")}])
+    odd = [{"images_seen": "many", "images_per_s": 1.0}, {"images_seen": 1, "images_per_s": 0}]
+    run_folder(tmp_path / "odd", [{"event": "train", "step": 1, "time": 1, "G_loss": 1.0, **more} for more in odd])
     run_folder(tmp_path / "bare", [line for line in log_of([1, 2]) if line["event"] == "eval"])
     with pytest.raises(utils.UserError, match=said):
         plot_runs.main(flags.split())
@@ -177,3 +220,6 @@ def test_numbers_of_other_protocols_are_warned_of(tmp_path, capsys):
     assert "not comparable: network" in capsys.readouterr().err
     names = {row["name"] for row in csv.DictReader((tmp_path / "runs.csv").read_text().splitlines())}
     assert names == {"a", "b"}
+    bare = [line | {"protocol": {"network": "y"}} for line in lines if "fd" in line]  # of another program
+    plot_runs.main([str(tmp_path / "a"), run_folder(tmp_path / "bare", lines + bare)])
+    assert "bare are not comparable: network" in capsys.readouterr().err
