@@ -18,6 +18,7 @@ Its last checkpoint is then measured by evaluate.py. Its result.json holds the c
 <runs_root>/<name>/results.json those of all runs, for tools/write_study.py.
 """
 
+import contextlib
 import json
 import shlex
 import statistics
@@ -196,14 +197,34 @@ def carry_out(run: Run) -> dict:
 
 
 def collect(table: Table, all_runs: list[Run], path: Path) -> None:
-    """Write the results of all runs that are complete."""
-    results = [result for run in all_runs if (result := run.result())]
+    """Write the results of all runs that are complete, beside those that other calls have written."""
     rows = {name: {"flags": shlex.join(flags), "equal": equal} for name, (flags, equal) in table.rows.items()}
     data = {name: shlex.join(flags) for name, (_, flags) in table.data.items()}
+    kept = results_of_others(table, rows, all_runs, path)
+    results = [*kept, *(result for run in all_runs if (result := run.result()))]
     about = {"common": shlex.join(table.common), "data": data, "rows": rows, "compare": table.compare}
     about |= {"threads": torch.get_num_threads()}
     about |= run_folder.provenance(Ranks(0, 1, torch.device("cpu")))
-    utils.save_json({**about, "planned": len(all_runs), "results": results}, path)
+    utils.save_json({**about, "planned": len(kept) + len(all_runs), "results": results}, path)
+
+
+def results_of_others(table: Table, rows: dict, all_runs: list[Run], path: Path) -> list[dict]:
+    """The results in a file that are of other runs than these: of rows, data or seeds that were asked for before.
+
+    Those of flags that the table no longer has are left out.
+    """
+    found = utils.load_json(path) if path.exists() else {"rows": {}, "results": []}
+    these = {str(run.folder) for run in all_runs}
+    same_rows = {name for name, about in rows.items() if found["rows"].get(name) == about}
+    flags = {name: shlex.join([*table.common, *of_train]) for name, (_, of_train) in table.data.items()}
+    return [
+        result
+        for result in found["results"]
+        if result["folder"] not in these
+        and result["row"] in same_rows
+        and result["data"] in flags
+        and f" {flags[result['data']]} " in f" {result['command']} "
+    ]
 
 
 def show(all_runs: list[Run]) -> None:
@@ -252,7 +273,8 @@ def main(argv: list[str] | None = None) -> None:
     table = read_table(sys.stdin.read())
     rows, data = chosen(args.rows, table.rows, "rows"), chosen(args.datasets, table.data, "datasets")
     folder, failed = Path(args.runs_root) / args.name, []
-    with locked(folder, Ranks(0, 1, torch.device("cpu"))):
+    # Looking needs no lock: it is asked for while the runs go on.
+    with contextlib.nullcontext() if args.list else locked(folder, Ranks(0, 1, torch.device("cpu"))):
         if not args.list:
             prepare(table, data, args.data_root)
         all_runs = list(runs(table, args.name, Path(args.runs_root), rows, data, args.seeds, args.data_root))

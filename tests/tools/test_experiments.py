@@ -7,12 +7,15 @@ import shlex
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import train
 import utils
 from tools import experiments, write_study
+from torch_utils.distributed import Ranks
 from training.plan import make_config
+from training.run_lock import locked
 
 TABLE = """
 [common]   # for all
@@ -65,7 +68,8 @@ def test_what_is_complete_is_not_run_again(data_root, monkeypatch, capsys):
         carried_out.append(run.row)
         if run.row == "plain_wide":
             raise utils.UserError("it has collapsed")
-        utils.save_json({"command": shlex.join(run.command), "row": run.row}, run.folder / "result.json")
+        about = {"command": shlex.join(run.command), "row": run.row, "data": run.data, "folder": str(run.folder)}
+        utils.save_json(about, run.folder / "result.json")
 
     monkeypatch.setattr(experiments, "carry_out", carry_out)
     monkeypatch.setattr(experiments, "prepare", lambda *args: None)
@@ -81,8 +85,16 @@ def test_what_is_complete_is_not_run_again(data_root, monkeypatch, capsys):
     results = utils.load_json(data_root / "runs" / "study" / "results.json")
     assert results["common"] == shlex.join(table.common) and results["data"] == {"tiny": "--num_inception_images 7"}
     assert [result["row"] for result in results["results"]] == ["plain", "plain_ssm"] and results["planned"] == 3
-    experiments.main([*command, "--list"])
+    with locked(data_root / "runs" / "study", Ranks(0, 1, torch.device("cpu"))):  # by a call that is at it
+        experiments.main([*command, "--list"])
     assert "2 of 3 are complete" in capsys.readouterr().out and not carried_out
+    experiments.main([*command, "--rows", "plain_ssm"])  # results of other rows are kept
+    results = utils.load_json(data_root / "runs" / "study" / "results.json")
+    assert [result["row"] for result in results["results"]] == ["plain", "plain_ssm"] and results["planned"] == 2
+    changed = experiments.read_table(TABLE.replace("--ssm none --G_ch 5 |\n", "--ssm none --G_ch 6 |\n"))
+    rows = {name: {"flags": shlex.join(flags), "equal": equal} for name, (flags, equal) in changed.rows.items()}
+    path = data_root / "runs" / "study" / "results.json"
+    assert [r["row"] for r in experiments.results_of_others(changed, rows, [], path)] == ["plain_ssm"]
     with pytest.raises(utils.UserError, match="--rows plane: the table has plain, plain_wide"):
         experiments.main([*command, "--rows", "plane"])
 
