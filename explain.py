@@ -31,13 +31,16 @@ from sampling.batch_norm import BatchNormMode
 from sampling.classes import class_ids, spread_classes
 from sampling.generate import SamplingOptions, describe
 from sampling.latents import balanced_labels, latents
-from sampling.sheets import render
+from sampling.sheets import few, render
 from torch_utils import checkpoints, distributed
 from torch_utils.images import FORMATS, save_image, to_float
 from torch_utils.mixed_precision import PrecisionOptions
 
 MOST = 50  # rows and columns of a picture
+CPU_BATCH = 16  # images a pass of the feature network, unless asked for: no slower on a CPU, and far less memory
+FARTHEST = 1000  # that a walk goes
 MEMORISATION, SUSPICIOUS = "memorisation", 12  # the part that needs the data; rows of its sheet
+OF_MEMORISATION = ("dataset", "data_root", "held_out", "num_compared", "num_train")  # flags of nothing else
 OF_RUN = ("dataset", "data_root", "crop_size", "feature_network", "inception_weights", "resize")
 
 
@@ -133,9 +136,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    """Raises: utils.UserError for what no picture can show."""
-    if not 0 < args.reach < float("inf"):
-        raise utils.UserError(f"--reach {args.reach:g}: must be positive")
+    """Raises: utils.UserError for what no picture can show, or would be of no use."""
+    if not 0 < args.reach <= FARTHEST:
+        raise utils.UserError(f"--reach {args.reach:g}: must be above 0, and at most {FARTHEST}; z has a spread of 1")
+    unused = [name for name in OF_MEMORISATION if name in args.given]
+    if unused and MEMORISATION not in (args.only or ()):
+        raise utils.UserError(f"--{unused[0]}: is of memorisation, which is drawn with --only {MEMORISATION}")
     for name in ("num_samples", "num_points", "channels", "directions", "steps"):
         if getattr(args, name) > MOST:
             text = f"at most {MOST}, each is a row or column of a picture"
@@ -180,16 +186,17 @@ class Memory(NamedTuple):
     batch_size: int
     device: torch.device
 
-    def features(self, images: ImageSet, most: int) -> tuple[np.ndarray, Tensor]:
-        """Which images, evenly chosen, and their features (n,d)."""
+    def features(self, images: ImageSet, most: int, at_a_time: int | None = None) -> tuple[np.ndarray, Tensor]:
+        """Which images, evenly chosen, and their features (n,d), of `at_a_time` images or batch_size if None."""
         chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).astype(np.int64))
         ranks = distributed.Ranks(0, 1, self.device)
-        return chosen, features_of(self.network, images, chosen, ranks, self.batch_size, "features")[0]
+        batch_size = at_a_time or self.batch_size
+        return chosen, features_of(self.network, images, chosen, ranks, batch_size, "features")[0]
 
-    def compare(self, samples: ImageSet) -> tuple[Image.Image, list[str]]:
+    def compare(self, samples: GeneratedImages) -> tuple[Image.Image, list[str]]:
         """The sheet of the most suspicious samples, and lines on all of them."""
         chosen, train = self.features(self.train, self.num_train)
-        _, points = self.features(samples, len(samples))
+        _, points = self.features(samples, len(samples), min(self.batch_size, few(samples.G)))
         found = memorisation.authenticity(points, train)
         worst = found.ratio.argsort(stable=True)[:SUSPICIOUS].cpu().numpy()
         near = np.stack([self.train.read(chosen[found.near.index[i].cpu().numpy()]).numpy() for i in worst])
@@ -221,7 +228,9 @@ def open_memory(args: argparse.Namespace, meta: dict, device: torch.device) -> M
         raise utils.UserError(f"--only {MEMORISATION}: needs at least 2 training images")
     options = FeatureOptions.of(values)
     network = options.load_network(values["data_root"], data.reference_name, device)
-    return Memory(train, held_out, network, args.num_train, options.metric_batch_size, device)
+    usual = "metric_batch_size" not in args.given and device.type == "cpu"
+    batch_size = min(CPU_BATCH, options.metric_batch_size) if usual else options.metric_batch_size
+    return Memory(train, held_out, network, args.num_train, batch_size, device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

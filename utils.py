@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,6 +87,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, description: str | None = None, positional: str = ""):
         usage = " ".join(["%(prog)s", *positional.split(), "[flags]"])
         super().__init__(description=description, usage=usage, allow_abbrev=False, formatter_class=_HelpFormatter)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # -3,4 and -1e5 are values too, as of Python 3.14
 
     def error(self, message):
         if "unrecognized arguments" in message:

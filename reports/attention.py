@@ -47,10 +47,10 @@ def parse_points(texts: Sequence[str], resolution: int) -> list[tuple[int, int]]
     """Points "X,Y" in pixels of the image, from 0 at the top left. Raises: utils.UserError."""
     points = []
     for text in texts:
-        parts = text.split(",")
-        if len(parts) != 2 or not all(part.strip().lstrip("-").isdecimal() for part in parts):
-            raise utils.UserError(f"--points {text}: a point is X,Y in pixels, such as 16,8")
-        x, y = map(int, parts)
+        try:
+            x, y = map(int, text.split(","))
+        except ValueError:
+            raise utils.UserError(f"--points {text}: a point is X,Y in pixels, such as 16,8") from None
         if not (0 <= x < resolution and 0 <= y < resolution):
             raise utils.UserError(
                 f"--points {text}: outside of the {resolution}x{resolution} image, where x and y go from 0 to "

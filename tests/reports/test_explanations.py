@@ -60,7 +60,8 @@ def test_points_are_spread_over_the_image_or_given():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("32,0", "outside of the 32x32 image"), ("-1,4", "outside"), ("4", "X,Y"), ("a,b", "X,Y")]
+    ("text", "said"),
+    [("32,0", "outside of the 32x32 image"), ("-1,4", "outside"), ("4", "X,Y"), ("--1,4", "X,Y"), ("1.5,b", "X,Y")],
 )
 def test_a_point_that_is_none_is_one_line(text, said):
     with pytest.raises(utils.UserError, match=f"--points {text}.*{said}"):
@@ -194,6 +195,9 @@ def test_what_a_model_lacks_is_told(tmp_path, capsys):
         ("--truncation 0", "--truncation 0.0: must be positive"),
         ("--directions 99", "--directions 99"),
         ("--reach 0", "--reach 0"),
+        ("--reach 1e39", "--reach 1e.39: must be above 0, and at most 1000"),
+        ("--held_out digits", "--held_out: .*--only memorisation"),
+        ("--points -3,4", "--points: .* has no attention"),  # a value, no flag
         ("--bn_mode batch --directions 2", "--bn_mode batch"),
         ("--num_points 1000", "--num_points 1000: at most 50"),
         ("--num_samples 51", "--num_samples 51: at most 50"),

@@ -7,7 +7,9 @@ from small_models import save_checkpoint, small_generator
 
 import explain
 import utils
+from metrics import images
 from reports.memorisation import authenticity, nearest
+from sampling import sheets
 
 
 def plain(points, train):
@@ -62,6 +64,14 @@ def test_the_script_compares_with_the_data(tmp_path, data_root, capsys):
     assert "AuthPct 0.0 of 20 real images" in out and (tmp_path / "memorisation.png").exists()
     explained(tmp_path, data_root, "--dataset", "small", "--num_train", "40")
     assert "nearest of 40 training images" in capsys.readouterr().out
+
+
+def test_samples_are_made_few_at_a_time(tmp_path, data_root, monkeypatch):
+    made, make = [], images.make_images
+    monkeypatch.setattr(sheets, "SHEET_PIXELS", 3 * 16**2)
+    monkeypatch.setattr(images, "make_images", lambda G, z, y: made.append(len(z)) or make(G, z, y))
+    explained(tmp_path, data_root, "--dataset", "small")
+    assert sum(made) == 20 + 12 and max(made) == 3  # all, and once more those that are shown
 
 
 @pytest.mark.parametrize(
