@@ -37,7 +37,7 @@ from torch_utils.images import FORMATS, save_image, to_float
 from torch_utils.mixed_precision import PrecisionOptions
 
 MOST = 50  # rows and columns of a picture
-CPU_BATCH = 16  # images a pass of the feature network, unless asked for: no slower on a CPU, and far less memory
+CPU_BATCH = 16  # images a pass of the feature network, unless asked for: far less memory than 64
 FARTHEST = 1000  # that a walk goes
 MEMORISATION, SUSPICIOUS = "memorisation", 12  # the part that needs the data; rows of its sheet
 OF_MEMORISATION = ("dataset", "data_root", "held_out", "num_compared", "num_train")  # flags of nothing else
