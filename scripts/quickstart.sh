@@ -10,24 +10,16 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh
 
-root=runs name=quickstart previous=
 for argument in "$@"; do
-    case $previous in
-    --runs_root) root=$argument ;;
-    --experiment_name) name=$argument ;;
-    esac
     case $argument in
-    --runs_root=*) root=${argument#*=} ;;
-    --experiment_name=*) name=${argument#*=} ;;
     -h | --help)
         sed -n '2,/^set/{s/^# \{0,1\}//p;}' scripts/quickstart.sh
         echo "All flags: $(find_python) train.py --help"
         exit
         ;;
     esac
-    previous=$argument
 done
-run=$root/$name
+run=$(value_of --runs_root runs "$@")/$(value_of --experiment_name quickstart "$@")
 
 flags=(
     --experiment_name quickstart

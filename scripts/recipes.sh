@@ -10,10 +10,10 @@
 # place of the published setting: LeCam from step 100 on, and ADA's strength rising in 20 thousand images.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/venv.sh
+source scripts/experiments.sh
 
 table='
-[common]   # the quickstart, without its attention and with fewer steps
+[common]   # the quickstart, with fewer steps
 --feature_network classifier --ssm voxel --G_ch 16 --G_ch_mult 4-4-2-1 --D_ch 16 --D_ch_mult 1-2-4-4 --D_num_down 3
 --G_param none --G_attn 0 --D_attn 0 --dim_z 64 --batch_size 32 --num_D_steps 1 --G_lr 4e-4 --D_lr 8e-4
 --ema --ema_decay 0.995 --num_iters 600 --test_every 150 --save_every 300 --sample_every 600 --log_every 50
@@ -59,19 +59,5 @@ diffaug_r1   | diffaug | a gradient penalty beside augmentation
 diffaug_cr   | diffaug | consistency beside augmentation
 '
 
-root=runs previous=
-for argument in "$@"; do
-    [[ $previous == --runs_root ]] && root=$argument
-    [[ $argument == --runs_root=* ]] && root=${argument#*=}
-    previous=$argument
-done
-
-ensure_venv requirements.txt
-python=$(find_python)
-"$python" tools/experiments.py recipes "$@" <<<"$table"
-for argument in "$@"; do
-    case $argument in
-    --list | --time | -h | --help) exit ;;
-    esac
-done
-"$python" tools/write_study.py "$root/recipes" docs/recipes.md
+run_table recipes "$table" "$@"
+"$python" tools/write_study.py "$results" docs/recipes.md

@@ -9,7 +9,7 @@
 # Run again, it goes on from what is there. What the table's sections mean: tools/experiments.py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/venv.sh
+source scripts/experiments.sh
 
 table='
 [common]   # the widths of the quickstart, a little narrower
@@ -56,24 +56,10 @@ deep_voxel         | deep          | SSM on BigGAN-deep, at the same widths
 deep_voxel         | deep_wide     | SSM on BigGAN-deep, at the same cost
 '
 
-root=runs previous=
-for argument in "$@"; do
-    [[ $previous == --runs_root ]] && root=$argument
-    [[ $argument == --runs_root=* ]] && root=${argument#*=}
-    previous=$argument
-done
-
-ensure_venv requirements.txt
-python=$(find_python)
-"$python" tools/experiments.py study --datasets digits shapes "$@" <<<"$table"
-for argument in "$@"; do
-    case $argument in
-    --list | --time | -h | --help) exit ;;
-    esac
-done
-for run in "$root"/study/*/sagan_voxel_seed0; do # the maps on the page
-    if [[ -f explain.py && -f $run/result.json ]]; then
+run_table study "$table" --datasets digits shapes "$@"
+for run in "$results"/*/sagan_voxel_seed0; do # the maps on the page
+    if [[ -f $run/result.json ]]; then
         "$python" explain.py "$run" --only ssm
     fi
 done
-"$python" tools/write_study.py "$root/study" docs/study.md
+"$python" tools/write_study.py "$results" docs/study.md

@@ -1,6 +1,7 @@
 # The project's Python, for the other scripts to source from the repository root:
 #   ensure_venv requirements.txt   makes .venv, or reuses it, with what that file lists; instant when nothing changed
 #   find_python                    prints the interpreter to run: $PYTHON, else .venv's, else python3
+#   value_of --flag DEFAULT "$@"   prints the last value that a command line gives a flag
 # PYTHON=/path/to/python also chooses the interpreter that a new .venv is made with (3.11 or newer).
 # shellcheck shell=bash
 
@@ -20,6 +21,19 @@ find_python() {
     else
         echo python3
     fi
+}
+
+value_of() {
+    local flag=$1 value=$2
+    shift 2
+    while (($#)); do
+        case $1 in
+        "$flag") value=${2-$value} ;;
+        "$flag"=*) value=${1#*=} ;;
+        esac
+        shift
+    done
+    echo "$value"
 }
 
 # What an installed .venv must match: the lists that $1 pulls in, and the constraints.
