@@ -32,7 +32,7 @@ from inception_utils import (
     load_evaluation,
     reference_protocol,
 )
-from metrics import ema_sweep, tables, truncation_sweep
+from metrics import ema_sweep, sweeps, tables, truncation_sweep
 from metrics.images import GeneratedImages, Source, class_warning, know_classes
 from metrics.protocol import MetricOptions
 from metrics.reference import load_reference, with_moments_of_file
@@ -198,8 +198,9 @@ def _evaluate_checkpoint(defaults, given, source, second, ranks):
     how = {"ema": meta["ema"], "mode": mode}
     about = {"checkpoint": meta["path"], "step": meta["step"]}
     if points:
-        path = out / _sweep_name("truncation_sweep", Path(meta["path"]).stem, kind, mode, given)
-        return truncation_sweep.run((evaluate_generator(*common, t, **how) for t in points), about, path, ranks)
+        path = out / _sweep_name(truncation_sweep.KEY, Path(meta["path"]).stem, kind, mode, given)
+        metrics = (evaluate_generator(*common, t, **how) for t in points)
+        return sweeps.run(metrics, about, path, ranks, truncation_sweep.KEY, truncation_sweep.plot)
     metrics = evaluate_generator(*common, truncation, **how)
     trained = (meta.get("metrics") or {}).get("protocol")
     if trained and ranks.is_main:
@@ -235,7 +236,8 @@ def _sweep_averages(defaults, given, source, second, ranks):
     stored = StoredAverages.of_run(run)
     meta = stored.meta
     args = _args_of_run(meta, defaults, given, source)
-    options, truncation = SamplingOptions.of(args), SamplingOptions.of(args).chosen_truncation(meta)
+    options = SamplingOptions.of(args)
+    truncation = options.chosen_truncation(meta)
     mode = BatchNormMode.of({**vars(args), "bn_mode": args.bn_mode if "bn_mode" in given else "standing"})
     if mode.bn_mode == "running":
         raise utils.UserError("--bn_mode running: an average made afterwards has no such statistics; leave it out")
@@ -258,7 +260,7 @@ def _sweep_averages(defaults, given, source, second, ranks):
         print(f"{utils.counted(len(stored.paths), 'file')} of averages, the last of step {meta['step']}")
     path = out / _sweep_name(ema_sweep.KEY, stored.paths[-1].stem, truncation and truncation.kind, mode, given)
     about = {"checkpoint": meta["path"], "step": meta["step"]}
-    result = truncation_sweep.run(points(), about, path, ranks, ema_sweep.KEY, ema_sweep.plot)
+    result = sweeps.run(points(), about, path, ranks, ema_sweep.KEY, ema_sweep.plot)
     if args.ema_out:
         best = result[ema_sweep.KEY][ema_sweep.best(result[ema_sweep.KEY])]
         [(G, _)] = stored.solved([best["protocol"]["ema_power"]], ranks.device)

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import utils
+from metrics import ema_sweep, truncation_sweep
 from metrics.protocol import compare_protocols
 
 # What evaluate.py goes through, by its key in a result, and what names a point: a field of the protocol.
-SWEEPS = {"truncation_sweep": "truncation", "ema_sweep": "ema_power"}
+SWEEPS = {truncation_sweep.KEY: "truncation", ema_sweep.KEY: "ema_power"}
 
 
 def table(metrics: dict) -> str:

@@ -2,13 +2,12 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import utils
-from torch_utils.distributed import Ranks
 
 MAX_POINTS = 1000
+KEY = "truncation_sweep"
 
 
 def add_sweep_args(parser: argparse.ArgumentParser) -> None:
@@ -36,36 +35,6 @@ def limits(start: float, stop: float, step: float) -> list[float]:
     if count > MAX_POINTS:
         raise utils.UserError(f"{flag}: {count} evaluations are too many")
     return [round(start + i * step, 10) for i in range(count)]
-
-
-def run(
-    points: Iterable[dict],
-    about: dict,
-    path: Path,
-    ranks: Ranks,
-    key: str = "truncation_sweep",
-    draw: Callable[[list[dict], Path], None] | None = None,
-) -> dict:
-    """Evaluate, and write a picture to `path` and the numbers beside it (.json), replacing an earlier sweep's.
-
-    Args: points: metrics with their protocol, evaluated as it is gone through; about: what they are of; path: of a PNG;
-        key: the sweep's name in the result; draw: what makes the picture, `plot` unless given.
-    Returns: as in the JSON file.
-    Raises: utils.UserError, before anything is evaluated, if the folder cannot be written to.
-    """
-    result = {**about, "plot": str(path), key: []}
-    partial = path.with_suffix(".partial.json")  # what there is if the sweep is interrupted
-    if ranks.is_main:
-        utils.save_json(result, partial)
-    for metrics in points:
-        result[key].append(metrics)
-        if ranks.is_main:
-            utils.save_json(result, partial)
-    if ranks.is_main:
-        (draw or plot)(result[key], path)
-        utils.save_json(result, path.with_suffix(".json"))
-        partial.unlink(missing_ok=True)  # another process may have made the same sweep
-    return result
 
 
 def plot(sweep: list[dict], path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 import evaluate
 import utils
 from inception_utils import evaluate_generator
-from metrics import truncation_sweep
+from metrics import sweeps, truncation_sweep
 from sampling.latents import Truncation
 
 
@@ -31,7 +31,7 @@ def test_a_sweep_is_a_table_a_plot_and_numbers(run, tmp_path, capsys):
 
 
 def test_sweeps_of_other_modes_kinds_and_flags_are_other_files(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(truncation_sweep, "run", lambda points, about, path, ranks: names.append(path.name) or about)
+    monkeypatch.setattr(sweeps, "run", lambda points, about, path, *how: names.append(path.name) or about)
     monkeypatch.setattr(evaluate, "print_results", lambda *results: None)
     names = []
     kinds = [["--truncation_kind", kind] for kind in ("scaled_normal", "clamped_normal")]
@@ -48,11 +48,12 @@ def test_an_interrupted_sweep_keeps_its_points(G, measure, tmp_path):
         yield evaluate_generator(G, measure(), 130, 0, Truncation(0.5), ema=True)
         raise KeyboardInterrupt
 
+    how = ONE, truncation_sweep.KEY, truncation_sweep.plot
     with pytest.raises(KeyboardInterrupt):
-        truncation_sweep.run(points(), {"step": 7}, tmp_path / "new" / "sweep.png", ONE)
+        sweeps.run(points(), {"step": 7}, tmp_path / "new" / "sweep.png", *how)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["sweep.partial.json"]
     assert len(json.loads((tmp_path / "new" / "sweep.partial.json").read_text())["truncation_sweep"]) == 1
-    result = truncation_sweep.run(itertools.islice(points(), 1), {"step": 7}, tmp_path / "new" / "sweep.png", ONE)
+    result = sweeps.run(itertools.islice(points(), 1), {"step": 7}, tmp_path / "new" / "sweep.png", *how)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["sweep.json", "sweep.png"]
     assert json.loads((tmp_path / "new" / "sweep.json").read_text()) == result
 
@@ -61,7 +62,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_any_evaluation(run, 
     (tmp_path / "file").touch()
     points = iter([{"never": "evaluated"}])
     with pytest.raises(utils.UserError, match="cannot write"):
-        truncation_sweep.run(points, {}, tmp_path / "file" / "sweep.png", ONE)
+        sweeps.run(points, {}, tmp_path / "file" / "sweep.png", ONE, truncation_sweep.KEY, truncation_sweep.plot)
     assert list(points)
     monkeypatch.setattr(evaluate, "_load_measure", lambda *arguments: pytest.fail("expensive"))
     with pytest.raises(utils.UserError, match="cannot write"):
