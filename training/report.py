@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-import utils
 from reports.events import curve
 from reports.page import Report
 from training.options import TrainOptions
@@ -20,12 +19,10 @@ def make_report(folder: Path, events: list[dict], options: TrainOptions, about: 
 
 def differing(options: TrainOptions) -> dict[str, tuple]:
     """The flags that are not at their defaults, by name: (value, default)."""
-    parser = utils.ArgumentParser()
-    TrainOptions.add_to(parser)
-    defaults, _ = parser.parse_layers([])
-    record = options.record()
-    defaults = utils.plain({name: defaults.get(name) for name in record})
-    return {name: (value, defaults[name]) for name, value in record.items() if value != defaults[name]}
+    defaults = options.defaults()
+    return {
+        name: (value, defaults.get(name)) for name, value in options.record().items() if value != defaults.get(name)
+    }
 
 
 def environment(about: dict) -> dict[str, str]:
