@@ -202,15 +202,13 @@ class ModelConfig(Options):
                 raise utils.UserError("--D_ch_mult, --D_cond concat: shortcuts of BigGANdeep's D cannot narrow")
 
     def _check_ssm(self):
-        number, widths = (
-            len(self.G_widths) - 1,
-            [self.G_widths[i] for i in self.ssm_modulated if i < len(self.G_widths)],
-        )
+        number = len(self.G_widths) - 1
         if any(not 1 <= i <= number for i in self.ssm_stages):
             raise utils.UserError(
                 f"--ssm_stages {'_'.join(map(str, self.ssm_stages))}: G has the stages 1 to {number} at resolution "
                 f"{self.resolution}"
             )
+        widths = [self.G_widths[i] for i in self.ssm_modulated]
         if self.ssm == "group_gain" and any(width % self.ssm_group for width in widths):
             raise utils.UserError(
                 f"--ssm group_gain needs widths that divide by {self.ssm_group} (--ssm_group), not G's {tuple(widths)}"

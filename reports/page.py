@@ -19,6 +19,7 @@ from reports import svg
 from reports.curves import FALLING, PANELS, SPREADS
 from reports.events import NUMBERS, curve, event_text, marks, shown
 from reports.svg import Panel, Series
+from torch_utils.checkpoints import step_of
 
 HERE = Path(__file__).parent
 SHEETS_BYTES = 6_000_000  # of all sheets in the page, before base64
@@ -129,7 +130,7 @@ def _summary(event):
 
 
 def run_panels(events: Sequence[dict], real: dict[str, float]) -> list[Panel]:
-    """The panels of a run: those of curves.png, the learning rates' and speed's, and the singular values'."""
+    """The panels of a run: those of curves.png, the speed's, and the singular values'."""
     happened = marks(events)
     panels = []
     for title, names in {**PANELS, "images per second": ("images_per_s",)}.items():
@@ -174,7 +175,7 @@ def embedded_sheets(folder: Path) -> list[dict]:
         found = [(path, content) for path in chosen if (content := _sheet(path, SHEETS_BYTES // number))]
         if sum(len(content) for _, (_, content) in found) <= SHEETS_BYTES:
             return [
-                {"step": int(path.stem[5:]), "src": f"data:image/{kind};base64,{base64.b64encode(content).decode()}"}
+                {"step": step_of(path), "src": f"data:image/{kind};base64,{base64.b64encode(content).decode()}"}
                 for path, (kind, content) in found
             ]
         number //= 2

@@ -203,7 +203,7 @@ def of_kind(weights: Path, kind: str) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint of `of_kind`."""
+    """The step in the name of a checkpoint of `of_kind`, or of another file named so, as a run's sheets are."""
     return int(path.stem.rpartition("_")[2])
 
 

@@ -122,9 +122,8 @@ def _print_disk(options, command, config, num_images):
 def _try_start(options, source, command, ranks):
     """Start as the real command does, and say from where. Raises: utils.UserError where it could not."""
     plan, checkpoint = command.plan, command.checkpoint
-    whole = (
-        options.selection.keeps_all and options.batches.data_fraction == 1
-    )  # else which images are seen is not known here
+    # Else which images are seen is not known here.
+    whole = options.selection.keeps_all and options.batches.data_fraction == 1
     known = (len(plan.dataset) if whole else None, _kept_content(plan.dataset), None)
     about = about_run(options, plan, command.measure, *known, ranks)
     state = TrainingState(plan.config, options, ranks.device)
