@@ -21,7 +21,7 @@ table='
 
 [data]     # name | flags of make_hdf5.py | flags of train.py
 digits       | --dataset digits |
-digits_tenth |                  | --dataset digits --data_fraction 0.1
+digits_tenth | --dataset digits | --dataset digits --data_fraction 0.1
 
 [rows]     # name | flags
 plain        |
