@@ -9,7 +9,6 @@ differences (runs of the same seed), by Student's t over the seeds. Pictures are
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,116 +19,24 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import stats
 
 import utils
+from tools.study_numbers import (
+    LEVEL,
+    METRICS,
+    Difference,
+    Results,
+    at_budget,
+    at_end,
+    compare,
+    costs_as_much,
+    metrics_of,
+    read_results,
+    total,
+)
 from torch_utils.text import INK
 
-LEVEL = 0.95  # of the confidence intervals
-# Metrics of the page, in its order -> their name, and whether less is better.
-METRICS = {
-    "fid": ("FID", True),
-    "fd": ("FD", True),
-    "coverage": ("coverage", False),
-    "recall": ("recall", False),
-    "precision": ("precision", False),
-    "accuracy": ("accuracy", False),
-}
 SHEET_HEIGHT = 330  # pixels of a sheet on the picture of sheets
-
-
-@dataclass(frozen=True)
-class Results:
-    """What results.json holds, by data set and row: the runs, in the order of their seeds."""
-
-    about: dict
-    runs: dict[str, dict[str, list[dict]]]
-
-    def rows(self, data: str) -> list[str]:
-        """The rows of a data set of which there is a run, in the order of the table."""
-        return [row for row in self.about["rows"] if row in self.runs[data]]
-
-    def families(self, data: str) -> dict[str, list[str]]:
-        """Rows whose names begin alike, by that beginning; those that are alone in this are together."""
-        found: dict = {}
-        for row in self.rows(data):
-            found.setdefault(row.split("_")[0], []).append(row)
-        alone = [rows[0] for rows in found.values() if len(rows) == 1]
-        return ({"others": alone} if alone else {}) | {name: rows for name, rows in found.items() if len(rows) > 1}
-
-    def rivals(self, data: str, rows: list[str]) -> list[str]:
-        """What the table compares some rows with and is not one of them."""
-        named = {other for one, other, _ in self.about["compare"] if one in rows}
-        return [row for row in self.rows(data) if row in named and row not in rows]
-
-
-def read_results(path: Path) -> Results:
-    """Raises: utils.UserError where there are none."""
-    about = utils.load_json(path)
-    if not isinstance(about, dict) or not about.get("results"):
-        raise utils.UserError(f"{path} holds no results: run tools/experiments.py (bash scripts/study.sh) first")
-    runs: dict = {}
-    for result in sorted(about["results"], key=lambda result: result["seed"]):
-        runs.setdefault(result["data"], {}).setdefault(result["row"], []).append(result)
-    return Results(about, runs)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Numbers
-
-
-def at_budget(run: dict, metric: str, budget: float) -> float:
-    """A metric after so many multiply-adds of training, linear between evaluations; NaN before the first of them."""
-    points = [(it["step"] * run["multiply_adds"], it[metric]) for it in run["evaluations"] if metric in it]
-    if not points or budget < points[0][0] * (1 - 1e-9):
-        return math.nan
-    return float(np.interp(budget, *zip(*points, strict=True)))
-
-
-def at_end(run: dict, metric: str) -> float:
-    """A metric of the last checkpoint, as evaluate.py has it."""
-    return run["final"].get(metric, math.nan)
-
-
-def total(run: dict) -> float:
-    """Multiply-adds of a whole run."""
-    return run["step"] * run["multiply_adds"]
-
-
-def costs_as_much(run: dict, other: dict) -> bool:
-    """Whether whole runs differ so little in multiply-adds that equal steps are equal compute."""
-    return math.isclose(total(run), total(other), rel_tol=0.01)
-
-
-def interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of paired differences, and its confidence interval by Student's t; that of one difference is infinite."""
-    mean, n = float(np.mean(differences)), len(differences)
-    if n < 2:
-        return mean, -math.inf, math.inf
-    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.std(differences, ddof=1) / math.sqrt(n)
-    return mean, mean - half, mean + half
-
-
-def paired(one: list[dict], other: list[dict], metric: str, equal_compute: bool) -> list[float]:
-    """Differences of runs of the same seed: at their ends, or where both have cost what the cheaper costs in all."""
-    others, found = {run["seed"]: run for run in other}, []
-    for run in one:
-        if rival := others.get(run["seed"]):
-            budget = min(total(run), total(rival))
-            values = [at_budget(it, metric, budget) if equal_compute else at_end(it, metric) for it in (run, rival)]
-            found.append(values[0] - values[1])
-    return [difference for difference in found if not math.isnan(difference)]
-
-
-def verdict(low: float, high: float, less_is_better: bool) -> str:
-    """What an interval of differences says of the first of two."""
-    if math.isinf(low):
-        return "one seed: nothing can be said"
-    if low == high == 0:
-        return "the same in all pairs"
-    if low <= 0 <= high:
-        return f"no difference can be told; one of more than {max(-low, high):.3g} either way is unlikely"
-    return "better" if (high < 0) == less_is_better else "worse"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -148,11 +55,6 @@ def spread(values: Sequence[float], of: int) -> str:
         return "-"
     text = f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
     return text if len(values) == of else f"{text} ({len(values)})"
-
-
-def metrics_of(runs: dict) -> list[str]:
-    found = {name for group in runs.values() for run in group for name in run["final"]}
-    return [name for name in METRICS if name in found]
 
 
 def configurations(results: Results, data: str) -> list[str]:
@@ -205,38 +107,52 @@ def least(results: Results, data: str) -> list[str]:
     return [f"The least mean {name} is that of `{best}`: {means[best]:.3f}, {share}.", ""]
 
 
-def comparisons(results: Results, data: str) -> list[str]:
-    """The comparisons that the table asks for: a table of intervals, and each in words."""
-    runs, lines, words, told = results.runs[data], [], [], 0
-    for one, other, question in results.about["compare"]:
-        if one not in runs or other not in runs:
-            continue
-        for metric in metrics_of(runs):
-            name, less = METRICS[metric]
-            same = costs_as_much(runs[one][0], runs[other][0])
-            for equal_compute in (False,) if same else (True, False):
-                differences = paired(runs[one], runs[other], metric, equal_compute)
-                if not differences:
-                    continue
-                mean, low, high = interval(differences)
-                said, told = verdict(low, high, less), told + math.isfinite(low)
-                where = "equal compute" if equal_compute else "equal steps and compute" if same else "equal steps"
-                within = "-" if math.isinf(low) else f"{low:+.3f} to {high:+.3f}"
-                lines.append(
-                    [one, other, where, name, f"{mean:+.3f}", within, str(len(differences)), said.partition(";")[0]]
-                )
-                if metric in ("fd", "fid", "coverage"):
-                    text = f"`{one}` beside `{other}` at {where}, {name}: {said}"
-                    words.append((question, f"{text} ({mean:+.3f}, {within})" if within != "-" else text))
-    header = ["row", "beside", "at", "metric", "mean difference", f"{LEVEL:.0%} interval", "pairs", "the first is"]
+def comparison_table(differences: list[Difference], metrics: list[str]) -> list[str]:
+    """A line for each two rows and place; a difference with its interval for each metric, and what it says."""
+    cells: dict = {}
+    for it in differences:
+        cells.setdefault((it.one, it.other, it.where), {})[it.metric] = it
+    lines = [
+        [*place, str(max(it.pairs for it in found.values())), *(str(found.get(name, "-")) for name in metrics)]
+        for place, found in cells.items()
+    ]
+    return table(["row", "beside", "at", "pairs", *(METRICS[name][0] for name in metrics)], lines, 3)
+
+
+def in_words(differences: list[Difference], metrics: list[str]) -> list[str]:
+    """What can be concluded for each question of the table, by the distance and by coverage."""
+    told = sum(math.isfinite(it.low) for it in differences)
     caution = (
         f"These are {told} intervals: where nothing differs at all, about {told * (1 - LEVEL):.0f} of them exclude 0 "
         "all the same. A single one of them is no proof; several metrics that agree are more."
     )
-    text = ["", caution if told else "With one seed a row there are no intervals.", ""]
-    for question in dict.fromkeys(question for question, _ in words):
-        text += [f"* **{question or 'these two'}**", *(f"  * {line}." for asked, line in words if asked == question)]
-    return [*table(header, lines, 4), *text, ""]
+    lines = ["", caution if told else "With one seed a row there are no intervals.", ""]
+    said: dict = {}
+    for it in differences:
+        if it.metric in (metrics[0], "coverage"):
+            said.setdefault(it.question, {}).setdefault((it.one, it.other, it.where), []).append(it)
+    for question, places in said.items():
+        lines.append(f"* **{question or 'these two'}**")
+        for (one, other, where), found in places.items():
+            verdicts = "; ".join(f"{METRICS[it.metric][0]}: {it.verdict}" for it in found)
+            lines.append(f"  * `{one}` beside `{other}` at {where}: {verdicts}.")
+    return [*lines, ""]
+
+
+def in_short(results: Results) -> list[str]:
+    """The distance alone: which rows are better, worse and not to be told from what they are compared with."""
+    lines = []
+    for data, runs in results.runs.items():
+        metric, places = metrics_of(runs)[0], {}
+        for it in compare(results, data):
+            if it.metric == metric and it.pairs > 1:
+                places.setdefault(it.where, {}).setdefault(it.verdict.partition(";")[0], []).append(it)
+        for where, verdicts in places.items():
+            lines.append(f"* **{data}**, at {where}, by {METRICS[metric][0]}:")
+            for said, found in sorted(verdicts.items()):
+                pairs = ", ".join(f"`{it.one}` beside `{it.other}` ({it.mean:+.3f})" for it in found)
+                lines.append(f"  * {said}: {pairs}")
+    return ["## In short", "", *lines, ""] if lines else []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -331,9 +247,11 @@ def section(results: Results, data: str, page: Path) -> list[str]:
     lines += [
         "### What can be concluded",
         "",
-        "Differences of runs of the same seed, the first row's less the second's.",
+        f"Mean differences of runs of the same seed, the first row's less the second's, ± half their {LEVEL:.0%} "
+        "interval; what it says of the first row, where it excludes 0.",
     ]
-    lines += comparisons(results, data)
+    differences, metrics = compare(results, data), metrics_of(results.runs[data])
+    lines += [*comparison_table(differences, metrics), *in_words(differences, metrics)]
     draw_curves(results, data, page.with_name(f"{name}_curves.png"))
     lines += [
         f"![Distance against compute on {data}]({name}_curves.png)",
@@ -364,6 +282,7 @@ def write_page(folder: Path, page: Path) -> None:
         lines += [f"All rows have `{about['common']}`.", ""]
     if done < about["planned"]:
         lines += ["**Not complete yet**: what follows is of the runs that are.", ""]
+    lines += in_short(results)
     for data in results.runs:
         lines += section(results, data, page)
     lines += [

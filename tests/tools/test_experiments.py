@@ -12,7 +12,7 @@ from PIL import Image
 
 import train
 import utils
-from tools import experiments, write_study
+from tools import experiments, study_numbers, write_study
 from torch_utils.distributed import Ranks
 from training.plan import make_config
 from training.run_lock import locked
@@ -170,16 +170,16 @@ def study(tmp_path):
 
 
 def test_intervals_are_students(study):
-    mean, low, high = write_study.interval([-2.1, -2.0, -1.9])
+    mean, low, high = study_numbers.interval([-2.1, -2.0, -1.9])
     half = 4.302652729911275 * 0.1 / math.sqrt(3)  # t of 2 degrees of freedom at 97.5 %
     assert (mean, low, high) == pytest.approx((-2, -2 - half, -2 + half))
-    assert write_study.interval([1.0]) == (1, -math.inf, math.inf)
-    runs = write_study.read_results(study / "results.json").runs["tiny"]
-    assert write_study.paired(runs["ssm"], runs["plain"], "fd", False) == pytest.approx([-2.1, -2.0, -1.9])
+    assert study_numbers.interval([1.0]) == (1, -math.inf, math.inf)
+    runs = study_numbers.read_results(study / "results.json").runs["tiny"]
+    assert study_numbers.paired(runs["ssm"], runs["plain"], "fd", False) == pytest.approx([-2.1, -2.0, -1.9])
     # At the plain run's whole cost the other is at step 50, where its FD is 10.
-    assert write_study.paired(runs["ssm"], runs["plain"], "fd", True) == [4, 4, 4]
-    assert write_study.at_budget(runs["plain"][0], "fd", 75e9) == 8 and write_study.total(runs["ssm"][0]) == 2e11
-    assert math.isnan(write_study.at_budget(runs["plain"][0], "fd", 49e9))
+    assert study_numbers.paired(runs["ssm"], runs["plain"], "fd", True) == [4, 4, 4]
+    assert study_numbers.at_budget(runs["plain"][0], "fd", 75e9) == 8 and study_numbers.total(runs["ssm"][0]) == 2e11
+    assert math.isnan(study_numbers.at_budget(runs["plain"][0], "fd", 49e9))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_intervals_are_students(study):
     ],
 )
 def test_a_verdict_follows_from_the_interval(low, high, less, said):
-    assert write_study.verdict(low, high, less) == said
+    assert study_numbers.verdict(low, high, less) == said
 
 
 def test_the_page_says_what_the_numbers_say(study):
@@ -203,8 +203,10 @@ def test_the_page_says_what_the_numbers_say(study):
     write_study.main([str(study), str(page)])
     text = page.read_text()
     assert "6 of 8 runs" in text and "Not complete yet" in text and "commit 0123456789ab" in text
-    assert "| ssm | plain | equal steps | FD | -2.000 | -2.248 to -1.752 | 3 | better |" in text
-    assert "| ssm | plain | equal compute | FD | +4.000 | +4.000 to +4.000 | 3 | worse |" in text
+    assert "| ssm | plain | equal steps | 3 | -2.000 ± 0.248 **better** | +0.000 ± 0.000 |" in text
+    assert "| ssm | plain | equal compute | 3 | +4.000 ± 0.000 **worse** |" in text
+    assert "* **tiny**, at equal steps, by FD:\n  * better: `ssm` beside `plain` (-2.000)\n" in text
+    assert "`ssm` beside `plain` at equal steps: FD: better; coverage: the same in all pairs." in text
     assert "| ssm | 100 | 4.000 ± 0.100 |" in text and "| ssm | 100 | 4.000 ± 0.100 | 0.533 ± 0.058 |" in text
     assert "**does it help**" in text and "python train.py --row ssm --seed 0" in text
     for name in ("curves", "sheets"):
@@ -225,9 +227,9 @@ def test_rows_that_cost_the_same_are_compared_once_and_drawn_beside_their_rival(
     page = tmp_path / "recipes.md"
     write_study.write_page(tmp_path, page)
     text = page.read_text()
-    assert "| r1 | plain | equal steps and compute | FD | -1.500 |" in text and "`` |" not in text
+    assert "| r1 | plain | equal steps and compute | 3 | -1.500 ± 0.000 **better** |" in text and "`` |" not in text
     assert "### At equal compute" not in text and "| equal compute |" not in text and "These are 4 intervals" in text
     assert "All rows have `--batch_size 8`." in text and "Rows here have `--data_fraction 0.1`, too." in text
     assert "The least mean FD is that of `r1_lazy`: 3.100, 0.51 of that of `plain`." in text
-    study = write_study.read_results(tmp_path / "results.json")
+    study = study_numbers.read_results(tmp_path / "results.json")
     assert study.rivals("tiny", ["r1", "r1_lazy"]) == ["plain"] and study.rivals("tiny", ["plain"]) == []

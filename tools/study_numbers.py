@@ -1,0 +1,158 @@
+"""What tools/experiments.py has found, in numbers: metrics at equal steps and at equal compute, and paired differences.
+
+Differences are of runs of the same seed; their intervals are Student's t over the seeds.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+import utils
+
+LEVEL = 0.95  # of the confidence intervals
+# Metrics of the page, in its order -> their name, and whether less is better.
+METRICS = {
+    "fid": ("FID", True),
+    "fd": ("FD", True),
+    "coverage": ("coverage", False),
+    "recall": ("recall", False),
+    "precision": ("precision", False),
+    "accuracy": ("accuracy", False),
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What results.json holds, by data set and row: the runs, in the order of their seeds."""
+
+    about: dict
+    runs: dict[str, dict[str, list[dict]]]
+
+    def rows(self, data: str) -> list[str]:
+        """The rows of a data set of which there is a run, in the order of the table."""
+        return [row for row in self.about["rows"] if row in self.runs[data]]
+
+    def families(self, data: str) -> dict[str, list[str]]:
+        """Rows whose names begin alike, by that beginning; those that are alone in this are together."""
+        found: dict = {}
+        for row in self.rows(data):
+            found.setdefault(row.split("_")[0], []).append(row)
+        alone = [rows[0] for rows in found.values() if len(rows) == 1]
+        return ({"others": alone} if alone else {}) | {name: rows for name, rows in found.items() if len(rows) > 1}
+
+    def rivals(self, data: str, rows: list[str]) -> list[str]:
+        """What the table compares some rows with and is not one of them."""
+        named = {other for one, other, _ in self.about["compare"] if one in rows}
+        return [row for row in self.rows(data) if row in named and row not in rows]
+
+
+def read_results(path: Path) -> Results:
+    """Raises: utils.UserError where there are none."""
+    about = utils.load_json(path)
+    if not isinstance(about, dict) or not about.get("results"):
+        raise utils.UserError(f"{path} holds no results: run tools/experiments.py (bash scripts/study.sh) first")
+    runs: dict = {}
+    for result in sorted(about["results"], key=lambda result: result["seed"]):
+        runs.setdefault(result["data"], {}).setdefault(result["row"], []).append(result)
+    return Results(about, runs)
+
+
+def metrics_of(runs: dict) -> list[str]:
+    found = {name for group in runs.values() for run in group for name in run["final"]}
+    return [name for name in METRICS if name in found]
+
+
+def at_budget(run: dict, metric: str, budget: float) -> float:
+    """A metric after so many multiply-adds of training, linear between evaluations; NaN before the first of them."""
+    points = [(it["step"] * run["multiply_adds"], it[metric]) for it in run["evaluations"] if metric in it]
+    if not points or budget < points[0][0] * (1 - 1e-9):
+        return math.nan
+    return float(np.interp(budget, *zip(*points, strict=True)))
+
+
+def at_end(run: dict, metric: str) -> float:
+    """A metric of the last checkpoint, as evaluate.py has it."""
+    return run["final"].get(metric, math.nan)
+
+
+def total(run: dict) -> float:
+    """Multiply-adds of a whole run."""
+    return run["step"] * run["multiply_adds"]
+
+
+def costs_as_much(run: dict, other: dict) -> bool:
+    """Whether whole runs differ so little in multiply-adds that equal steps are equal compute."""
+    return math.isclose(total(run), total(other), rel_tol=0.01)
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of paired differences, and its confidence interval by Student's t; that of one difference is infinite."""
+    mean, n = float(np.mean(differences)), len(differences)
+    if n < 2:
+        return mean, -math.inf, math.inf
+    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.std(differences, ddof=1) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def paired(one: list[dict], other: list[dict], metric: str, equal_compute: bool) -> list[float]:
+    """Differences of runs of the same seed: at their ends, or where both have cost what the cheaper costs in all."""
+    others, found = {run["seed"]: run for run in other}, []
+    for run in one:
+        if rival := others.get(run["seed"]):
+            budget = min(total(run), total(rival))
+            values = [at_budget(it, metric, budget) if equal_compute else at_end(it, metric) for it in (run, rival)]
+            found.append(values[0] - values[1])
+    return [difference for difference in found if not math.isnan(difference)]
+
+
+def verdict(low: float, high: float, less_is_better: bool) -> str:
+    """What an interval of differences says of the first of two."""
+    if math.isinf(low):
+        return "one seed: nothing can be said"
+    if low == high == 0:
+        return "the same in all pairs"
+    if low <= 0 <= high:
+        return f"no difference can be told; one of more than {max(-low, high):.3g} either way is unlikely"
+    return "better" if (high < 0) == less_is_better else "worse"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two rows, in one metric: the mean over the seeds that both have, and its interval."""
+
+    one: str
+    other: str
+    question: str
+    where: str  # "equal compute", "equal steps", or both
+    metric: str
+    mean: float
+    low: float
+    high: float
+    pairs: int
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.low, self.high, METRICS[self.metric][1])
+
+    def __str__(self) -> str:
+        half = "" if math.isinf(self.high) else f" ± {self.high - self.mean:.3f}"
+        return f"{self.mean:+.3f}{half}" + (f" **{self.verdict}**" if self.verdict in ("better", "worse") else "")
+
+
+def compare(results: Results, data: str) -> list[Difference]:
+    """All that the table asks for: at equal compute, and at equal steps where that is something else."""
+    runs, found = results.runs[data], []
+    for one, other, question in results.about["compare"]:
+        if one not in runs or other not in runs:
+            continue
+        same = costs_as_much(runs[one][0], runs[other][0])
+        for where in ("equal steps and compute",) if same else ("equal compute", "equal steps"):
+            for metric in metrics_of(runs):
+                if values := paired(runs[one], runs[other], metric, where == "equal compute"):
+                    about = one, other, question, where, metric
+                    found.append(Difference(*about, *interval(values), len(values)))
+    return found
