@@ -40,23 +40,27 @@ zcr          | --zcr 20
 d2dce        | --D_cond none --D_aux d2dce --D_aux_weight 0.5
 diffaug_r1   | --diffaug translation --r1_gamma 1
 diffaug_cr   | --diffaug translation --cr 10
+ema_ramp     | --ema_ramp 0.05
+ramp_r3gan   | --ema_ramp 0.05 --loss relativistic --r1_gamma 1 --r2_gamma 1
 
 [compare]  # a row | another | what their difference tells
-relativistic | plain   | the relativistic loss alone
-r3gan        | plain   | the relativistic loss with R1 and R2, whose weight and learning rates fall
-r1           | plain   | a gradient penalty at real images
-r1_lazy      | r1      | every fourth update, four times as strong
-r1_approx    | r1      | by a difference, without second derivatives
-diffaug      | plain   | shifts of all that D sees
-diffaug_cut  | diffaug | squares cut out as well
-ada          | plain   | augmentation whose strength follows D
-lecam        | plain   | logits held to their averages
-cr           | plain   | consistency of D on real images
-bcr          | plain   | on real and generated ones
-zcr          | plain   | on noise
-d2dce        | plain   | an auxiliary classifier in place of the projection
-diffaug_r1   | diffaug | a gradient penalty beside augmentation
-diffaug_cr   | diffaug | consistency beside augmentation
+relativistic | plain    | the relativistic loss alone
+r3gan        | plain    | the relativistic loss with R1 and R2, whose weight and learning rates fall
+r1           | plain    | a gradient penalty at real images
+r1_lazy      | r1       | every fourth update, four times as strong
+r1_approx    | r1       | by a difference, without second derivatives
+diffaug      | plain    | shifts of all that D sees
+diffaug_cut  | diffaug  | squares cut out as well
+ada          | plain    | augmentation whose strength follows D
+lecam        | plain    | logits held to their averages
+cr           | plain    | consistency of D on real images
+bcr          | plain    | on real and generated ones
+zcr          | plain    | on noise
+d2dce        | plain    | an auxiliary classifier in place of the projection
+diffaug_r1   | diffaug  | a gradient penalty beside augmentation
+diffaug_cr   | diffaug  | consistency beside augmentation
+ema_ramp     | plain    | an average of G that is short at first
+ramp_r3gan   | ema_ramp | the relativistic loss with R1 and R2, seen through that average
 '
 
 run_table recipes "$table" "$@"
