@@ -15,8 +15,8 @@ table='
 [common]   # the widths of the quickstart, a little narrower
 --feature_network classifier --G_ch 12 --G_ch_mult 4-4-2-1 --D_ch 12 --D_ch_mult 1-2-4-4 --D_num_down 3
 --G_param none --G_attn 16 --D_attn 16 --dim_z 64 --batch_size 32 --num_D_steps 1 --G_lr 4e-4 --D_lr 8e-4
---ema --ema_decay 0.995 --num_iters 700 --test_every 175 --save_every 350 --sample_every 700 --log_every 50
---which_best FD --num_save_copies 1 --num_best_copies 1
+--ema --ema_decay 0.995 --ema_ramp 0.05 --num_iters 700 --test_every 175 --save_every 350 --sample_every 700
+--log_every 50 --which_best FD --num_save_copies 1 --num_best_copies 1
 
 [data]     # name | flags of make_hdf5.py | flags of train.py
 digits     | --dataset digits                                      | --num_inception_images 1797

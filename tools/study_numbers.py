@@ -67,11 +67,17 @@ def metrics_of(runs: dict) -> list[str]:
 
 
 def at_budget(run: dict, metric: str, budget: float) -> float:
-    """A metric after so many multiply-adds of training, linear between evaluations; NaN before the first of them."""
+    """A metric after so many multiply-adds of training, between its evaluations; NaN before the first of them.
+
+    Linear; of distances, which fall by powers of ten at first, the logarithm is.
+    """
     points = [(it["step"] * run["multiply_adds"], it[metric]) for it in run["evaluations"] if metric in it]
     if not points or budget < points[0][0] * (1 - 1e-9):
         return math.nan
-    return float(np.interp(budget, *zip(*points, strict=True)))
+    costs, values = zip(*points, strict=True)
+    if METRICS[metric][1] and min(values) > 0:
+        return float(np.exp(np.interp(budget, costs, np.log(values))))
+    return float(np.interp(budget, costs, values))
 
 
 def at_end(run: dict, metric: str) -> float:

@@ -241,7 +241,8 @@ def section(results: Results, data: str, page: Path) -> list[str]:
             "### At equal compute",
             "",
             "Within a family (rows whose names begin alike, or all that share no beginning), where each has cost what "
-            "the cheapest run costs in all; linear between the evaluations of the runs' logs.",
+            "the cheapest run costs in all; linear between the evaluations of the runs' logs (distances: their "
+            "logarithms).",
         ]
         lines += values_table(results, data, equal_compute=True)
     lines += [

@@ -177,8 +177,10 @@ def test_intervals_are_students(study):
     runs = study_numbers.read_results(study / "results.json").runs["tiny"]
     assert study_numbers.paired(runs["ssm"], runs["plain"], "fd", False) == pytest.approx([-2.1, -2.0, -1.9])
     # At the plain run's whole cost the other is at step 50, where its FD is 10.
-    assert study_numbers.paired(runs["ssm"], runs["plain"], "fd", True) == [4, 4, 4]
-    assert study_numbers.at_budget(runs["plain"][0], "fd", 75e9) == 8 and study_numbers.total(runs["ssm"][0]) == 2e11
+    assert study_numbers.paired(runs["ssm"], runs["plain"], "fd", True) == pytest.approx([4, 4, 4])
+    assert study_numbers.at_budget(runs["plain"][0], "fd", 75e9) == pytest.approx(math.sqrt(10 * 6))
+    assert study_numbers.at_budget(runs["plain"][0], "coverage", 75e9) == pytest.approx(0.3)
+    assert study_numbers.total(runs["ssm"][0]) == 2e11
     assert math.isnan(study_numbers.at_budget(runs["plain"][0], "fd", 49e9))
 
 
