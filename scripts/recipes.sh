@@ -26,7 +26,7 @@ digits_tenth | --dataset digits | --dataset digits --data_fraction 0.1
 [rows]     # name | flags
 plain        |
 relativistic | --loss relativistic
-r3gan        | --loss relativistic --r1_gamma 1 --r2_gamma 1 --r1_gamma_to 0.1 --r2_gamma_to 0.1 --lr_decay_shape cosine --lr_decay_start 0 --lr_decay_end 600
+r3gan        | --loss relativistic --r1_gamma 1 --r2_gamma 1 --r1_gamma_to 0.1 --r2_gamma_to 0.1 --lr_decay_to 0.25 --lr_decay_shape cosine --lr_decay_start 0 --lr_decay_end 600
 r1           | --r1_gamma 1
 r1_lazy      | --r1_gamma 1 --r1_every 4
 r1_approx    | --r1_gamma 1 --r1_approx
