@@ -165,8 +165,11 @@ def prepare(table: Table, data: list[str], data_root: str) -> None:
 
 
 def carry_out(run: Run) -> dict:
-    """Train a run to its end, measure its last checkpoint, and write its result, which is returned."""
-    call(*run.command)
+    """Train a run to its end, measure its last checkpoint, and write its result, which is returned.
+
+    A complete run of other flags, of which a row had been before, is moved aside.
+    """
+    call(*run.command, *(["--from_scratch"] if (run.folder / RESULT).exists() else []))
     checkpoint = max(checkpoints.of_kind(run.folder / "weights", "ckpt"), key=checkpoints.step_of)
     evaluate = ["evaluate.py", str(checkpoint), "--json"]
     final = json.loads(call(*evaluate, stdout=subprocess.PIPE, text=True).stdout)

@@ -99,6 +99,22 @@ def test_what_is_complete_is_not_run_again(data_root, monkeypatch, capsys):
         experiments.main([*command, "--rows", "plane"])
 
 
+def test_a_complete_run_of_other_flags_is_moved_aside(data_root, monkeypatch):
+    run, calls = planned(data_root)[1][0], []
+
+    def call(*command, **options):
+        calls.append(command)
+        raise utils.UserError("interrupted")
+
+    monkeypatch.setattr(experiments, "call", call)
+    for written, added in ((False, []), (True, ["--from_scratch"])):
+        if written:
+            utils.save_json({"command": "train.py of the table before"}, run.folder / "result.json")
+        with pytest.raises(utils.UserError, match="interrupted"):
+            experiments.carry_out(run)
+        assert list(calls.pop()) == [*run.command, *added] and "--from_scratch" not in run.command
+
+
 @pytest.mark.parametrize(
     "line, message",
     [
