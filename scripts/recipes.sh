@@ -61,6 +61,7 @@ diffaug_r1   | diffaug  | a gradient penalty beside augmentation
 diffaug_cr   | diffaug  | consistency beside augmentation
 ema_ramp     | plain    | an average of G that is short at first
 ramp_r3gan   | ema_ramp | the relativistic loss with R1 and R2, seen through that average
+ramp_r3gan   | plain    | all of this together
 '
 
 run_table recipes "$table" "$@"

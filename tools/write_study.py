@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import utils
+from reports.curves import COLOURS, DASHES
 from tools.study_numbers import (
     LEVEL,
     METRICS,
@@ -162,19 +163,21 @@ def in_short(results: Results) -> list[str]:
 def draw_curves(results: Results, data: str, path: Path) -> None:
     """The distance against multiply-adds: a line is the mean over seeds, its band from the least to the most.
 
-    A picture for each family; what its rows are compared with is dashed.
+    A picture for each family, with what its rows are compared with.
     """
     metric = metrics_of(results.runs[data])[0]
     families = results.families(data)
     figure, axes = plt.subplots(1, len(families), figsize=(6 * len(families), 4.2), squeeze=False)
     for ax, (family, rows) in zip(axes[0], families.items(), strict=True):
-        for row in [*(rivals := results.rivals(data, rows)), *rows]:
+        for i, row in enumerate([*(rivals := results.rivals(data, rows)), *rows]):
             group = results.runs[data][row]
             steps = sorted(set.intersection(*({it["step"] for it in run["evaluations"]} for run in group)))
             values = np.array([[it[metric] for it in run["evaluations"] if it["step"] in steps] for run in group])
             compute = np.array(steps) * group[0]["multiply_adds"] / 1e12
-            (line,) = ax.plot(compute, values.mean(0), "--" if row in rivals else "-", label=row)
-            ax.fill_between(compute, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+            colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+            label = f"{row} (beside it)" if row in rivals else row
+            ax.plot(compute, values.mean(0), color=colour, linestyle=dashes, label=label)
+            ax.fill_between(compute, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
         ax.set(
             title=f"{data}: {family}", xlabel="multiply-adds of training, 10¹²", ylabel=METRICS[metric][0], yscale="log"
         )
@@ -257,7 +260,7 @@ def section(results: Results, data: str, page: Path) -> list[str]:
     lines += [
         f"![Distance against compute on {data}]({name}_curves.png)",
         "",
-        "Bands go from the least to the most; dashed is what the others are compared with.",
+        "Bands go from the least to the most of the seeds.",
         "",
     ]
     if draw_sheets(results, data, page.with_name(f"{name}_sheets.png")):
