@@ -210,7 +210,7 @@ def draw_sheets(results: Results, data: str, path: Path) -> bool:
     for i, tile in enumerate(tiles):
         page.paste(tile, (i % columns * width, i // columns * height))
     with utils.atomic_path(path) as temporary:
-        page.save(temporary, "PNG")
+        page.save(temporary, "JPEG", quality=88)
     return True
 
 
@@ -263,8 +263,8 @@ def section(results: Results, data: str, page: Path) -> list[str]:
         "Bands go from the least to the most of the seeds.",
         "",
     ]
-    if draw_sheets(results, data, page.with_name(f"{name}_sheets.png")):
-        lines += [f"![Samples of the first seed on {data}]({name}_sheets.png)", ""]
+    if draw_sheets(results, data, page.with_name(f"{name}_sheets.jpg")):
+        lines += [f"![Samples of the first seed on {data}]({name}_sheets.jpg)", ""]
     if folder := copy_maps(results, data, page.with_name(f"{name}_ssm.png")):
         lines += [f"![Maps of SSM on {data}]({name}_ssm.png)", "", f"`python explain.py {folder}` has drawn it.", ""]
     return lines

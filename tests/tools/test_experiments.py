@@ -227,8 +227,8 @@ def test_the_page_says_what_the_numbers_say(study):
     assert "`ssm` beside `plain` at equal steps: FD: better; coverage: the same in all pairs." in text
     assert "| ssm | 100 | 4.000 ± 0.100 |" in text and "| ssm | 100 | 4.000 ± 0.100 | 0.533 ± 0.058 |" in text
     assert "**does it help**" in text and "python train.py --row ssm --seed 0" in text
-    for name in ("curves", "sheets"):
-        assert f"study_tiny_{name}.png" in text and (page.parent / f"study_tiny_{name}.png").exists()
+    for name in ("curves.png", "sheets.jpg"):
+        assert f"study_tiny_{name}" in text and (page.parent / f"study_tiny_{name}").exists()
     assert "study_tiny_ssm.png" not in text and max(map(len, text.splitlines())) > 0
     with pytest.raises(utils.UserError, match="holds no results"):
         (study / "results.json").write_text(json.dumps({"results": []}))
