@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What does each regulariser do? Each alone, on the quickstart's SAGAN with SSM, at equal steps, three seeds, with all of
-# the digits and with a tenth of them:
+# What does each regulariser do? Each alone, and some together, on the quickstart's SAGAN with SSM, at equal steps, three
+# seeds, with all of the digits and with a tenth of them:
 #
 #   bash scripts/recipes.sh                         all runs, one after the other, into runs/recipes; then docs/recipes.md
 #   bash scripts/recipes.sh --list                  which runs are complete; --time: how long all would take here

@@ -182,6 +182,7 @@ def carry_out(run: Run) -> dict:
         "command": shlex.join(run.command),
         "evaluate": shlex.join(evaluate),
         "folder": str(run.folder),
+        "commit": utils.load_json(run.folder / "config.json")["run"]["commit"],  # not that of who collects the results
         "step": checkpoints.step_of(checkpoint),
         "multiply_adds": configuration.multiply_adds,  # a step
         "parameters": configuration.parameters,  # of G and D

@@ -140,12 +140,12 @@ def in_words(differences: list[Difference], metrics: list[str]) -> list[str]:
     return [*lines, ""]
 
 
-def in_short(results: Results) -> list[str]:
+def in_short(results: Results, differences: dict[str, list[Difference]]) -> list[str]:
     """The distance alone: which rows are better, worse and not to be told from what they are compared with."""
     lines = []
     for data, runs in results.runs.items():
         metric, places = metrics_of(runs)[0], {}
-        for it in compare(results, data):
+        for it in differences[data]:
             if it.metric == metric and it.pairs > 1:
                 places.setdefault(it.where, {}).setdefault(it.verdict.partition(";")[0], []).append(it)
         for where, verdicts in places.items():
@@ -230,7 +230,7 @@ def copy_maps(results: Results, data: str, path: Path) -> str | None:
 # The page
 
 
-def section(results: Results, data: str, page: Path) -> list[str]:
+def section(results: Results, data: str, page: Path, differences: list[Difference]) -> list[str]:
     """All of one data set; writes its pictures beside the page."""
     name = f"{page.stem}_{data}"
     flags = results.about.get("data", {}).get(data)
@@ -254,7 +254,7 @@ def section(results: Results, data: str, page: Path) -> list[str]:
         f"Mean differences of runs of the same seed, the first row's less the second's, ± half their {LEVEL:.0%} "
         "interval; what it says of the first row, where it excludes 0.",
     ]
-    differences, metrics = compare(results, data), metrics_of(results.runs[data])
+    metrics = metrics_of(results.runs[data])
     lines += [*comparison_table(differences, metrics), *in_words(differences, metrics)]
     draw_curves(results, data, page.with_name(f"{name}_curves.png"))
     lines += [
@@ -274,11 +274,12 @@ def write_page(folder: Path, page: Path) -> None:
     """Raises: utils.UserError where there are no results."""
     results = read_results(folder / "results.json")
     about, done = results.about, len(results.about["results"])
+    commits = sorted({run.get("commit", about["commit"])[:12] for run in about["results"]})
     lines = [
         f"# {folder.name}: results",
         "",
         f"Written by `python tools/write_study.py {folder} {page}` from `{folder / 'results.json'}`: {done} of "
-        f"{about['planned']} runs, made with commit {about['commit'][:12]} and PyTorch {about['torch']} on "
+        f"{about['planned']} runs, made with commit {', '.join(commits)} and PyTorch {about['torch']} on "
         f"{about['device']} with {utils.counted(about['threads'], 'thread')}. What made each number stands at the end.",
         "",
     ]
@@ -286,9 +287,12 @@ def write_page(folder: Path, page: Path) -> None:
         lines += [f"All rows have `{about['common']}`.", ""]
     if done < about["planned"]:
         lines += ["**Not complete yet**: what follows is of the runs that are.", ""]
-    lines += in_short(results)
+    if without := [f"`{name}`" for name in about.get("data", {}) if name not in results.runs]:
+        lines += [f"**Of the table's data sets {', '.join(without)} has not been run.**", ""]
+    differences = {data: compare(results, data) for data in results.runs}
+    lines += in_short(results, differences)
     for data in results.runs:
-        lines += section(results, data, page)
+        lines += section(results, data, page, differences[data])
     lines += [
         "## Commands",
         "",

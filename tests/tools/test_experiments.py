@@ -229,7 +229,7 @@ def test_the_page_says_what_the_numbers_say(study):
     assert "**does it help**" in text and "python train.py --row ssm --seed 0" in text
     for name in ("curves.png", "sheets.jpg"):
         assert f"study_tiny_{name}" in text and (page.parent / f"study_tiny_{name}").exists()
-    assert "study_tiny_ssm.png" not in text and max(map(len, text.splitlines())) > 0
+    assert "study_tiny_ssm.png" not in text
     with pytest.raises(utils.UserError, match="holds no results"):
         (study / "results.json").write_text(json.dumps({"results": []}))
         write_study.main([str(study), str(page)])
@@ -240,13 +240,15 @@ def test_rows_that_cost_the_same_are_compared_once_and_drawn_beside_their_rival(
     results = [made_run(row, seed, fd + seed / 10, 10**9, tmp_path) for row, fd in rows.items() for seed in range(3)]
     about = {"rows": {row: {"flags": "--x" if row != "plain" else "", "equal": ""} for row in rows}, "planned": 9}
     about |= {"compare": [["r1", "plain", "it"], ["r1_lazy", "r1", "less often"]], "threads": 1, "results": results}
-    about |= {"common": "--batch_size 8", "data": {"tiny": "--data_fraction 0.1"}}
+    about |= {"common": "--batch_size 8", "data": {"tiny": "--data_fraction 0.1", "large": ""}}
+    results[0]["commit"] = "fedcba9876543210"
     utils.save_json(about | {"commit": "0", "torch": "2.6", "device": "cpu"}, tmp_path / "results.json")
     page = tmp_path / "recipes.md"
     write_study.write_page(tmp_path, page)
     text = page.read_text()
     assert "| r1 | plain | equal steps and compute | 3 | -1.500 ± 0.000 **better** |" in text and "`` |" not in text
     assert "### At equal compute" not in text and "| equal compute |" not in text and "These are 4 intervals" in text
+    assert "made with commit 0, fedcba987654 and" in text and "data sets `large` has not been run" in text
     assert "All rows have `--batch_size 8`." in text and "Rows here have `--data_fraction 0.1`, too." in text
     assert "The least mean FD is that of `r1_lazy`: 3.100, 0.51 of that of `plain`." in text
     study = study_numbers.read_results(tmp_path / "results.json")
