@@ -13,6 +13,7 @@ from devices import DEVICES, LONG_DEVICES
 from made_references import made_reference, small_network
 from whole_steps import assert_near
 
+import BigGAN
 import calculate_inception_moments
 import inception_utils
 import make_hdf5
@@ -24,6 +25,8 @@ from metrics import functional, networks
 from metrics.protocol import MetricOptions
 from model_config import ModelConfig
 from torch_utils.distributed import Ranks
+from torch_utils.mixed_precision import PrecisionOptions
+from torch_utils.precision import AMP
 from training import logs
 from training.batches import Batches, BatchOptions
 
@@ -60,19 +63,38 @@ def test_batches_are_those_of_the_cpu(device, data_root):
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
+def gradients(run, amp, device):
+    """Of a trained G through its D, and of D by what it makes: two vectors."""
+    G, _ = BigGAN.load_generator(run, device, ema=False)
+    D, _ = BigGAN.load_discriminator(run, device)
+    PrecisionOptions(amp=amp, tf32=False).apply(G, D)
+    z = torch.randn(64, G.config.dim_z, generator=torch.Generator().manual_seed(0)).to(device)
+    y = torch.arange(64, device=device) % 10
+    parameters = [[*network.train().requires_grad_(True).parameters()] for network in (G, D)]
+    loss = torch.nn.functional.softplus(-D(G(z, y), y)).mean()
+    of_both = ([*torch.autograd.grad(loss, of_one, retain_graph=True)] for of_one in parameters)
+    return [torch.cat([t.flatten() for t in of_one]) for of_one in of_both]
+
+
 @pytest.mark.parametrize("device", LONG_DEVICES)
 def test_mixed_precision_trains_as_float32_does(device, data_root, tmp_path):
-    """Over 200 steps of the digits (20 on a CPU): mean losses of the last quarter."""
-    count = 200 if device == "cuda" else 20
+    """Runs of 100 digits' steps (20 on a CPU) stay finite and leave out few updates; gradients, at weights that have
+    been trained, are those of float32. Losses of the runs are not compared: they drift apart as those of two seeds do.
+    """
+    count = 100 if device == "cuda" else 20
     flags = [*FLAGS, "--data_root", str(data_root), "--runs_root", str(tmp_path), "--num_iters", str(count)]
-    means = {}
-    for amp in ("off", "bf16", "fp16"):
-        reports = ["--test_every", "0", "--sample_every", "0", "--device", device, "--experiment_name", amp]
-        train.main([*flags, *reports, "--amp", amp])
-        log = [e for e in logs.read_log(tmp_path / amp / "log.jsonl") if e["event"] == "train"][-count // 4 :]
-        means[amp] = [np.mean([e[name] for e in log]) for name in ("D_loss_real", "D_loss_fake", "G_loss")]
-    for amp in ("bf16", "fp16"):
-        assert means[amp] == pytest.approx(means["off"], abs=0.25), amp
+    flags += ["--test_every", "0", "--sample_every", "0", "--device", device, "--no-cudnn_benchmark"]
+    for amp in AMP:
+        train.main([*flags, "--experiment_name", amp, "--amp", amp])
+        events = logs.read_log(tmp_path / amp / "log.jsonl")
+        losses = [v for e in events if e["event"] == "train" for k, v in e.items() if "loss" in k]
+        assert len(losses) >= 2 * count and np.isfinite(losses).all()
+        skipped = sum(e["event"] == "skipped_step" for e in events)
+        assert skipped <= (16 if amp == "fp16" else 0)  # of two networks whose scale begins at 2^16
+    expected = gradients(tmp_path / "off", "off", device)
+    for amp, least in (("bf16", 0.85), ("fp16", 0.97)):
+        for found, plain in zip(gradients(tmp_path / "off", amp, device), expected, strict=True):
+            assert torch.nn.functional.cosine_similarity(found, plain, dim=0) > least, amp
 
 
 @pytest.mark.parametrize("device", LONG_DEVICES)
