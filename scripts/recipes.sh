@@ -2,7 +2,7 @@
 # What does each regulariser do? Each alone, and some together, on the quickstart's SAGAN with SSM, at equal steps, three
 # seeds, with all of the digits and with a tenth of them:
 #
-#   bash scripts/recipes.sh                         all runs, one after the other, into runs/recipes; then docs/recipes.md
+#   bash scripts/recipes.sh                         all runs, as many at a time as there are cores; then docs/recipes.md
 #   bash scripts/recipes.sh --list                  which runs are complete; --time: how long all would take here
 #   bash scripts/recipes.sh --rows plain diffaug --datasets digits_tenth --seeds 1
 #

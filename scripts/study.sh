@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What does spatial self-modulation do? A study on two embedded data sets; estimated at 140 minutes on two CPU cores:
 #
-#   bash scripts/study.sh                           all runs, one after the other, into runs/study; then docs/study.md
+#   bash scripts/study.sh                           all runs, as many at a time as there are cores; then docs/study.md
 #   bash scripts/study.sh --list                    which runs are complete; --time: how long all would take here
 #   bash scripts/study.sh --datasets shapes64       shapes at 64x64, which take 4 times as long
 #   bash scripts/study.sh --rows sagan sagan_voxel --datasets digits --seeds 1

@@ -1,10 +1,11 @@
-"""Run a table of experiments: rows of flags x data sets x seeds, one after the other, whatever has been done before.
+"""Run a table of experiments: rows of flags x data sets x seeds, as many at a time as there are cores.
 
     bash scripts/study.sh                      the study of SSM; its table stands in that script
     bash scripts/recipes.sh                    that of regularisers
     bash scripts/study.sh --list               which runs there are, and how far each is
     bash scripts/study.sh --time               how long all of them take on this machine, by a few timed steps
     bash scripts/study.sh --rows sagan_voxel --datasets digits --seeds 1
+    bash scripts/study.sh --workers 1          one run at a time
 
 A table is text, read from standard input, of lines `a | b | c` in sections:
 
@@ -15,15 +16,21 @@ A table is text, read from standard input, of lines `a | b | c` in sections:
 
 A run is an ordinary one of train.py, in <runs_root>/<name>/<data>/<row>_seed<k>, and goes on when it is started again.
 Its last checkpoint is then measured by evaluate.py. Its result.json holds the commands and all numbers;
-<runs_root>/<name>/results.json those of all runs, for tools/write_study.py.
+<runs_root>/<name>/results.json those of all runs, for tools/write_study.py. What it says stands beside its folder, in
+<row>_seed<k>.txt.
+
+Each process computes with one thread, unless OMP_NUM_THREADS says otherwise: so digits are the same whatever number of
+cores there is, and two runs of one thread are done sooner than one after the other with two.
 """
 
 import contextlib
 import json
+import os
 import shlex
 import statistics
-import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +41,8 @@ import torch
 
 import train
 import utils
+from image_datasets.decoding import available_cores
+from tools.workers import Stopped, Workers
 from torch_utils import checkpoints
 from torch_utils.distributed import Ranks, resolve_device
 from training import match, run_folder
@@ -41,7 +50,6 @@ from training.dry_run import step_seconds
 from training.logs import read_log
 from training.run_lock import locked
 
-ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {"common": 1, "data": 3, "rows": 3, "compare": 3}  # and how many columns each has
 RESULT, RESULTS = "result.json", "results.json"
 NOT_METRICS = {"event", "step", "time", "protocol"}
@@ -143,37 +151,31 @@ def runs(table: Table, name: str, runs_root: Path, rows: list, data: list, seeds
                 yield Run(row, one, seed, root / f"{row}_seed{seed}", [*flags, *place])
 
 
-def call(*command: str, **options) -> subprocess.CompletedProcess:
-    """Run one of the project's scripts, told before. Raises: utils.UserError where it fails."""
-    print(f"$ python {shlex.join(command)}", flush=True)
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, **options)
-    if done.returncode:
-        raise utils.UserError(f"{command[0]} has ended with status {done.returncode}: python {shlex.join(command)}")
-    return done
-
-
-def prepare(table: Table, data: list[str], data_root: str) -> None:
+def prepare(table: Table, data: list[str], data_root: str, workers: Workers) -> None:
     """Make the data sets and their statistics, where they are not there yet."""
     for name in data:
         make, flags = table.data[name]
         options, _ = train.parse_args(["--dataset", name, "--data_root", data_root, *table.common, *flags])
         if make:
-            call("make_hdf5.py", *make, "--out", str(options.data.path))
+            workers.call("make_hdf5.py", *make, "--out", str(options.data.path))
         network = options.metrics.feature_network
         about = ["--dataset", options.data.dataset, "--data_root", data_root, "--feature_network", network]
-        call("calculate_inception_moments.py", *about)
+        workers.call("calculate_inception_moments.py", *about)
 
 
-def carry_out(run: Run) -> dict:
+def carry_out(run: Run, workers: Workers) -> dict:
     """Train a run to its end, measure its last checkpoint, and write its result, which is returned.
 
     A complete run of other flags, of which a row had been before, is moved aside.
     """
-    call(*run.command, *(["--from_scratch"] if (run.folder / RESULT).exists() else []))
+    said = run.folder.with_name(f"{run.folder.name}.txt")
+    again = ["--from_scratch"] if (run.folder / RESULT).exists() else []
+    workers.call(*run.command, *again, said=said)
     checkpoint = max(checkpoints.of_kind(run.folder / "weights", "ckpt"), key=checkpoints.step_of)
     evaluate = ["evaluate.py", str(checkpoint), "--json"]
-    final = json.loads(call(*evaluate, stdout=subprocess.PIPE, text=True).stdout)
+    final = json.loads(workers.call(*evaluate, said=said, answer=True))
     configuration, log = run.configuration(), read_log(run.folder / "log.jsonl")
+    made = utils.load_json(run.folder / "config.json")["run"]  # not by whom the results are collected
     speeds = [event["images_per_s"] for event in log if event["event"] == "train"]
     result = {
         "row": run.row,
@@ -182,7 +184,8 @@ def carry_out(run: Run) -> dict:
         "command": shlex.join(run.command),
         "evaluate": shlex.join(evaluate),
         "folder": str(run.folder),
-        "commit": utils.load_json(run.folder / "config.json")["run"]["commit"],  # not that of who collects the results
+        **{name: made[name] for name in ("commit", "torch", "device")},
+        "threads": torch.get_num_threads(),
         "step": checkpoints.step_of(checkpoint),
         "multiply_adds": configuration.multiply_adds,  # a step
         "parameters": configuration.parameters,  # of G and D
@@ -238,7 +241,7 @@ def show(all_runs: list[Run]) -> None:
     print(f"{sum(run.result() is not None for run in all_runs)} of {len(all_runs)} are complete")
 
 
-def estimate(all_runs: list[Run]) -> None:
+def estimate(all_runs: list[Run], workers: Workers) -> None:
     """How long training takes, by timing a step of each row on each data set."""
     total, timed = 0.0, {}
     for run in all_runs:
@@ -249,7 +252,39 @@ def estimate(all_runs: list[Run]) -> None:
             timed[run.row, run.data] = seconds * options.length.num_iters
             print(f"{run.data}/{run.row}: {seconds:.3g} s a step, {utils.duration(timed[run.row, run.data])} a run")
         total += timed[run.row, run.data]
-    print(f"{utils.counted(len(all_runs), 'run')}: {utils.duration(total)} of training, evaluations come on top")
+    print(
+        f"{utils.counted(len(all_runs), 'run')}, {workers.count} at a time: {utils.duration(total / workers.count)} of "
+        "training; evaluations come on top, and what runs slow one another by"
+    )
+
+
+class Progress:
+    """Carries out runs that are not complete, tells of each, and collects the results after each."""
+
+    def __init__(self, table: Table, all_runs: list[Run], path: Path, workers: Workers):
+        self.table, self.all_runs, self.path, self.workers = table, all_runs, path, workers
+        self.failed: list[str] = []
+        self._collecting = threading.Lock()
+
+    def __call__(self, numbered: tuple[int, Run]) -> None:
+        number, run = numbered
+        start, where = time.monotonic(), f"[{number} of {len(self.all_runs)}] {run.name}"
+        if run.result() is not None:
+            print(f"{where}: complete")
+            return
+        print(f"{where} ...")
+        try:
+            result = carry_out(run, self.workers)
+        except Stopped:
+            return
+        except utils.UserError as error:
+            print(f"{where}: error: {error}", file=sys.stderr)
+            self.failed.append(run.name)
+            return
+        told = ", ".join(f"{k} {v:.4g}" for k, v in result["final"].items() if k in ("fid", "fd", "coverage"))
+        print(f"{where}: {told}, after {utils.duration(time.monotonic() - start)}")
+        with self._collecting:
+            collect(self.table, self.all_runs, self.path)
 
 
 def make_parser() -> utils.ArgumentParser:
@@ -260,6 +295,9 @@ def make_parser() -> utils.ArgumentParser:
     parser.add_argument("--seeds", type=utils.positive_int, default=3, help="how many")
     parser.add_argument("--runs_root", default="runs", help="where run folders are")
     parser.add_argument("--data_root", default="data", help="folder of the data sets")
+    parser.add_argument(
+        "--workers", type=utils.positive_int, help="runs at a time (default: as many as cores; one on a GPU)"
+    )
     parser.add_argument("--list", action="store_true", help="say which runs are complete, and stop")
     parser.add_argument("--time", action="store_true", help="time a few steps of each row, say what all take, and stop")
     return parser
@@ -272,31 +310,33 @@ def chosen(names: list[str] | None, known: dict, flag: str) -> list[str]:
     return names or list(known)
 
 
+def default_workers() -> int:
+    """Runs at a time: on a GPU one, else as many as there are cores for."""
+    return 1 if torch.cuda.is_available() else max(1, available_cores() // torch.get_num_threads())
+
+
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_intermixed_args(argv)
     table = read_table(sys.stdin.read())
     rows, data = chosen(args.rows, table.rows, "rows"), chosen(args.datasets, table.data, "datasets")
-    folder, failed = Path(args.runs_root) / args.name, []
+    folder = Path(args.runs_root) / args.name
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of what is called
+        torch.set_num_threads(1)
+    workers = Workers(args.workers or default_workers())
     # Looking needs no lock: it is asked for while the runs go on.
     with contextlib.nullcontext() if args.list else locked(folder, Ranks(0, 1, torch.device("cpu"))):
         if not args.list:
-            prepare(table, data, args.data_root)
+            prepare(table, data, args.data_root, workers)
         all_runs = list(runs(table, args.name, Path(args.runs_root), rows, data, args.seeds, args.data_root))
         if args.list or args.time:
-            show(all_runs) if args.list else estimate(all_runs)
+            show(all_runs) if args.list else estimate(all_runs, workers)
             return
-        for i, run in enumerate(all_runs, 1):
-            print(f"[{i} of {len(all_runs)}] {run.name}{': complete' if run.result() else ''}", flush=True)
-            if run.result() is None:
-                try:
-                    carry_out(run)
-                except utils.UserError as error:
-                    print(f"error: {error}", file=sys.stderr)
-                    failed.append(run.name)
-                collect(table, all_runs, folder / RESULTS)
+        progress = Progress(table, all_runs, folder / RESULTS, workers)
+        workers.each(progress, enumerate(all_runs, 1))
         collect(table, all_runs, folder / RESULTS)
         print(f"wrote {folder / RESULTS}")
-    if failed:
+    if failed := progress.failed:
         raise utils.UserError(f"{len(failed)} of {len(all_runs)} runs have failed, the others are complete: {failed}")
 
 

@@ -270,17 +270,29 @@ def section(results: Results, data: str, page: Path, differences: list[Differenc
     return lines
 
 
+def made_with(about: dict) -> str:
+    """By which commits runs were made, and on what: seconds are of one machine, and so are digits."""
+    made: dict = {}
+    for run in about["results"]:
+        known = about | run  # runs of before these were noted have those of the collection
+        where = known["torch"], known["device"], utils.counted(known["threads"], "thread")
+        made.setdefault(where, []).append(known["commit"][:12])
+    return " ".join(
+        f"{utils.counted(len(commits), 'run')} made with commit {', '.join(sorted(set(commits)))} and "
+        f"PyTorch {version} on {device} with {threads}."
+        for (version, device, threads), commits in made.items()
+    )
+
+
 def write_page(folder: Path, page: Path) -> None:
     """Raises: utils.UserError where there are no results."""
     results = read_results(folder / "results.json")
     about, done = results.about, len(results.about["results"])
-    commits = sorted({run.get("commit", about["commit"])[:12] for run in about["results"]})
     lines = [
         f"# {folder.name}: results",
         "",
         f"Written by `python tools/write_study.py {folder} {page}` from `{folder / 'results.json'}`: {done} of "
-        f"{about['planned']} runs, made with commit {', '.join(commits)} and PyTorch {about['torch']} on "
-        f"{about['device']} with {utils.counted(about['threads'], 'thread')}. What made each number stands at the end.",
+        f"{about['planned']} runs. {made_with(about)} What made each number stands at the end.",
         "",
     ]
     if about.get("common"):

@@ -3,6 +3,9 @@
 import json
 import math
 import shlex
+import subprocess
+import sys
+import time
 
 import h5py
 import numpy as np
@@ -12,7 +15,7 @@ from PIL import Image
 
 import train
 import utils
-from tools import experiments, study_numbers, write_study
+from tools import experiments, study_numbers, workers, write_study
 from torch_utils.distributed import Ranks
 from training.plan import make_config
 from training.run_lock import locked
@@ -64,17 +67,28 @@ def test_what_is_complete_is_not_run_again(data_root, monkeypatch, capsys):
     table, runs = planned(data_root, seeds=1)
     carried_out = []
 
-    def carry_out(run):
+    def carry_out(run, workers):
         carried_out.append(run.row)
         if run.row == "plain_wide":
             raise utils.UserError("it has collapsed")
         about = {"command": shlex.join(run.command), "row": run.row, "data": run.data, "folder": str(run.folder)}
-        utils.save_json(about, run.folder / "result.json")
+        utils.save_json(about | {"final": {"fd": 2.0}}, run.folder / "result.json")
+        return about | {"final": {"fd": 2.0}}
 
     monkeypatch.setattr(experiments, "carry_out", carry_out)
     monkeypatch.setattr(experiments, "prepare", lambda *args: None)
     monkeypatch.setattr(experiments.sys, "stdin", type("Text", (), {"read": staticmethod(lambda: TABLE)}))
-    command = ["study", "--seeds", "1", "--runs_root", str(data_root / "runs"), "--data_root", str(data_root)]
+    command = [
+        "study",
+        "--seeds",
+        "1",
+        "--workers",
+        "1",
+        "--runs_root",
+        str(data_root / "runs"),
+        "--data_root",
+        str(data_root),
+    ]
     utils.save_json({"command": "train.py of another table", "row": "plain"}, runs[0].folder / "result.json")
     utils.save_json(["no result"], runs[1].folder / "result.json")
     for expected in (["plain", "plain_wide", "plain_ssm"], ["plain_wide"]):
@@ -99,20 +113,75 @@ def test_what_is_complete_is_not_run_again(data_root, monkeypatch, capsys):
         experiments.main([*command, "--rows", "plane"])
 
 
-def test_a_complete_run_of_other_flags_is_moved_aside(data_root, monkeypatch):
+def test_a_complete_run_of_other_flags_is_moved_aside(data_root):
     run, calls = planned(data_root)[1][0], []
 
-    def call(*command, **options):
-        calls.append(command)
-        raise utils.UserError("interrupted")
+    class Interrupted(workers.Workers):
+        def call(self, *command, **options):
+            calls.append(command)
+            raise workers.Stopped
 
-    monkeypatch.setattr(experiments, "call", call)
     for written, added in ((False, []), (True, ["--from_scratch"])):
         if written:
             utils.save_json({"command": "train.py of the table before"}, run.folder / "result.json")
-        with pytest.raises(utils.UserError, match="interrupted"):
-            experiments.carry_out(run)
+        with pytest.raises(workers.Stopped):
+            experiments.carry_out(run, Interrupted(1))
         assert list(calls.pop()) == [*run.command, *added] and "--from_scratch" not in run.command
+
+
+def test_workers_call_scripts_at_once_and_in_order(tmp_path):
+    """What a script says stands in its file, the answer that is asked for is returned; a failure has its last line."""
+    crew, script, begun = workers.Workers(2), tmp_path / "script.py", []
+    script.write_text(
+        "import sys\nprint(sys.argv[1])\nprint('said\\rlast', file=sys.stderr)\nsys.exit(sys.argv[1] == 'x')"
+    )
+
+    def one(name):
+        begun.append(name)
+        if name == "x":
+            with pytest.raises(utils.UserError, match=r"script.py has ended with status 1: last \(all .*x.txt\)"):
+                crew.call(str(script), name, said=tmp_path / "x.txt")
+        else:
+            assert crew.call(str(script), name, said=tmp_path / f"{name}.txt", answer=name == "b").strip() in ("", "b")
+
+    crew.each(one, "abxc")
+    assert begun == [*"abxc"] and (tmp_path / "c.txt").read_text().splitlines()[1:] in (["c", "said", "last"], ["c"])
+    with pytest.raises(ZeroDivisionError):
+        crew.each(lambda item: 1 / 0, range(1))
+    with pytest.raises(workers.Stopped):  # after an error nothing is begun
+        crew.call(str(script), "a")
+
+
+def test_a_signal_ends_all_that_runs(tmp_path):
+    """Each script hears of it once, and is waited for."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        "    with open(sys.argv[1] + '.ended', 'a') as file:\n"
+        "        file.write('once')\n"
+        "    time.sleep(0.3)\n"
+        "    pathlib.Path(sys.argv[1] + '.saved').touch()\n"
+        "    sys.exit(3)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "time.sleep(60)\n"
+    )
+    program = (
+        "import sys, utils\nfrom pathlib import Path\nfrom tools.workers import Workers\nfolder = Path(sys.argv[1])\n"
+        "crew = Workers(2)\n"
+        "def one(name):\n    crew.call(str(folder / 'script.py'), str(folder / name), said=folder / f'{name}.txt')\n"
+        "utils.run_main(lambda: crew.each(one, 'abc'))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=workers.ROOT)
+    end = time.monotonic() + 30
+    while not (tmp_path / "a").exists() or not (tmp_path / "b").exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(timeout=30) == 128 + 15
+    assert {path.name for path in tmp_path.glob("*.saved")} == {"a.saved", "b.saved"} and not (tmp_path / "c").exists()
+    assert all(path.read_text() == "once" for path in tmp_path.glob("*.ended"))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +206,7 @@ def test_a_wrong_line_is_named(line, message):
     [("study", "digits", 32, 15, 700), ("study", "shapes64", 64, 15, 700), ("recipes", "digits_tenth", 32, 18, 600)],
 )
 def test_every_row_of_a_script_is_a_model(script, data, resolution, num_rows, steps):
-    text = (experiments.ROOT / "scripts" / f"{script}.sh").read_text()
+    text = (workers.ROOT / "scripts" / f"{script}.sh").read_text()
     table = experiments.read_table(text.partition("table='")[2].partition("\n'")[0])
     assert len(table.rows) == num_rows and all(row in table.rows for pair in table.compare for row in pair[:2])
     for flags, _ in table.rows.values():
@@ -242,13 +311,16 @@ def test_rows_that_cost_the_same_are_compared_once_and_drawn_beside_their_rival(
     about |= {"compare": [["r1", "plain", "it"], ["r1_lazy", "r1", "less often"]], "threads": 1, "results": results}
     about |= {"common": "--batch_size 8", "data": {"tiny": "--data_fraction 0.1", "large": ""}}
     results[0]["commit"] = "fedcba9876543210"
+    results[1] |= {"torch": "2.9", "threads": 3}
     utils.save_json(about | {"commit": "0", "torch": "2.6", "device": "cpu"}, tmp_path / "results.json")
     page = tmp_path / "recipes.md"
     write_study.write_page(tmp_path, page)
     text = page.read_text()
     assert "| r1 | plain | equal steps and compute | 3 | -1.500 ± 0.000 **better** |" in text and "`` |" not in text
     assert "### At equal compute" not in text and "| equal compute |" not in text and "These are 4 intervals" in text
-    assert "made with commit 0, fedcba987654 and" in text and "data sets `large` has not been run" in text
+    assert "8 runs made with commit 0, fedcba987654 and PyTorch 2.6 on cpu with 1 thread." in text
+    assert "1 run made with commit 0 and PyTorch 2.9 on cpu with 3 threads." in text
+    assert "data sets `large` has not been run" in text
     assert "All rows have `--batch_size 8`." in text and "Rows here have `--data_fraction 0.1`, too." in text
     assert "The least mean FD is that of `r1_lazy`: 3.100, 0.51 of that of `plain`." in text
     study = study_numbers.read_results(tmp_path / "results.json")
