@@ -52,6 +52,7 @@ from training.run_lock import locked
 
 SECTIONS = {"common": 1, "data": 3, "rows": 3, "compare": 3}  # and how many columns each has
 RESULT, RESULTS = "result.json", "results.json"
+FOLDERS = {"--data_root", "--runs_root"}
 NOT_METRICS = {"event", "step", "time", "protocol"}
 
 
@@ -96,6 +97,12 @@ def read_table(text: str) -> Table:
     return table
 
 
+def without_folders(command: str) -> list[str]:
+    """The words of a command but for those that say where data and runs lie, which are moved, or spelled otherwise."""
+    words = shlex.split(command)
+    return [word for i, word in enumerate(words) if not {*words[max(i - 1, 0) : i + 1]} & FOLDERS]
+
+
 @dataclass(frozen=True)
 class Run:
     """One run: its flags are all of train.py's."""
@@ -125,11 +132,13 @@ class Run:
         return max(map(checkpoints.step_of, checkpoints.of_kind(self.folder / "weights", "ckpt")), default=0)
 
     def result(self) -> dict | None:
-        """Its result.json, if it is of this very command."""
+        """Its result.json, if it is of this command, wherever data and runs lay."""
         path = self.folder / RESULT
         found = utils.load_json(path) if path.exists() else None
-        ours = isinstance(found, dict) and found.get("command") == shlex.join(self.command)
-        return found if ours else None
+        command = found.get("command", "") if isinstance(found, dict) else ""
+        if without_folders(command) != without_folders(shlex.join(self.command)):
+            return None
+        return found | {"folder": str(self.folder)}
 
 
 def runs(table: Table, name: str, runs_root: Path, rows: list, data: list, seeds: int, data_root: str) -> Iterator[Run]:

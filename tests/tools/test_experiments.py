@@ -113,6 +113,22 @@ def test_what_is_complete_is_not_run_again(data_root, monkeypatch, capsys):
         experiments.main([*command, "--rows", "plane"])
 
 
+def test_a_result_is_that_of_its_run_wherever_data_and_runs_lie(data_root):
+    run = planned(data_root)[1][0]
+    command = shlex.join(run.command)
+    assert run.result() is None
+    for changed, is_ours in (
+        ("", True),
+        (command, True),
+        (command.replace(str(data_root), "elsewhere"), True),
+        (command.replace("--seed 0", "--seed 1"), False),
+        (f"{command} --flip", False),
+    ):
+        about = {"command": changed} if changed else {"command": command, "more": 1}
+        utils.save_json(about, run.folder / "result.json")
+        assert (run.result() == about | {"folder": str(run.folder)}) == is_ours
+
+
 def test_a_complete_run_of_other_flags_is_moved_aside(data_root):
     run, calls = planned(data_root)[1][0], []
 
