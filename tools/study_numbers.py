@@ -49,6 +49,21 @@ class Results:
         named = {other for one, other, _ in self.about["compare"] if one in rows}
         return [row for row in self.rows(data) if row in named and row not in rows]
 
+    def made_on(self, run: dict) -> str:
+        """What a run was made on, in words; one of before this was noted, on what the results were collected."""
+        known = self.about | run
+        return f"PyTorch {known['torch']} on {known['device']} with {utils.counted(known['threads'], 'thread')}"
+
+    @property
+    def is_of_one_kind(self) -> bool:
+        """Whether all runs were made on the same."""
+        return len({self.made_on(run) for run in self.about["results"]}) == 1
+
+    def timed_on(self, data: str) -> str:
+        """That of `made_on` which most rows of a data set have runs of, whose seconds can be compared."""
+        rows = [{self.made_on(run) for run in runs} for runs in self.runs[data].values()]
+        return max(sorted(set.union(*rows)), key=lambda made_on: sum(made_on in found for found in rows))
+
 
 def read_results(path: Path) -> Results:
     """Raises: utils.UserError where there are none."""

@@ -59,7 +59,7 @@ def spread(values: Sequence[float], of: int) -> str:
 
 
 def configurations(results: Results, data: str) -> list[str]:
-    runs, rows = results.runs[data], results.rows(data)
+    runs, rows, timed_on = results.runs[data], results.rows(data), results.timed_on(data)
     cheapest = min(runs[row][0]["multiply_adds"] for row in rows)
     lines = []
     for row in rows:
@@ -68,7 +68,8 @@ def configurations(results: Results, data: str) -> list[str]:
         flags = f"`{about['flags']}`" if about["flags"] else "those of all rows"
         flags += f", as costly as {about['equal']}" if about["equal"] else ""
         cost = f"{run['multiply_adds'] / 1e9:.3g}", f"{run['multiply_adds'] / cheapest:.2f}"
-        cost = *cost, f"{np.median([other['seconds'] for other in runs[row]]):.3g}"
+        seconds = [other["seconds"] for other in runs[row] if results.made_on(other) == timed_on]
+        cost = *cost, f"{np.median(seconds):.3g}" if seconds else "-"
         lines.append([row, flags, f"{run['G_ch']:g}", f"{run['parameters']:,}", *cost, str(len(runs[row]))])
     header = [
         "row",
@@ -80,7 +81,8 @@ def configurations(results: Results, data: str) -> list[str]:
         "seconds an iteration",
         "seeds",
     ]
-    return table(header, lines, 2)
+    told = [] if results.is_of_one_kind else [f"Seconds are those of runs by {timed_on}.", ""]
+    return [*table(header, lines, 2), *told]
 
 
 def values_table(results: Results, data: str, equal_compute: bool) -> list[str]:
@@ -270,17 +272,14 @@ def section(results: Results, data: str, page: Path, differences: list[Differenc
     return lines
 
 
-def made_with(about: dict) -> str:
-    """By which commits runs were made, and on what: seconds are of one machine, and so are digits."""
+def made_with(results: Results) -> str:
+    """By which commits runs were made, and on what."""
     made: dict = {}
-    for run in about["results"]:
-        known = about | run  # runs of before these were noted have those of the collection
-        where = known["torch"], known["device"], utils.counted(known["threads"], "thread")
-        made.setdefault(where, []).append(known["commit"][:12])
+    for run in results.about["results"]:
+        made.setdefault(results.made_on(run), []).append((results.about | run)["commit"][:12])
     return " ".join(
-        f"{utils.counted(len(commits), 'run')} made with commit {', '.join(sorted(set(commits)))} and "
-        f"PyTorch {version} on {device} with {threads}."
-        for (version, device, threads), commits in made.items()
+        f"{utils.counted(len(commits), 'run')} made with commit {', '.join(sorted(set(commits)))} and {made_on}."
+        for made_on, commits in made.items()
     )
 
 
@@ -292,7 +291,7 @@ def write_page(folder: Path, page: Path) -> None:
         f"# {folder.name}: results",
         "",
         f"Written by `python tools/write_study.py {folder} {page}` from `{folder / 'results.json'}`: {done} of "
-        f"{about['planned']} runs. {made_with(about)} What made each number stands at the end.",
+        f"{about['planned']} runs. {made_with(results)} What made each number stands at the end.",
         "",
     ]
     if about.get("common"):

@@ -336,6 +336,7 @@ def test_rows_that_cost_the_same_are_compared_once_and_drawn_beside_their_rival(
     assert "### At equal compute" not in text and "| equal compute |" not in text and "These are 4 intervals" in text
     assert "8 runs made with commit 0, fedcba987654 and PyTorch 2.6 on cpu with 1 thread." in text
     assert "1 run made with commit 0 and PyTorch 2.9 on cpu with 3 threads." in text
+    assert "Seconds are those of runs by PyTorch 2.6 on cpu with 1 thread." in text
     assert "data sets `large` has not been run" in text
     assert "All rows have `--batch_size 8`." in text and "Rows here have `--data_fraction 0.1`, too." in text
     assert "The least mean FD is that of `r1_lazy`: 3.100, 0.51 of that of `plain`." in text
