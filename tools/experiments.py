@@ -16,8 +16,8 @@ A table is text, read from standard input, of lines `a | b | c` in sections:
 
 A run is an ordinary one of train.py, in <runs_root>/<name>/<data>/<row>_seed<k>, and goes on when it is started again.
 Its last checkpoint is then measured by evaluate.py. Its result.json holds the commands and all numbers;
-<runs_root>/<name>/results.json those of all runs, for tools/write_study.py. What it says stands beside its folder, in
-<row>_seed<k>.txt.
+<runs_root>/<name>/results.json those of all runs, for tools/write_study.py. What a run says stands beside its folder,
+in <row>_seed<k>.txt.
 
 Each process computes with one thread, unless OMP_NUM_THREADS says otherwise: so digits are the same whatever number of
 cores there is, and two runs of one thread are done sooner than one after the other with two.

@@ -74,7 +74,8 @@ class Workers:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-            self._processes.discard(process)
+            with self._lock:
+                self._processes.discard(process)
         if self._stopped.is_set():
             raise Stopped
         if process.returncode:
