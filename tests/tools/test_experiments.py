@@ -219,7 +219,7 @@ def test_a_wrong_line_is_named(line, message):
 
 @pytest.mark.parametrize(
     "script, data, resolution, num_rows, steps",
-    [("study", "digits", 32, 15, 700), ("study", "shapes64", 64, 15, 700), ("recipes", "digits_tenth", 32, 18, 600)],
+    [("study", "digits", 32, 15, 1200), ("study", "shapes64", 64, 15, 1200), ("recipes", "digits_tenth", 32, 18, 600)],
 )
 def test_every_row_of_a_script_is_a_model(script, data, resolution, num_rows, steps):
     text = (workers.ROOT / "scripts" / f"{script}.sh").read_text()
