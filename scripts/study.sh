@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/experiments.sh
 
 table='
-[common]   # the widths of the quickstart, a little narrower; after 700 steps nothing on shapes has learnt its classes
+[common]   # the widths of the quickstart, a little narrower; after 700 steps no row tried on shapes has learnt classes
 --feature_network classifier --G_ch 12 --G_ch_mult 4-4-2-1 --D_ch 12 --D_ch_mult 1-2-4-4 --D_num_down 3
 --G_param none --G_attn 16 --D_attn 16 --dim_z 64 --batch_size 32 --num_D_steps 1 --G_lr 4e-4 --D_lr 8e-4
 --ema --ema_decay 0.995 --ema_ramp 0.05 --num_iters 1200 --test_every 300 --save_every 600 --sample_every 1200
