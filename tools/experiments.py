@@ -267,6 +267,11 @@ def estimate(all_runs: list[Run], workers: Workers) -> None:
     )
 
 
+def say(line: str, file=None) -> None:
+    """Print a line in one piece: runs speak at the same moment, and print() writes the end of a line apart."""
+    print(f"{line}\n", end="", file=file)
+
+
 class Progress:
     """Carries out runs that are not complete, tells of each, and collects the results after each."""
 
@@ -279,19 +284,19 @@ class Progress:
         number, run = numbered
         start, where = time.monotonic(), f"[{number} of {len(self.all_runs)}] {run.name}"
         if run.result() is not None:
-            print(f"{where}: complete")
+            say(f"{where}: complete")
             return
-        print(f"{where} ...")
+        say(f"{where} ...")
         try:
             result = carry_out(run, self.workers)
         except Stopped:
             return
         except utils.UserError as error:
-            print(f"{where}: error: {error}", file=sys.stderr)
+            say(f"{where}: error: {error}", file=sys.stderr)
             self.failed.append(run.name)
             return
         told = ", ".join(f"{k} {v:.4g}" for k, v in result["final"].items() if k in ("fid", "fd", "coverage"))
-        print(f"{where}: {told}, after {utils.duration(time.monotonic() - start)}")
+        say(f"{where}: {told}, after {utils.duration(time.monotonic() - start)}")
         with self._collecting:
             collect(self.table, self.all_runs, self.path)
 

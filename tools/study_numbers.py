@@ -119,15 +119,20 @@ def interval(differences: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def paired(one: list[dict], other: list[dict], metric: str, equal_compute: bool) -> list[float]:
-    """Differences of runs of the same seed: at their ends, or where both have cost what the cheaper costs in all."""
+def pairs(one: list[dict], other: list[dict], metric: str, equal_compute: bool) -> list[tuple[float, float]]:
+    """A metric of two runs of the same seed: at their ends, or where both have cost what the cheaper costs in all."""
     others, found = {run["seed"]: run for run in other}, []
     for run in one:
         if rival := others.get(run["seed"]):
             budget = min(total(run), total(rival))
-            values = [at_budget(it, metric, budget) if equal_compute else at_end(it, metric) for it in (run, rival)]
-            found.append(values[0] - values[1])
-    return [difference for difference in found if not math.isnan(difference)]
+            of = [at_budget(it, metric, budget) if equal_compute else at_end(it, metric) for it in (run, rival)]
+            found.append((of[0], of[1]))
+    return [pair for pair in found if not math.isnan(sum(pair))]
+
+
+def paired(one: list[dict], other: list[dict], metric: str, equal_compute: bool) -> list[float]:
+    """Differences of runs of the same seed."""
+    return [first - second for first, second in pairs(one, other, metric, equal_compute)]
 
 
 def verdict(low: float, high: float, less_is_better: bool) -> str:
@@ -164,16 +169,59 @@ class Difference:
         return f"{self.mean:+.3f}{half}" + (f" **{self.verdict}**" if self.verdict in ("better", "worse") else "")
 
 
+def places(one: list[dict], other: list[dict]) -> tuple[str, ...]:
+    """Where two rows are compared: at equal compute, and at equal steps where that is something else."""
+    return ("equal steps and compute",) if costs_as_much(one[0], other[0]) else ("equal compute", "equal steps")
+
+
 def compare(results: Results, data: str) -> list[Difference]:
-    """All that the table asks for: at equal compute, and at equal steps where that is something else."""
+    """All that the table asks for."""
     runs, found = results.runs[data], []
     for one, other, question in results.about["compare"]:
         if one not in runs or other not in runs:
             continue
-        same = costs_as_much(runs[one][0], runs[other][0])
-        for where in ("equal steps and compute",) if same else ("equal compute", "equal steps"):
+        for where in places(runs[one], runs[other]):
             for metric in metrics_of(runs):
                 if values := paired(runs[one], runs[other], metric, where == "equal compute"):
                     about = one, other, question, where, metric
                     found.append(Difference(*about, *interval(values), len(values)))
     return found
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times the distance of other rows that of some is: of the same two endings of names in several settings.
+
+    A setting is a data set and a family of rows (see Results.families). The ratio of each is the geometric mean over
+    its seeds; `mean`, `low` and `high` are of these, their logarithms taken as normal.
+    """
+
+    one: str  # the ending of the rows' names, "" of a family's first
+    other: str
+    where: str
+    settings: dict[str, float]  # "data/family" -> ratio
+    mean: float
+    low: float
+    high: float
+
+
+def ratios(results: Results) -> list[Ratio]:
+    """Ratios of distances for each two endings that the table compares in at least three settings."""
+    found: dict = {}
+    for data, runs in results.runs.items():
+        metric = metrics_of(runs)[0]
+        for one, other, _ in results.about["compare"]:
+            family, _, ending = one.partition("_")
+            base, _, other_ending = other.partition("_")
+            if family != base or one not in runs or other not in runs or not METRICS[metric][1]:
+                continue
+            for where in places(runs[one], runs[other]):
+                of = pairs(runs[one], runs[other], metric, where == "equal compute")
+                if of and min(map(min, of)) > 0:
+                    logarithm = float(np.mean([math.log(first / second) for first, second in of]))
+                    found.setdefault((ending, other_ending, where), {})[f"{data}/{family}"] = logarithm
+    return [
+        Ratio(*about, {name: math.exp(it) for name, it in of.items()}, *map(math.exp, interval(list(of.values()))))
+        for about, of in found.items()
+        if len(of) >= 3
+    ]

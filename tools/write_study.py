@@ -18,6 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator
 from PIL import Image, ImageDraw
 
 import utils
@@ -32,11 +33,13 @@ from tools.study_numbers import (
     compare,
     costs_as_much,
     metrics_of,
+    ratios,
     read_results,
     total,
 )
 from torch_utils.text import INK
 
+LEARNT = 0.5  # accuracy below which the classes are not learnt
 SHEET_HEIGHT = 330  # pixels of a sheet on the picture of sheets
 
 
@@ -142,6 +145,22 @@ def in_words(differences: list[Difference], metrics: list[str]) -> list[str]:
     return [*lines, ""]
 
 
+def unlearnt(results: Results, data: str) -> list[str]:
+    """A line for each family of which no row draws the classes that it is asked for, as far as accuracy says."""
+    runs, lines = results.runs[data], []
+    if "accuracy" not in metrics_of(runs):
+        return []
+    for family, rows in results.families(data).items():
+        best = max(float(np.nanmean([at_end(run, "accuracy") for run in runs[row]])) for row in rows)
+        if best < LEARNT:
+            lines += [
+                f"No row of `{family}` has learnt the classes in these steps: the highest mean accuracy is {best:.3f}. "
+                "What is said of them is said of generators early in their training, not of ones that have learnt.",
+                "",
+            ]
+    return lines
+
+
 def in_short(results: Results, differences: dict[str, list[Difference]]) -> list[str]:
     """The distance alone: which rows are better, worse and not to be told from what they are compared with."""
     lines = []
@@ -156,6 +175,29 @@ def in_short(results: Results, differences: dict[str, list[Difference]]) -> list
                 pairs = ", ".join(f"`{it.one}` beside `{it.other}` ({it.mean:+.3f})" for it in found)
                 lines.append(f"  * {said}: {pairs}")
     return ["## In short", "", *lines, ""] if lines else []
+
+
+def over_all(results: Results) -> list[str]:
+    """The ratios of distances over all settings, where the table asks the same of several families or data sets."""
+    found = ratios(results)
+    if not found:
+        return []
+    lines = []
+    for it in found:
+        rows = [f"`*{f'_{ending}' if ending else ''}`" for ending in (it.one, it.other)]
+        less = sum(ratio < 1 for ratio in it.settings.values())
+        verdict = "less" if it.high < 1 else "more" if it.low > 1 else "no difference can be told"
+        each = ", ".join(f"{name} {ratio:.2f}" for name, ratio in it.settings.items())
+        numbers = f"{it.mean:.2f}", f"{it.low:.2f} to {it.high:.2f}", f"{less} of {len(it.settings)}"
+        lines.append([*rows, it.where, *numbers, verdict, each])
+    header = ["rows", "beside", "at", "ratio", f"{LEVEL:.0%} interval", "below 1 in", "what it says", "each"]
+    return [
+        "## Over all",
+        "",
+        "The distance of one row divided by that of another (below 1: it is better), the geometric mean over seeds in "
+        "each setting (a data set and a family of rows), then over settings, with Student's t over these.",
+        *table(header, lines, 3),
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,6 +225,11 @@ def draw_curves(results: Results, data: str, path: Path) -> None:
         ax.set(
             title=f"{data}: {family}", xlabel="multiply-adds of training, 10¹²", ylabel=METRICS[metric][0], yscale="log"
         )
+        low, high = ax.get_ylim()
+        if high > 10 * low:
+            ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        for which in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            which("{x:.3g}")  # 40, not 4 x 10^1
         ax.legend(fontsize=8)
     figure.tight_layout()
     with utils.atomic_path(path) as temporary:
@@ -257,7 +304,7 @@ def section(results: Results, data: str, page: Path, differences: list[Differenc
         "interval; what it says of the first row, where it excludes 0.",
     ]
     metrics = metrics_of(results.runs[data])
-    lines += [*comparison_table(differences, metrics), *in_words(differences, metrics)]
+    lines += [*comparison_table(differences, metrics), *unlearnt(results, data), *in_words(differences, metrics)]
     draw_curves(results, data, page.with_name(f"{name}_curves.png"))
     lines += [
         f"![Distance against compute on {data}]({name}_curves.png)",
@@ -301,7 +348,7 @@ def write_page(folder: Path, page: Path) -> None:
     if without := [f"`{name}`" for name in about.get("data", {}) if name not in results.runs]:
         lines += [f"**Of the table's data sets {', '.join(without)} has not been run.**", ""]
     differences = {data: compare(results, data) for data in results.runs}
-    lines += in_short(results, differences)
+    lines += in_short(results, differences) + over_all(results)
     for data in results.runs:
         lines += section(results, data, page, differences[data])
     lines += [

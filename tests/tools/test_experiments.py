@@ -320,6 +320,32 @@ def test_the_page_says_what_the_numbers_say(study):
         write_study.main([str(study), str(page)])
 
 
+def test_what_several_families_are_asked_alike_is_told_over_all(tmp_path):
+    """Ratios of distances: a geometric mean over the seeds of each setting, then over settings."""
+    fds = {"a": 4.0, "a_ssm": 2.0, "b": 4.0, "b_ssm": 1.0, "c": 2.0, "c_ssm": 4.0}
+    results = [made_run(row, seed, fd * (1 + seed), 10**9, tmp_path) for row, fd in fds.items() for seed in range(2)]
+    for run in results:
+        run["final"]["accuracy"] = 0.6 if run["row"] == "a" else 0.4
+    about = {"rows": {row: {"flags": "", "equal": ""} for row in fds}, "planned": 12, "results": results}
+    about |= {"compare": [[f"{name}_ssm", name, ""] for name in "abc"], "threads": 1}
+    utils.save_json(about | {"commit": "0", "torch": "2.6", "device": "cpu"}, tmp_path / "results.json")
+    (ratio,) = study_numbers.ratios(study_numbers.read_results(tmp_path / "results.json"))
+    assert (ratio.one, ratio.other, ratio.where) == ("ssm", "", "equal steps and compute")
+    assert ratio.settings == pytest.approx({"tiny/a": 0.5, "tiny/b": 0.25, "tiny/c": 2.0})
+    half = 4.302652729911275 * np.std(np.log([0.5, 0.25, 2.0]), ddof=1) / math.sqrt(3)
+    expected = np.log(0.25) / 3 + np.array([0, -half, half])
+    assert np.log([ratio.mean, ratio.low, ratio.high]) == pytest.approx(expected)
+    page = tmp_path / "study.md"
+    write_study.write_page(tmp_path, page)
+    text = page.read_text()
+    told = f"0.63 | 0.05 to {math.exp(expected[2]):.2f} | 2 of 3 | no difference can be told"
+    assert f"| `*_ssm` | `*` | equal steps and compute | {told} |" in text
+    assert "tiny/a 0.50, tiny/b 0.25, tiny/c 2.00 |" in text
+    # Where no row of a family draws the classes, that is said.
+    assert "No row of `b` has learnt the classes in these steps: the highest mean accuracy is 0.400." in text
+    assert "No row of `a`" not in text
+
+
 def test_rows_that_cost_the_same_are_compared_once_and_drawn_beside_their_rival(tmp_path):
     rows = {"plain": 6.0, "r1": 4.5, "r1_lazy": 3.0}
     results = [made_run(row, seed, fd + seed / 10, 10**9, tmp_path) for row, fd in rows.items() for seed in range(3)]
