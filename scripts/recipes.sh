@@ -66,3 +66,4 @@ ramp_r3gan   | plain    | all of this together
 
 run_table recipes "$table" "$@"
 "$python" tools/write_study.py "$results" docs/recipes.md
+exit "$failed"

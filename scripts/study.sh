@@ -63,3 +63,4 @@ for run in "$results"/*/sagan_voxel_seed0; do # the maps on the page
     fi
 done
 "$python" tools/write_study.py "$results" docs/study.md
+exit "$failed"

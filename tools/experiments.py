@@ -31,6 +31,7 @@ import statistics
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ import torch
 import train
 import utils
 from image_datasets.decoding import available_cores
-from tools.workers import Stopped, Workers
+from tools.workers import ROOT, Stopped, Workers
 from torch_utils import checkpoints
 from torch_utils.distributed import Ranks, resolve_device
 from training import match, run_folder
@@ -71,30 +72,39 @@ def read_table(text: str) -> Table:
     table, section = Table(), None
     for number, line in enumerate(text.splitlines(), 1):
         line = line.partition("#")[0].strip()
-        if line.startswith("[") and line.endswith("]"):
-            section = line[1:-1]
-        if not line or line.startswith("["):
+        if line.startswith("["):
+            section = line[1:-1] if line.endswith("]") else None
+        if not line or line in (f"[{name}]" for name in SECTIONS):
             continue
         columns = [column.strip() for column in line.split("|")]
         if section not in SECTIONS or len(columns) > SECTIONS[section]:
             raise utils.UserError(f"line {number} of the table, {line!r}: no line of a section ({', '.join(SECTIONS)})")
-        name, second, third = columns + [""] * (3 - len(columns))
-        if section == "common":
-            table.common += shlex.split(name)
-        elif section == "compare":
-            table.compare.append((name, second, third))
-        elif name in getattr(table, section) or not name.replace("_", "").isalnum():
-            raise utils.UserError(
-                f"line {number} of the table: {name!r} is there twice, or no name of letters and digits"
-            )
-        elif section == "data":
-            table.data[name] = shlex.split(second), shlex.split(third)
-        else:
-            table.rows[name] = shlex.split(second), third
+        try:
+            _read_line(table, section, *columns, *[""] * (3 - len(columns)))
+        except ValueError as error:
+            raise utils.UserError(f"line {number} of the table, {line!r}: {error}") from error
+    if not table.rows or not table.data:
+        raise utils.UserError("the table has no rows, or no data")
     named = [equal for _, equal in table.rows.values() if equal] + [row for pair in table.compare for row in pair[:2]]
     if unknown := [name for name in named if name not in table.rows]:
         raise utils.UserError(f"the table has no row {unknown[0]!r}")
+    if chained := [name for name, (_, equal) in table.rows.items() if equal and table.rows[equal][1]]:
+        raise utils.UserError(f"row {chained[0]!r} shall cost as much as one that itself is widened: name that one's")
     return table
+
+
+def _read_line(table, section, name, second, third):
+    """Raises: ValueError."""
+    if section == "common":
+        table.common += shlex.split(name)
+    elif section == "compare":
+        table.compare.append((name, second, third))
+    elif name in getattr(table, section) or not name.replace("_", "").isalnum():
+        raise ValueError(f"{name!r} is there twice, or no name of letters and digits")
+    elif section == "data":
+        table.data[name] = shlex.split(second), shlex.split(third)
+    else:
+        table.rows[name] = shlex.split(second), third
 
 
 def without_folders(command: str) -> list[str]:
@@ -132,9 +142,10 @@ class Run:
         return max(map(checkpoints.step_of, checkpoints.of_kind(self.folder / "weights", "ckpt")), default=0)
 
     def result(self) -> dict | None:
-        """Its result.json, if it is of this command, wherever data and runs lay."""
-        path = self.folder / RESULT
-        found = utils.load_json(path) if path.exists() else None
+        """Its result.json, if it is whole and of this command, wherever data and runs lay."""
+        found = None
+        with contextlib.suppress(utils.UserError):
+            found = utils.load_json(self.folder / RESULT)
         command = found.get("command", "") if isinstance(found, dict) else ""
         if without_folders(command) != without_folders(shlex.join(self.command)):
             return None
@@ -163,8 +174,8 @@ def runs(table: Table, name: str, runs_root: Path, rows: list, data: list, seeds
 def prepare(table: Table, data: list[str], data_root: str, workers: Workers) -> None:
     """Make the data sets and their statistics, where they are not there yet."""
     for name in data:
-        make, flags = table.data[name]
-        options, _ = train.parse_args(["--dataset", name, "--data_root", data_root, *table.common, *flags])
+        make, _ = table.data[name]
+        options = options_of(table, name, data_root)
         if make:
             workers.call("make_hdf5.py", *make, "--out", str(options.data.path))
         network = options.metrics.feature_network
@@ -212,35 +223,30 @@ def carry_out(run: Run, workers: Workers) -> dict:
     return result
 
 
-def collect(table: Table, all_runs: list[Run], path: Path) -> None:
-    """Write the results of all runs that are complete, beside those that other calls have written."""
+def complete_too(table: Table, folder: Path, data: list[str], seeds: int, data_root: str) -> tuple[list[str], int]:
+    """The data sets and seeds that are asked for, and those of which other calls have left results."""
+    there = [path.parent for path in folder.glob(f"*/*_seed*/{RESULT}")]
+    numbers = [path.name.rpartition("_seed")[2] for path in there]
+    seeds = max([seeds, *(int(number) + 1 for number in numbers if number.isdecimal())])
+    others = {path.parent.name for path in there}
+    made = {name for name in others & set(table.data) if options_of(table, name, data_root).data.path.exists()}
+    return [name for name in table.data if name in data or name in made], seeds
+
+
+def options_of(table: Table, data: str, data_root: str):
+    """train.py's options on a data set, without a row's flags."""
+    return train.parse_args(["--dataset", data, "--data_root", data_root, *table.common, *table.data[data][1]])[0]
+
+
+def collect(table: Table, known: list[Run], path: Path) -> None:
+    """Write the results of all runs that are complete, whichever call has made them."""
     rows = {name: {"flags": shlex.join(flags), "equal": equal} for name, (flags, equal) in table.rows.items()}
     data = {name: shlex.join(flags) for name, (_, flags) in table.data.items()}
-    kept = results_of_others(table, rows, all_runs, path)
-    results = [*kept, *(result for run in all_runs if (result := run.result()))]
+    results = [result for run in known if (result := run.result())]
     about = {"common": shlex.join(table.common), "data": data, "rows": rows, "compare": table.compare}
     about |= {"threads": torch.get_num_threads()}
     about |= run_folder.provenance(Ranks(0, 1, torch.device("cpu")))
-    utils.save_json({**about, "planned": len(kept) + len(all_runs), "results": results}, path)
-
-
-def results_of_others(table: Table, rows: dict, all_runs: list[Run], path: Path) -> list[dict]:
-    """The results in a file that are of other runs than these: of rows, data or seeds that were asked for before.
-
-    Those of flags that the table no longer has are left out.
-    """
-    found = utils.load_json(path) if path.exists() else {"rows": {}, "results": []}
-    these = {str(run.folder) for run in all_runs}
-    same_rows = {name for name, about in rows.items() if found["rows"].get(name) == about}
-    flags = {name: shlex.join([*table.common, *of_train]) for name, (_, of_train) in table.data.items()}
-    return [
-        result
-        for result in found["results"]
-        if result["folder"] not in these
-        and result["row"] in same_rows
-        and result["data"] in flags
-        and f" {flags[result['data']]} " in f" {result['command']} "
-    ]
+    utils.save_json({**about, "planned": len(known), "results": results}, path)
 
 
 def show(all_runs: list[Run]) -> None:
@@ -275,8 +281,8 @@ def say(line: str, file=None) -> None:
 class Progress:
     """Carries out runs that are not complete, tells of each, and collects the results after each."""
 
-    def __init__(self, table: Table, all_runs: list[Run], path: Path, workers: Workers):
-        self.table, self.all_runs, self.path, self.workers = table, all_runs, path, workers
+    def __init__(self, table: Table, all_runs: list[Run], known: list[Run], path: Path, workers: Workers):
+        self.table, self.all_runs, self.known, self.path, self.workers = table, all_runs, known, path, workers
         self.failed: list[str] = []
         self._collecting = threading.Lock()
 
@@ -291,14 +297,15 @@ class Progress:
             result = carry_out(run, self.workers)
         except Stopped:
             return
-        except utils.UserError as error:
-            say(f"{where}: error: {error}", file=sys.stderr)
+        except Exception as error:  # the other runs go on
+            told = error if isinstance(error, utils.UserError) else "".join(traceback.format_exception(error))
+            say(f"{where}: error: {told}", file=sys.stderr)
             self.failed.append(run.name)
             return
         told = ", ".join(f"{k} {v:.4g}" for k, v in result["final"].items() if k in ("fid", "fd", "coverage"))
         say(f"{where}: {told}, after {utils.duration(time.monotonic() - start)}")
         with self._collecting:
-            collect(self.table, self.all_runs, self.path)
+            collect(self.table, self.known, self.path)
 
 
 def make_parser() -> utils.ArgumentParser:
@@ -321,7 +328,15 @@ def chosen(names: list[str] | None, known: dict, flag: str) -> list[str]:
     """The names of a flag, all without it. Raises: utils.UserError for one that the table lacks."""
     if unknown := [name for name in names or () if name not in known]:
         raise utils.UserError(f"--{flag} {unknown[0]}: the table has {', '.join(known)}")
-    return names or list(known)
+    return list(dict.fromkeys(names or known))
+
+
+def without_missing(table: Table, data: list[str], data_root: str) -> list[str]:
+    """Those data sets that are made; of the others it is said."""
+    missing = [name for name in data if not options_of(table, name, data_root).data.path.exists()]
+    for name in missing:
+        print(f"{name}: none is complete, its data are not made yet")
+    return [name for name in data if name not in missing]
 
 
 def default_workers() -> int:
@@ -332,6 +347,8 @@ def default_workers() -> int:
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_intermixed_args(argv)
     table = read_table(sys.stdin.read())
+    if Path.cwd() != ROOT:  # where the scripts run that are called
+        args.runs_root, args.data_root = os.path.abspath(args.runs_root), os.path.abspath(args.data_root)
     rows, data = chosen(args.rows, table.rows, "rows"), chosen(args.datasets, table.data, "datasets")
     folder = Path(args.runs_root) / args.name
     if "OMP_NUM_THREADS" not in os.environ:
@@ -340,18 +357,24 @@ def main(argv: list[str] | None = None) -> None:
     workers = Workers(args.workers or default_workers())
     # Looking needs no lock: it is asked for while the runs go on.
     with contextlib.nullcontext() if args.list else locked(folder, Ranks(0, 1, torch.device("cpu"))):
-        if not args.list:
+        if args.list:
+            data = without_missing(table, data, args.data_root)
+        else:
             prepare(table, data, args.data_root, workers)
-        all_runs = list(runs(table, args.name, Path(args.runs_root), rows, data, args.seeds, args.data_root))
+        known_data, seeds = complete_too(table, folder, data, args.seeds, args.data_root)
+        known = list(runs(table, args.name, Path(args.runs_root), list(table.rows), known_data, seeds, args.data_root))
+        all_runs = [run for run in known if run.row in rows and run.data in data and run.seed < args.seeds]
         if args.list or args.time:
             show(all_runs) if args.list else estimate(all_runs, workers)
             return
-        progress = Progress(table, all_runs, folder / RESULTS, workers)
+        progress = Progress(table, all_runs, known, folder / RESULTS, workers)
         workers.each(progress, enumerate(all_runs, 1))
-        collect(table, all_runs, folder / RESULTS)
+        collect(table, known, folder / RESULTS)
         print(f"wrote {folder / RESULTS}")
     if failed := progress.failed:
-        raise utils.UserError(f"{len(failed)} of {len(all_runs)} runs have failed, the others are complete: {failed}")
+        said = f"{len(failed)} of {len(all_runs)} runs have failed, the others are complete: {', '.join(failed)}"
+        print(f"error: {said}", file=sys.stderr)
+        sys.exit(1)  # not 2, which stands for a wrong command
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from scipy import stats
 import utils
 
 LEVEL = 0.95  # of the confidence intervals
+LEARNT = 0.5  # accuracy below which a generator has not learnt the classes
 # Metrics of the page, in its order -> their name, and whether less is better.
 METRICS = {
     "fid": ("FID", True),
@@ -71,8 +72,17 @@ def read_results(path: Path) -> Results:
     if not isinstance(about, dict) or not about.get("results"):
         raise utils.UserError(f"{path} holds no results: run tools/experiments.py (bash scripts/study.sh) first")
     runs: dict = {}
-    for result in sorted(about["results"], key=lambda result: result["seed"]):
-        runs.setdefault(result["data"], {}).setdefault(result["row"], []).append(result)
+    try:
+        for result in sorted(about["results"], key=lambda result: result["seed"]):
+            runs.setdefault(result["data"], {}).setdefault(result["row"], []).append(result)
+        for data, rows in runs.items():
+            if not metrics_of(rows):
+                raise utils.UserError(f"{path}: the runs on {data} have none of the metrics {', '.join(METRICS)}")
+            if twice := [row for row, group in rows.items() if len({run["seed"] for run in group}) < len(group)]:
+                raise utils.UserError(f"{path}: {data}/{twice[0]} has two runs of one seed")
+        about["rows"], about["compare"], about["planned"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise utils.UserError(f"{path} is not of tools/experiments.py ({error!r})") from error
     return Results(about, runs)
 
 
@@ -200,13 +210,14 @@ class Ratio:
     other: str
     where: str
     settings: dict[str, float]  # "data/family" -> ratio
+    early: frozenset[str]  # the settings in which neither row has learnt the classes there
     mean: float
     low: float
     high: float
 
 
 def ratios(results: Results) -> list[Ratio]:
-    """Ratios of distances for each two endings that the table compares in at least three settings."""
+    """Ratios of distances for each two endings that the table compares in three settings or more, of two seeds each."""
     found: dict = {}
     for data, runs in results.runs.items():
         metric = metrics_of(runs)[0]
@@ -217,11 +228,23 @@ def ratios(results: Results) -> list[Ratio]:
                 continue
             for where in places(runs[one], runs[other]):
                 of = pairs(runs[one], runs[other], metric, where == "equal compute")
-                if of and min(map(min, of)) > 0:
+                if len(of) > 1 and min(map(min, of)) > 0:
                     logarithm = float(np.mean([math.log(first / second) for first, second in of]))
-                    found.setdefault((ending, other_ending, where), {})[f"{data}/{family}"] = logarithm
+                    early = _early(runs[one], runs[other], where)
+                    found.setdefault((ending, other_ending, where), {})[f"{data}/{family}"] = logarithm, early
     return [
-        Ratio(*about, {name: math.exp(it) for name, it in of.items()}, *map(math.exp, interval(list(of.values()))))
+        Ratio(
+            *about,
+            {name: math.exp(logarithm) for name, (logarithm, _) in of.items()},
+            frozenset(name for name, (_, early) in of.items() if early),
+            *map(math.exp, interval([logarithm for logarithm, _ in of.values()])),
+        )
         for about, of in found.items()
         if len(of) >= 3
     ]
+
+
+def _early(one, other, where):
+    """Whether the mean accuracy of both rows, where they are compared, is below LEARNT."""
+    values = pairs(one, other, "accuracy", where == "equal compute")
+    return bool(values) and max(np.mean(values, axis=0)) < LEARNT

@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 import utils
 from reports.curves import COLOURS, DASHES
 from tools.study_numbers import (
+    LEARNT,
     LEVEL,
     METRICS,
     Difference,
@@ -39,7 +40,6 @@ from tools.study_numbers import (
 )
 from torch_utils.text import INK
 
-LEARNT = 0.5  # accuracy below which the classes are not learnt
 SHEET_HEIGHT = 330  # pixels of a sheet on the picture of sheets
 
 
@@ -80,12 +80,13 @@ def configurations(results: Results, data: str) -> list[str]:
         "G_ch",
         "parameters of G and D",
         "multiply-adds an iteration, 10⁹",
-        "ratio",
+        "of the cheapest row's",
         "seconds an iteration",
         "seeds",
     ]
-    told = [] if results.is_of_one_kind else [f"Seconds are those of runs by {timed_on}.", ""]
-    return [*table(header, lines, 2), *told]
+    told = "Seconds are medians, of runs beside which others ran, where several were made at a time"
+    told += "." if results.is_of_one_kind else f"; those of runs by {timed_on}."
+    return [*table(header, lines, 2), told, ""]
 
 
 def values_table(results: Results, data: str, equal_compute: bool) -> list[str]:
@@ -118,10 +119,12 @@ def comparison_table(differences: list[Difference], metrics: list[str]) -> list[
     cells: dict = {}
     for it in differences:
         cells.setdefault((it.one, it.other, it.where), {})[it.metric] = it
-    lines = [
-        [*place, str(max(it.pairs for it in found.values())), *(str(found.get(name, "-")) for name in metrics)]
-        for place, found in cells.items()
-    ]
+    lines = []
+    for place, found in cells.items():
+        most = max(it.pairs for it in found.values())
+        of = {name: "" if it.pairs == most else f" ({it.pairs})" for name, it in found.items()}
+        values = (f"{found[name]}{of[name]}" if name in found else "-" for name in metrics)
+        lines.append([*place, str(most), *values])
     return table(["row", "beside", "at", "pairs", *(METRICS[name][0] for name in metrics)], lines, 3)
 
 
@@ -129,7 +132,7 @@ def in_words(differences: list[Difference], metrics: list[str]) -> list[str]:
     """What can be concluded for each question of the table, by the distance and by coverage."""
     told = sum(math.isfinite(it.low) for it in differences)
     caution = (
-        f"These are {told} intervals: where nothing differs at all, about {told * (1 - LEVEL):.0f} of them exclude 0 "
+        f"These are {told} intervals: where nothing differs at all, about {told * (1 - LEVEL):.2g} of them exclude 0 "
         "all the same. A single one of them is no proof; several metrics that agree are more."
     )
     lines = ["", caution if told else "With one seed a row there are no intervals.", ""]
@@ -153,11 +156,10 @@ def unlearnt(results: Results, data: str) -> list[str]:
     for family, rows in results.families(data).items():
         best = max(float(np.nanmean([at_end(run, "accuracy") for run in runs[row]])) for row in rows)
         if best < LEARNT:
-            lines += [
+            lines.append(
                 f"No row of `{family}` has learnt the classes in these steps: the highest mean accuracy is {best:.3f}. "
-                "What is said of them is said of generators early in their training, not of ones that have learnt.",
-                "",
-            ]
+                "What is said of them is said of generators early in their training, not of ones that have learnt."
+            )
     return lines
 
 
@@ -174,6 +176,8 @@ def in_short(results: Results, differences: dict[str, list[Difference]]) -> list
             for said, found in sorted(verdicts.items()):
                 pairs = ", ".join(f"`{it.one}` beside `{it.other}` ({it.mean:+.3f})" for it in found)
                 lines.append(f"  * {said}: {pairs}")
+        if places:
+            lines += [f"  * {line}" for line in unlearnt(results, data)]
     return ["## In short", "", *lines, ""] if lines else []
 
 
@@ -187,7 +191,7 @@ def over_all(results: Results) -> list[str]:
         rows = [f"`*{f'_{ending}' if ending else ''}`" for ending in (it.one, it.other)]
         less = sum(ratio < 1 for ratio in it.settings.values())
         verdict = "less" if it.high < 1 else "more" if it.low > 1 else "no difference can be told"
-        each = ", ".join(f"{name} {ratio:.2f}" for name, ratio in it.settings.items())
+        each = ", ".join(f"{name} {r:.2f}{' (early)' * (name in it.early)}" for name, r in it.settings.items())
         numbers = f"{it.mean:.2f}", f"{it.low:.2f} to {it.high:.2f}", f"{less} of {len(it.settings)}"
         lines.append([*rows, it.where, *numbers, verdict, each])
     header = ["rows", "beside", "at", "ratio", f"{LEVEL:.0%} interval", "below 1 in", "what it says", "each"]
@@ -195,7 +199,9 @@ def over_all(results: Results) -> list[str]:
         "## Over all",
         "",
         "The distance of one row divided by that of another (below 1: it is better), the geometric mean over seeds in "
-        "each setting (a data set and a family of rows), then over settings, with Student's t over these.",
+        "each setting (a data set and a family of rows), then over settings, with Student's t over these. Settings "
+        "share data sets and kinds of networks, so they are not independent, and the intervals rather too narrow. "
+        f"Early: neither row has learnt the classes there (accuracy below {LEARNT:g}).",
         *table(header, lines, 3),
     ]
 
@@ -216,6 +222,8 @@ def draw_curves(results: Results, data: str, path: Path) -> None:
         for i, row in enumerate([*(rivals := results.rivals(data, rows)), *rows]):
             group = results.runs[data][row]
             steps = sorted(set.intersection(*({it["step"] for it in run["evaluations"]} for run in group)))
+            if not steps:
+                continue
             values = np.array([[it[metric] for it in run["evaluations"] if it["step"] in steps] for run in group])
             compute = np.array(steps) * group[0]["multiply_adds"] / 1e12
             colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
@@ -301,10 +309,14 @@ def section(results: Results, data: str, page: Path, differences: list[Differenc
         "### What can be concluded",
         "",
         f"Mean differences of runs of the same seed, the first row's less the second's, ± half their {LEVEL:.0%} "
-        "interval; what it says of the first row, where it excludes 0.",
+        "interval; what it says of the first row, where it excludes 0. At equal compute: where each of the two has "
+        "cost what the cheaper of them costs in all.",
     ]
     metrics = metrics_of(results.runs[data])
-    lines += [*comparison_table(differences, metrics), *unlearnt(results, data), *in_words(differences, metrics)]
+    lines += comparison_table(differences, metrics)
+    for line in unlearnt(results, data):
+        lines += [line, ""]
+    lines += in_words(differences, metrics)
     draw_curves(results, data, page.with_name(f"{name}_curves.png"))
     lines += [
         f"![Distance against compute on {data}]({name}_curves.png)",
@@ -315,7 +327,8 @@ def section(results: Results, data: str, page: Path, differences: list[Differenc
     if draw_sheets(results, data, page.with_name(f"{name}_sheets.jpg")):
         lines += [f"![Samples of the first seed on {data}]({name}_sheets.jpg)", ""]
     if folder := copy_maps(results, data, page.with_name(f"{name}_ssm.png")):
-        lines += [f"![Maps of SSM on {data}]({name}_ssm.png)", "", f"`python explain.py {folder}` has drawn it.", ""]
+        drawn_by = f"`python explain.py {folder} --only ssm` has drawn it."
+        lines += [f"![Maps of SSM on {data}]({name}_ssm.png)", "", drawn_by, ""]
     return lines
 
 

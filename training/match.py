@@ -60,6 +60,7 @@ class Configuration:
 
 def configuration(options: TrainOptions) -> Configuration:
     """That of a command, also without its data where their name says their size. Raises: utils.UserError."""
+    options = replace(options, data=replace(options.data, load_in_mem=False))  # only their size is looked at
     try:
         return Configuration(options, make_plan(options, None).config)
     except utils.UserError as error:
@@ -265,6 +266,11 @@ def match_seconds(own: Configuration, target: Configuration, time_step: Callable
         if abs(excess) <= TOLERANCE:
             break
         wanted = guess.multiply_adds / (1 + excess)
+    if best.excess > TOLERANCE and best.found.multiply_adds <= cost(PARTS):
+        raise utils.UserError(
+            f"--match: with --G_ch 1 a step of this configuration takes {1 + best.excess:.3g} times as long as one of "
+            "the target; D and the batches stay as they are: lower --D_ch or --batch_size"
+        )
     return best
 
 

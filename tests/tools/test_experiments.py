@@ -92,7 +92,7 @@ def test_what_is_complete_is_not_run_again(data_root, monkeypatch, capsys):
     utils.save_json({"command": "train.py of another table", "row": "plain"}, runs[0].folder / "result.json")
     utils.save_json(["no result"], runs[1].folder / "result.json")
     for expected in (["plain", "plain_wide", "plain_ssm"], ["plain_wide"]):
-        with pytest.raises(utils.UserError, match="1 of 3 runs have failed"):
+        with pytest.raises(SystemExit, match="^1$"):
             experiments.main(command)
         assert carried_out == expected
         carried_out.clear()
@@ -102,13 +102,22 @@ def test_what_is_complete_is_not_run_again(data_root, monkeypatch, capsys):
     with locked(data_root / "runs" / "study", Ranks(0, 1, torch.device("cpu"))):  # by a call that is at it
         experiments.main([*command, "--list"])
     assert "2 of 3 are complete" in capsys.readouterr().out and not carried_out
-    experiments.main([*command, "--rows", "plain_ssm"])  # results of other rows are kept
+    # Results of other rows and seeds are kept, also where the folder is spelled otherwise; what is damaged is none.
+    command[command.index(str(data_root / "runs"))] = f"{data_root}/elsewhere/../runs"
+    experiments.main([*command, "--seeds", "2", "--rows", "plain_ssm", "plain_ssm"])
+    (runs[0].folder / "result.json").write_text('{"command":')
+    experiments.main([*command, "--rows", "plain_ssm"])
     results = utils.load_json(data_root / "runs" / "study" / "results.json")
-    assert [result["row"] for result in results["results"]] == ["plain", "plain_ssm"] and results["planned"] == 2
-    changed = experiments.read_table(TABLE.replace("--ssm none --G_ch 5 |\n", "--ssm none --G_ch 6 |\n"))
-    rows = {name: {"flags": shlex.join(flags), "equal": equal} for name, (flags, equal) in changed.rows.items()}
-    path = data_root / "runs" / "study" / "results.json"
-    assert [r["row"] for r in experiments.results_of_others(changed, rows, [], path)] == ["plain_ssm"]
+    assert [(it["row"], it["folder"][-1]) for it in results["results"]] == [("plain_ssm", "0"), ("plain_ssm", "1")]
+    assert results["planned"] == 6 and carried_out == ["plain_ssm"]
+    monkeypatch.setattr(experiments.sys.stdin, "read", lambda: TABLE.replace("voxel --G_ch 5", "voxel --G_ch 6"))
+    capsys.readouterr()
+    experiments.main([*command, "--list"])
+    assert "0 of 3 are complete" in capsys.readouterr().out
+    monkeypatch.setattr(experiments.sys.stdin, "read", lambda: TABLE)
+    (data_root / "tiny.hdf5").rename(data_root / "moved.hdf5")
+    experiments.main([*command, "--list"])
+    assert "tiny: none is complete, its data are not made yet\n0 of 0" in capsys.readouterr().out
     with pytest.raises(utils.UserError, match="--rows plane: the table has plain, plain_wide"):
         experiments.main([*command, "--rows", "plane"])
 
@@ -203,11 +212,14 @@ def test_a_signal_ends_all_that_runs(tmp_path):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("plain | --ssm none |", "line 11 of the table: 'plain' is there twice"),
+        ("plain | --ssm none |", "line 11 of the table, .*: 'plain' is there twice"),
         ("a/b | --ssm none |", "no name"),
         ("other | --ssm none | nothing", "the table has no row 'nothing'"),
         ("a | b | c | d", "no line of a section"),
         ("[rest]\nx", "no line of a section"),
+        ("[data\nx", r"line 13 of the table, '\[data': no line of a section"),
+        ("a | --ssm 'none |", "line 11 of the table, .*: No closing quotation"),
+        ("a | --ssm none | plain_wide", "row 'a' shall cost as much as one that itself is widened"),
         ("[compare]\nplain | nobody", "the table has no row 'nobody'"),
     ],
 )
@@ -215,6 +227,11 @@ def test_a_wrong_line_is_named(line, message):
     text = TABLE.replace("[compare]", f"{line}\n[compare]") if "[" not in line else TABLE + line
     with pytest.raises(utils.UserError, match=message):
         experiments.read_table(text)
+
+
+def test_a_table_without_rows_is_none():
+    with pytest.raises(utils.UserError, match="has no rows"):
+        experiments.read_table("\n")
 
 
 @pytest.mark.parametrize(
@@ -340,7 +357,7 @@ def test_what_several_families_are_asked_alike_is_told_over_all(tmp_path):
     text = page.read_text()
     told = f"0.63 | 0.05 to {math.exp(expected[2]):.2f} | 2 of 3 | no difference can be told"
     assert f"| `*_ssm` | `*` | equal steps and compute | {told} |" in text
-    assert "tiny/a 0.50, tiny/b 0.25, tiny/c 2.00 |" in text
+    assert "tiny/a 0.50, tiny/b 0.25 (early), tiny/c 2.00 (early) |" in text
     # Where no row of a family draws the classes, that is said.
     assert "No row of `b` has learnt the classes in these steps: the highest mean accuracy is 0.400." in text
     assert "No row of `a`" not in text
@@ -362,7 +379,7 @@ def test_rows_that_cost_the_same_are_compared_once_and_drawn_beside_their_rival(
     assert "### At equal compute" not in text and "| equal compute |" not in text and "These are 4 intervals" in text
     assert "8 runs made with commit 0, fedcba987654 and PyTorch 2.6 on cpu with 1 thread." in text
     assert "1 run made with commit 0 and PyTorch 2.9 on cpu with 3 threads." in text
-    assert "Seconds are those of runs by PyTorch 2.6 on cpu with 1 thread." in text
+    assert "several were made at a time; those of runs by PyTorch 2.6 on cpu with 1 thread." in text
     assert "data sets `large` has not been run" in text
     assert "All rows have `--batch_size 8`." in text and "Rows here have `--data_fraction 0.1`, too." in text
     assert "The least mean FD is that of `r1_lazy`: 3.100, 0.51 of that of `plain`." in text

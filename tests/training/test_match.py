@@ -10,6 +10,8 @@ from small_models import save_checkpoint, small_generator
 
 import train
 import utils
+from image_datasets import loading
+from image_datasets.hdf5 import HDF5Dataset
 from training import match
 
 SLOW = pytest.mark.slow
@@ -112,3 +114,20 @@ def test_seconds_are_matched_by_what_guesses_take(data_root):
 
     found, excess = match.match_seconds(own, target, clock)
     assert abs(excess) <= 0.01 and found.multiply_adds == pytest.approx(2 * target.multiply_adds, rel=0.011)
+    small = configuration([*base, "--D_ch", "1", "--G_ch", "1"])
+    with pytest.raises(utils.UserError, match="with --G_ch 1 a step of this configuration takes .* times as long"):
+        match.match_seconds(own, small, clock)
+
+
+def test_of_the_data_only_the_size_is_looked_at(data_root, monkeypatch):
+    read = []
+
+    class Watched(HDF5Dataset):
+        def __init__(self, path, load_in_mem=False):
+            read.append(load_in_mem)
+            super().__init__(path, load_in_mem)
+
+    monkeypatch.setattr(loading, "HDF5Dataset", Watched)
+    words = [*shlex.split(SMALL), "--data_root", str(data_root), "--load_in_mem", "--G_ch", "4"]
+    train.main([*words, "--match", "--ssm gain"])
+    assert read and not any(read)
