@@ -96,7 +96,7 @@ def full_checkpoint():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
     told = {"step": 2, "noticed": 3, "kind": "fd", "text": "FD 9", "lr_factor": 0.5}
-    made.watchdog.memory = Memory(3, 3, 3, 2, 3.0, 0.5, {"D/linear": 2.0}, ["fd"], 0.5, [told])
+    made.watchdog.memory = Memory(3, 3, 3, 2, 1, 3.0, 0.5, {"D/linear": 2.0}, ["fd"], 0.5, [told])
     about = {"model_config": small_config().to_dict(), "class_names": list("abc"), "class_counts": [1, 2, 3]}
     best = {"step": 2, "metric": "FD", "value": 3.0}
     state = made.state_dict() | {"step": 3, "best": best, "data": {"num_images": 6}, "args": {"G_lr": 5e-5}}
@@ -238,7 +238,8 @@ def test_the_entries_of_a_checkpoint_are_named(name, made, tmp_path):
 
 
 MEMORY_CASES = {
-    "looked": ("x", -1, 2.5), "floor_since": ("x", 0.5), "sigmas": (None, [1.0], {"D/linear": "x"}, {"D/linear": 0.0}),
+    "looked": ("x", -1, 2.5), "floor_since": ("x", 0.5), "above_floor": ("x", -1),
+    "sigmas": (None, [1.0], {"D/linear": "x"}, {"D/linear": 0.0}),
     "distance": ("x",), "told": ("fd", [3]), "lr_factor": (None, "x", 2.0, math.nan),
     "rollbacks": (None, [3], [{}], [{"step": 1}]),
 }  # fmt: skip

@@ -65,10 +65,11 @@ class LossScaler(torch.amp.GradScaler):
     """GradScaler (Micikevicius et al. 2018, section 3.2) of one optimizer, which counts the steps that it leaves out.
 
     Where the scaled gradients overflow, the optimizer's step is skipped and the scale halved; after many good steps it
-    is doubled. `skipped`: steps left out so far, `in_a_row`: the last ones of them.
+    is doubled. `skipped`: steps left out so far, `in_a_row`: the last ones of them, `told`: what `newly_skipped` has
+    told of.
     """
 
-    skipped = in_a_row = 0
+    skipped = in_a_row = told = 0
 
     def finish_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Step, unless unscaled gradients (of `unscale_`) are not finite, and adapt the scale."""
@@ -79,9 +80,15 @@ class LossScaler(torch.amp.GradScaler):
         self.skipped += overflowed
         self.in_a_row = self.in_a_row + 1 if overflowed else 0
 
+    def newly_skipped(self) -> int:
+        """Steps left out since it was asked last."""
+        new, self.told = self.skipped - self.told, self.skipped
+        return new
+
     def state_dict(self) -> dict:
         return super().state_dict() | {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+        self.told = self.skipped

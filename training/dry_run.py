@@ -184,7 +184,7 @@ def _training_bytes(options, config):
     """As `model_size.training_bytes`, with all images that techniques show; a gradient keeps what its forward does."""
     state, D_image, G_image = model_size.training_bytes(config, options.ema.number)
     asked = options.techniques
-    images = math.ceil(asked.D_images()) + len(asked.penalties.exact)
+    images = math.ceil(asked.D_images()) * (1 + len(asked.penalties.exact))
     return state, D_image * images // 2, G_image * (2 if asked.penalties.zcr else 1)
 
 

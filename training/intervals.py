@@ -66,10 +66,11 @@ def watch(run: Run, state: TrainingState, terms: dict[str, torch.Tensor]) -> Non
 
     Raises: as `watch_numbers`, where gradients overflow float16 too often to be the loss scale's doing.
     """
+    updates = {"G": 1, "D": run.options.steps.num_D_steps}
     for name, scaler in state.scalers.items():
-        if scaler.in_a_row and run.log:
+        if scaler.newly_skipped() and run.log:
             run.log.write("skipped_step", state.step, {"network": name, "loss_scale": scaler.get_scale()})
-        if finding := state.watchdog.skipped(state.step, name, scaler):
+        if finding := state.watchdog.skipped(state.step, name, scaler, updates[name]):
             _act(run, state, [finding])
     networks = (state.G, state.scaler_G), (state.D, state.scaler_D)
     state.watchdog.mark(state.step, _sound(state, terms), networks)

@@ -68,9 +68,10 @@ class Techniques:
     def derivatives(self) -> float:
         """For how many images for each real one D's gradient is differentiated once more, on average over updates.
 
-        It costs about three forwards: the gradient, and then its own of weights and of what came before it.
+        They are all of a pass, since its images go through D together. It costs about three forwards of each: the
+        gradient, and then its own of weights and of what came before it.
         """
-        return sum(1 / getattr(self.penalties, f"{n}_every") for n in self.penalties.exact)
+        return self.D_images() * sum(1 / getattr(self.penalties, f"{n}_every") for n in self.penalties.exact)
 
     @property
     def lazy(self) -> list[str]:
@@ -246,6 +247,11 @@ class Regularisation:
         chosen = self.techniques.auxiliary
         how = chosen.D_aux_margin, chosen.D_aux_temperature, draw.ranks
         return chosen.D_aux_weight * d2d_cross_entropy(embeddings, proxies, y, *how)
+
+    def backward_precision(self, draw: Draw) -> contextlib.AbstractContextManager:
+        """In which the backward of a pass of D is to run: as its forward, without TF32 where a penalty is due."""
+        due = any(self.techniques.gamma(name, draw) for name in ("r1", "r2"))
+        return full_precision(self.averages.device.type) if due else contextlib.nullcontext()
 
     # -----------------------------------------------------------------------------------------------------------------
     # What is remembered

@@ -59,9 +59,10 @@ class TrainingState:
         self.D.freeze(options.finetune.freeze_D)
         options.precision.apply(self.G, self.D)
         self.opt_G, self.opt_D = make_optimizers(self.G, self.D, options.optimizers)
-        self.scaler_G, self.scaler_D = (options.precision.scaler(device) for _ in range(2))
         techniques = options.techniques
-        self.regularisation = Regularisation(techniques, device) if techniques.on else None
+        self._fresh = dict.fromkeys(("scaler_G", "scaler_D"), lambda: options.precision.scaler(device))
+        self._fresh["regularisation"] = lambda: Regularisation(techniques, device) if techniques.on else None
+        self.scaler_G, self.scaler_D, self.regularisation = (self._fresh[name]() for name in SMALL)
         ema = options.ema
         self.average = MovingAverage(self.G, ema.ema_decay, ema.ema_start, ema.ema_ramp) if ema.ema else None
         self.power = PowerAverages(self.G, ema.ema_power) if ema.ema_power else None
@@ -136,6 +137,8 @@ class TrainingState:
 
     def load_state_dict(self, checkpoint: dict, path: Path) -> None:
         """Go on from a full checkpoint of the run folder `path`. Raises: utils.UserError if it does not fit."""
+        for name in set(SMALL) - checkpoint.keys():  # asked for later: where a run goes back to before that, anew
+            setattr(self, name, self._fresh[name]())
         for name, part in self.parts.items():
             if part is None or (name in SMALL and name not in checkpoint):
                 continue
@@ -192,6 +195,9 @@ def begin(
         if changes.keys() & measure or any(name.startswith("reference_") for name in changes):
             # The best so far is of other numbers.
             state.best = None
+            state.watchdog.forget_metrics()
+        if checkpoint["args"].get("on_collapse", "warn") == "warn" != options.watch.on_collapse:
+            state.watchdog.memory.told.clear()  # what was but told of can now be acted on
         return Beginning(None, changes)
     if source:
         return Beginning(finetune.start_from(source, state.G, state.D, state.average, class_rows.rows), {})

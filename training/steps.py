@@ -81,7 +81,9 @@ def d_step(
     terms_of = regularisation.d_terms if regularisation else _d_terms
     for i, one in enumerate(passes):
         with _reduction(forward_D, i == num_passes - 1):
-            _backward(terms_of(G, forward_D, loss, *one), num_passes, means, scaler)
+            terms = terms_of(G, forward_D, loss, *one)
+            with regularisation.backward_precision(one[-1]) if regularisation else nullcontext():
+                _backward(terms, num_passes, means, scaler)
     _update(optimizer, D.parameters(), ortho, scaler)
     return regularisation.finish_update(means) if regularisation else means
 

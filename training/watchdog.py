@@ -25,10 +25,11 @@ FLOOR = 0.05  # D's loss on real and generated images together that is as good a
 GROWTH, OVER = 10, 100  # a singular value that grows so many times within about so many steps explodes ...
 SMALL_SIGMA = 10.0  # ... unless it is a small one all the same
 COVERED = 0.05  # coverage that was worth losing
-MAX_SKIPPED = 40  # steps in a row that float16's loss scale may leave out: by then it is a millionth of a millionth
+MAX_SKIPPED = 40  # updates in a row that float16's loss scale may leave out: by then it is a millionth of a millionth
 
 MARKS = ("losses", "gradients of G", "gradients of D", "weights of G", "weights of D")
 NEVER = 2**62  # the step of a mark that there is not
+OF_LOSSES, OF_METRICS = ("D_loss_floor", "singular_values"), ("fid", "fd", "coverage")  # kinds of findings
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,17 @@ class Memory:
     """What a checkpoint holds of the watchdog: plain numbers and strings.
 
     looked: the last step at which losses were looked at; healthy, evaluated: at which nothing was found in losses, and
-    in metrics; floor_since: from which step on D's loss is at its floor; distance, coverage: the best so far; sigmas:
-    what each singular value was of late; told: kinds of what is known already; lr_factor: of both learning rates;
-    rollbacks: so far, each with `step` (gone back to), `noticed` (at which step), `kind`, `text` and `lr_factor`.
+    in metrics; floor_since: from which step on D's loss is at its floor; above_floor: the last look at which it was
+    not, None before there is one; distance, coverage: the best so far; sigmas: what each singular value was of
+    late; told: kinds of what is known already; lr_factor: of both learning rates; rollbacks: so far, each with `step`
+    (gone back to), `noticed` (at which step), `kind`, `text` and `lr_factor`.
     """
 
     looked: int = 0
     healthy: int = 0
     evaluated: int = 0
     floor_since: int | None = None
+    above_floor: int | None = None
     distance: float | None = None
     coverage: float | None = None
     sigmas: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -108,7 +111,7 @@ FACTOR = Check(lambda x: type(x) in (int, float) and 0 <= x <= 1, "be a number f
 MEMORY = {
     **schema.of_dataclass(Memory),
     **dict.fromkeys(("looked?", "healthy?", "evaluated?"), COUNT),
-    "floor_since?": (None, COUNT),
+    **dict.fromkeys(("floor_since?", "above_floor?"), (None, COUNT)),
     "sigmas?": {str: SIGMA},
     "lr_factor?": FACTOR,
     "rollbacks?": [{"step": COUNT, "noticed": COUNT, "kind": str, "text": str, "lr_factor": FACTOR}],
@@ -134,6 +137,12 @@ class Watchdog:
     def begin(self, step: int, sigmas: dict[str, float]) -> None:
         """Take what a run without a memory has got to for healthy."""
         self.memory = Memory(looked=step, healthy=step, evaluated=step, sigmas=_positive(sigmas))
+
+    def forget_metrics(self) -> None:
+        """From now on they are measured otherwise: what they were so far is not to be compared with."""
+        memory = self.memory
+        memory.distance = memory.coverage = None
+        memory.told = [kind for kind in memory.told if kind not in OF_METRICS]
 
     def mark(
         self, step: int, terms: dict[str, Tensor], networks: Sequence[tuple[nn.Module, LossScaler | None]]
@@ -167,12 +176,15 @@ class Watchdog:
         bad = torch.stack([_not_finite(tensors, self.first.device) for tensors in groups])
         self.first = torch.where(bad, self.first.clamp(max=step), self.first)
 
-    def skipped(self, step: int, name: str, scaler: LossScaler) -> Finding | None:
-        """Whether gradients have overflowed float16 too often to be the loss scale's doing."""
+    def skipped(self, step: int, name: str, scaler: LossScaler, updates: int) -> Finding | None:
+        """Whether gradients have overflowed float16 too often to be the loss scale's doing.
+
+        updates: of the network in a step.
+        """
         if scaler.in_a_row < MAX_SKIPPED:
             return None
         text = f"gradients of {name} overflow float16, whatever they are scaled by (--amp bf16 has no such limit)"
-        return Finding("overflow", text, step - scaler.in_a_row, fatal=True)
+        return Finding("overflow", text, max(0, step - math.ceil(scaler.in_a_row / updates)), fatal=True)
 
     def examine_losses(self, step: int, means: dict, loss: str, sigmas: dict, options: WatchOptions) -> list[Finding]:
         """What is new and wrong with D's loss and the singular values.
@@ -185,18 +197,19 @@ class Watchdog:
             self._explosion(step, sigmas, step - memory.looked),
         ]
         memory.looked = step
-        return self._new(("D_loss_floor", "singular_values"), found, memory.healthy, "healthy", step)
+        return self._new(OF_LOSSES, found, memory.healthy, "healthy", step)
 
     def _floor(self, step, means, loss, patience):
         D_loss = [value for name, value in means.items() if name.startswith("D_loss")]
         if loss not in WITH_FLOOR or not D_loss or sum(D_loss) >= FLOOR:
-            self.memory.floor_since = None
+            self.memory.floor_since, self.memory.above_floor = None, step
             return None
         self.memory.floor_since = since = self.memory.floor_since or step
         if step - since < patience:
             return None
         text = f"D's loss is at its floor (below {FLOOR:g} since step {since}): it tells real from generated at ease"
-        return Finding("D_loss_floor", text, since)
+        above = self.memory.above_floor
+        return Finding("D_loss_floor", text, since - 1 if above is None else above)
 
     def _explosion(self, step, sigmas, steps):
         """Each is compared with a geometric moving average of itself, which forgets within about OVER steps."""
@@ -229,7 +242,7 @@ class Watchdog:
             if now == 0 and best >= COVERED:
                 found.append(Finding("coverage", f"coverage is 0, after {best:.3g} at its best", healthy))
             memory.coverage = max(best, now)
-        return self._new(("fid", "fd", "coverage"), found, healthy, "evaluated", step)
+        return self._new(OF_METRICS, found, healthy, "evaluated", step)
 
     def _new(self, kinds, found, healthy, name, step):
         """Those of `found` that have not been told yet; without any the memory's `name` is this step."""

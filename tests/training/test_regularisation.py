@@ -220,6 +220,24 @@ def test_penalties_are_float32_under_mixed_precision(approx):
     assert values[0]["D_r1"].item() == values[1]["D_r1"].item()
 
 
+def test_passes_with_a_penalty_use_no_tf32_backwards_either():
+    """Where the penalty is not due, TF32 is as it was."""
+    options, seen, tf32 = options_of("--r1_gamma", "1", "--r1_every", "4"), [], torch.backends.cuda.matmul
+    G, D = networks(torch.float32)
+    x, y, z, y_fake = (t.float() if t.is_floating_point() else t for t in a_pass(G))
+    next(D.parameters()).register_hook(lambda _: seen.append(tf32.allow_tf32))
+    memory, optimizer = Regularisation(options.techniques, CPU), torch.optim.Adam(D.parameters())
+    before = tf32.allow_tf32
+    try:
+        tf32.allow_tf32 = True
+        for step in (1, 2):
+            draw = Draw(0, ALONE, step, 0, BATCH)
+            d_step(G, D, D, optimizer, [(x, y, z, y_fake, draw)], 1, 0.0, losses.d_hinge, None, memory)
+    finally:
+        tf32.allow_tf32 = before
+    assert False in seen and seen[-1]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Ranks, accumulation, resuming
 
@@ -355,11 +373,13 @@ def test_draws_do_not_depend_on_the_number_of_ranks(size, world_size):
 
 def test_dry_runs_count_what_is_more():
     macs, counted = (10, 100), {}
-    for flags in ("", "--r1_gamma 1", "--r1_gamma 1 --r1_every 4", "--r1_gamma 1 --r1_approx", "--bcr 10", "--zcr 20"):
+    both = "--r1_gamma 1 --r2_gamma 1"
+    ways = "", "--r1_gamma 1", "--r1_gamma 1 --r1_every 4", "--r1_gamma 1 --r1_approx", "--bcr 10", "--zcr 20"
+    for flags in (*ways, f"{both} --bcr 10"):
         counted[flags] = options_of(*flags.split(), "--num_D_steps", "1").step_multiply_adds(macs) / BATCH
     plain = counted.pop("")
     assert plain == 10 + 600 + 30 + 200
-    assert [value - plain for value in counted.values()] == [300, 75, 75, 600, 10 + 300 + 30]
+    assert [value - plain for value in counted.values()] == [600, 150, 75, 600, 10 + 300 + 30, 600 + 2400]
 
 
 def test_a_dry_run_times_the_techniques(monkeypatch):

@@ -80,6 +80,39 @@ def test_what_allow_change_names_counts_from_the_checkpoint_on():
     assert list(changes) == ["bn_mode"] and made.best is None
 
 
+def test_distances_that_are_measured_otherwise_are_no_collapse():
+    saved = state()
+    saved.watchdog.examine_metrics(1, {"fd": 0.5}, 3.0)
+    for flags, found in ((["--bn_mode", "batch", "--allow_change", "bn_mode"], []), ([], ["fd"])):
+        made, _ = begun(saved, *flags)
+        assert [it.kind for it in made.watchdog.examine_metrics(2, {"fd": 30.0}, 3.0)] == found
+
+
+def test_a_collapse_that_was_but_told_of_is_acted_on_where_that_is_asked_for():
+    saved = state()
+    for step in (10, 600):
+        saved.watchdog.examine_losses(step, {"D_loss": 0.0}, "hinge", {}, saved_options := options_of().watch)
+    assert saved.watchdog.memory.told == ["D_loss_floor"]
+    for action, found in (("stop", ["D_loss_floor"]), ("warn", [])):
+        made, _ = begun(saved, "--on_collapse", action)
+        assert [
+            it.kind for it in made.watchdog.examine_losses(610, {"D_loss": 0.0}, "hinge", {}, saved_options)
+        ] == found
+
+
+def test_going_back_to_before_a_technique_was_asked_for_begins_it_anew(tmp_path):
+    """As a process that starts there would."""
+    before = state().state_dict()
+    made = state("--ada_target", "0.6", "--amp", "fp16")
+    made.regularisation.strength.fill_(0.9)
+    made.scaler_G.skipped = made.scaler_G.in_a_row = 40
+    saved = made.state_dict()
+    made.load_state_dict(saved, tmp_path)
+    assert made.regularisation.strength == 0.9 and made.scaler_G.in_a_row == 40 and made.scaler_G.newly_skipped() == 0
+    made.load_state_dict(before, tmp_path)
+    assert made.regularisation.strength == 0 and made.scaler_G.in_a_row == 0 and made.scaler_D is not made.scaler_G
+
+
 @pytest.mark.parametrize(("name", "flags"), [("cross_replica", ["--cross_replica"]), ("ssm", ["--ssm", "gain"])])
 def test_a_flag_of_after_a_checkpoint_counts_as_its_default_there(name, flags):
     options = options_of(*flags)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from torch_utils.distributed import Ranks
+from torch_utils.mixed_precision import LossScaler
 from training.watchdog import MAX_SKIPPED, Watchdog, WatchOptions
 
 CPU = torch.device("cpu")
@@ -84,10 +85,25 @@ def test_steps_that_the_loss_scale_leaves_out_are_found_where_they_do_not_end():
         in_a_row = MAX_SKIPPED - 1
 
     dog = Watchdog(CPU)
-    assert dog.skipped(50, "D", Scaler()) is None
+    assert dog.skipped(50, "D", Scaler(), 1) is None
     Scaler.in_a_row = MAX_SKIPPED
-    found = dog.skipped(50, "D", Scaler())
+    found = dog.skipped(50, "D", Scaler(), 1)
     assert found.fatal and found.healthy == 10 and "--amp bf16" in found.text
+    assert dog.skipped(50, "D", Scaler(), 3).healthy == 36 and dog.skipped(5, "D", Scaler(), 1).healthy == 0
+
+
+def test_updates_that_are_left_out_are_told_once():
+    weight = torch.nn.Parameter(torch.ones(2))
+    scaler, optimizer = LossScaler("cpu", init_scale=4.0), torch.optim.SGD([weight], lr=0.1)
+    told = []
+    for updates in ((math.inf, 1.0), (1.0, 1.0), (math.inf, math.inf)):  # two of D in a step
+        for value in updates:
+            optimizer.zero_grad()
+            (scaler.scale(weight.sum()) * value).backward()
+            scaler.unscale_(optimizer)
+            scaler.finish_step(optimizer)
+        told.append(scaler.newly_skipped())
+    assert told == [1, 0, 2] and scaler.in_a_row == 2
 
 
 def test_D_at_its_floor_for_long():
@@ -96,6 +112,11 @@ def test_D_at_its_floor_for_long():
     assert losses(dog, 30, 0.01) == ["D_loss_floor"] and losses(dog, 40, 0.0) == []  # told once
     assert losses(dog, 50) == [] and losses(dog, 60, 0.0) == []
     assert losses(dog, 80, 0.0) == ["D_loss_floor"]
+    assert [losses(dog, step) for step in (90, 100)] == [[], []] and losses(dog, 110, 0.0) == losses(
+        dog, 120, 0.0
+    ) == []
+    (found,) = dog.examine_losses(130, {"D_loss_real": 0.0}, "hinge", {}, OPTIONS)
+    assert found.healthy == 100  # the last look without it: what 110 saw, a checkpoint of then has
     assert all(losses(Watchdog(CPU), step, -5.0, loss="wasserstein") == [] for step in (1, 100))  # it has no floor
 
 
@@ -122,6 +143,16 @@ def test_distances_and_coverage():
     assert found(500, fd=14.0, coverage=0.1) == []  # told
     assert found(600, fd=3.0, coverage=0.5) == [] and found(700, fd=math.nan) == [("fd", 600)]
     assert [each.kind for each in Watchdog(CPU).examine_metrics(1, {"is_mean": 2.0}, 3.0)] == []
+
+
+def test_metrics_that_are_measured_otherwise_begin_anew():
+    dog = Watchdog(CPU)
+    dog.examine_metrics(100, {"fd": 0.5, "coverage": 0.8}, 3.0)
+    assert [found.kind for found in dog.examine_metrics(200, {"fd": 5.0, "coverage": 0.0}, 3.0)] == ["fd", "coverage"]
+    dog.memory.told.append("D_loss_floor")
+    dog.forget_metrics()
+    assert dog.memory.told == ["D_loss_floor"]
+    assert dog.examine_metrics(300, {"fd": 30.0, "coverage": 0.0}, 3.0) == []
 
 
 def test_its_memory_is_plain_and_comes_back():
