@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What does spatial self-modulation do? A study on two embedded data sets; estimated at 160 minutes on two CPU cores:
+# What does spatial self-modulation do? A study on two embedded data sets; three hours on two CPU cores:
 #
 #   bash scripts/study.sh                           all runs, as many at a time as there are cores; then docs/study.md
 #   bash scripts/study.sh --list                    which runs are complete; --time: how long all would take here
