@@ -115,7 +115,7 @@ def draw(seed: int, i: int, resolution: int) -> np.ndarray:
     """Image i of a seed: uint8 (R,R,3).
 
     At another resolution it is the same picture, but where the figure in front hides so little or so much of the other
-    that pixels decide whether it is taken (4 of 1,000 images at 32 and 64).
+    that pixels decide whether it is taken (about 4 of 1,000 images at 32 and 64).
     """
     rng = utils.rng(seed, "shapes", i)
     figure = FIGURES[CLASS_NAMES[i % len(CLASS_NAMES)]]
